@@ -1,0 +1,350 @@
+"""One configuration, two spellings: a frozen dataclass and a flagfile.
+
+`Config` holds what every run has; each method adds the dataclass `Options` of
+its own file. Every field is a flag of the same name, defined here and nowhere
+else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
+"""
+
+import dataclasses
+import typing
+
+from absl import flags
+
+from clsa_tf import methods
+from clsa_tf.distribute import STRATEGIES
+from clsa_tf.errors import UserError
+from clsa_tf.networks.batchnorm import KINDS
+from clsa_tf.networks.resnet import BLOCKS, STEMS
+from clsa_tf.optimizer import OPTIMIZERS
+from clsa_tf.options import Crop, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is. `option`s of a method are in `options`."""
+
+    # Data
+    dataset: str = option(
+        "shapes",
+        "what to train on: a tensorflow-datasets name (cifar10, imagenet2012, "
+        "the embedded shapes), a directory of a prepared one, folder:/photos, "
+        "or tfrecord:gs://bucket/train-*",
+    )
+    split: str = option(
+        "train", "split of a tensorflow-datasets dataset to train on"
+    )
+    eval_dataset: str = option(
+        "", "dataset for the kNN evaluation; empty: the training dataset's own"
+    )
+    eval_split: str = option(
+        "", "its split; empty: test or validation, whichever exists"
+    )
+    data_dir: str = option(
+        "",
+        "directory of prepared tensorflow-datasets; empty: their default",
+        portable=True,
+    )
+    download: bool = option(
+        False,
+        "let tensorflow-datasets download a missing dataset",
+        portable=True,
+    )
+    labels: str = option(
+        "auto",
+        "of a folder: auto (names of the first-level directories) or none",
+        choices=("auto", "none"),
+    )
+    holdout: float = option(
+        0.1,
+        "share, in [0, 1), of a labelled folder without test directory that is "
+        "kept out of training for the kNN evaluation",
+        minimum=0.0,
+        below=1.0,
+    )
+    num_examples: int = option(
+        0, "records behind a tfrecord: pattern; 0: count them", minimum=0
+    )
+    max_bad_share: float = option(
+        0.05,
+        "share, in [0, 1], of unreadable images above which the run stops",
+        minimum=0.0,
+        maximum=1.0,
+        portable=True,
+    )
+    allow_upscaling: bool = option(
+        False, "accept crops larger than the images", portable=True
+    )
+    # What is learned
+    method: str = option("clsa", "how to learn", choices=methods.NAMES)
+    backbone: str = option(
+        "resnet50", "architecture of the encoder", choices=tuple(BLOCKS)
+    )
+    width: float = option(
+        1.0, "factor, in [1/16, 4], on its channels", minimum=1 / 16, maximum=4
+    )
+    stem: str = option(
+        "imagenet",
+        "first layers: imagenet (stride 4), small (stride 1, for about 32 px)",
+        choices=STEMS,
+    )
+    batch_norm: str = option(
+        "local",
+        "statistics of: each replica (local), the global batch (sync), or "
+        "--batch_norm_splits parts of each replica's batch (split)",
+        choices=KINDS,
+    )
+    batch_norm_splits: int = option(
+        8, "parts for --batch_norm=split; divides the batch", minimum=1
+    )
+    # How it is learned
+    total_epochs: int = option(200, "passes over the dataset", minimum=1)
+    batch_size: int = option(
+        256, "images per step, over all replicas", minimum=2
+    )
+    optimizer: str = option(
+        "sgd", "optimizer; lamb for very large batches", choices=OPTIMIZERS
+    )
+    base_lr: float = option(
+        0.03, "learning rate per 256 images of --batch_size", above=0.0
+    )
+    sgd_momentum: float = option(
+        0.9, "momentum of SGD, in [0, 1)", minimum=0.0, below=1.0
+    )
+    l2: float = option(
+        1e-4,
+        "coefficient of the weights in the gradient (coupled L2), on all "
+        "weights",
+        minimum=0.0,
+    )
+    seed: int = option(0, "seed of everything random", minimum=0)
+    # Evaluation and export
+    image_size: int = option(
+        224, "side of images for evaluation and export, in px", minimum=8
+    )
+    eval_keep: float = option(
+        0.875,
+        "share, in (0, 1], of the short side that their centre crop keeps",
+        above=0.0,
+        maximum=1.0,
+    )
+    knn_epochs: int = option(
+        1,
+        "epochs between kNN evaluations; 0: none",
+        minimum=0,
+        portable=True,
+    )
+    knn_k: int = option(200, "neighbours that vote", minimum=1, portable=True)
+    knn_temperature: float = option(
+        0.1, "T of their weights exp(cosine / T)", above=0.0, portable=True
+    )
+    knn_bank: int = option(
+        50_000,
+        "labelled training images that the neighbours are taken from, at most",
+        minimum=1,
+        portable=True,
+    )
+    # Where and with what
+    workdir: str = option(
+        "", "directory of the run: checkpoints, metrics, pictures", portable=True
+    )
+    strategy: str = option(
+        "auto",
+        "one device, all GPUs of the machine (mirrored), or what there is "
+        "(auto)",
+        choices=STRATEGIES,
+        portable=True,
+    )
+    log_steps: int = option(
+        50, "steps between lines of metrics.jsonl", minimum=1, portable=True
+    )
+    checkpoint_steps: int = option(
+        0,
+        "steps between checkpoints; 0: one per epoch",
+        minimum=0,
+        portable=True,
+    )
+    keep_checkpoints: int = option(
+        3, "newest checkpoints to keep", minimum=1, portable=True
+    )
+    options: typing.Any = None  # the method's own, a methods.*.Options
+
+    def replace(self, **changes):
+        """Returns a copy with some fields, or options of the method, changed."""
+        mine = {f.name for f in _fields(Config)}
+        options = {k: v for k, v in changes.items() if k not in mine}
+        return dataclasses.replace(
+            self,
+            **{k: v for k, v in changes.items() if k in mine},
+            options=dataclasses.replace(self.options, **options),
+        )
+
+
+def default(method="clsa", **changes):
+    """Returns the default configuration of `method` with some fields changed."""
+    options = methods.load(method).Options()
+    return Config(method=method, options=options).replace(**changes)
+
+
+def define_flags(flag_values=flags.FLAGS):
+    """Defines a flag for every field of `Config` and of every method's options."""
+    for field in _fields(Config):
+        _define(field, "", flag_values)
+    for name, (field, owners) in _method_fields().items():
+        if name not in flag_values:
+            _define(field, f"[{', '.join(owners)}] ", flag_values)
+
+
+def from_flags(flag_values=flags.FLAGS):
+    """Returns the `Config` that the parsed flags spell.
+
+    Raises:
+        UserError: a flag that belongs to another method, or values that do not
+            go together.
+    """
+    method = flag_values["method"].value
+    options = methods.load(method).Options
+    mine = {f.name for f in _fields(options)}
+    for name, (_, owners) in _method_fields().items():
+        if name not in mine and flag_values[name].present:
+            raise UserError(
+                f"Expected flags of --method={method}, received --{name}, which "
+                f"belongs to {' and '.join(owners)}; remove it or change "
+                "--method."
+            )
+    # A flag that two methods share has one default per method: only what the
+    # person wrote overrides it.
+    own = {n: flag_values[n].value for n in mine if flag_values[n].present}
+    common = {f.name: flag_values[f.name].value for f in _fields(Config)}
+    config = Config(**common, options=options(**own))
+    check(config)
+    return config
+
+
+def check(config):
+    """Raises `UserError` for values that do not go together."""
+    for option_value in (config, config.options):
+        for field in _fields(type(option_value)):
+            problem = field.metadata["check"](getattr(option_value, field.name))
+            if problem:
+                raise UserError(f"{problem} for --{field.name}.")
+    if config.batch_norm == "split" and (
+        config.batch_size % config.batch_norm_splits
+    ):
+        raise UserError(
+            "Expected --batch_norm_splits that divides --batch_size, received "
+            f"{config.batch_norm_splits} and {config.batch_size}; change one."
+        )
+    methods.load(config.method).check(config)
+
+
+def to_flagfile(config):
+    """Returns the text of a flagfile that spells `config`."""
+    lines = [
+        f"--{field.name}={_spell(getattr(holder, field.name))}"
+        for holder in (config, config.options)
+        for field in _fields(type(holder))
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def differences(text, other):
+    """Fields that make two flagfiles of `to_flagfile` different runs.
+
+    Args:
+        text: flagfile of the one run.
+        other: flagfile of the other.
+
+    Returns:
+        list of `(flag, value in text, value in other)`; flags that may change
+        between two starts of one run, such as `--log_steps`, left out.
+    """
+    one, two = (
+        dict(line[2:].split("=", 1) for line in t.split("\n") if line)
+        for t in (text, other)
+    )
+    portable = {f.name for f in _fields(Config) if f.metadata["portable"]}
+    return [
+        (name, one.get(name), two.get(name))
+        for name in sorted(one.keys() | two.keys())
+        if name not in portable and one.get(name) != two.get(name)
+    ]
+
+
+def _fields(dataclass):
+    return [f for f in dataclasses.fields(dataclass) if f.metadata]
+
+
+def _method_fields():
+    """Flag name -> (field, names of the methods that have it)."""
+    found = {}
+    for method in methods.NAMES:
+        for field in _fields(methods.load(method).Options):
+            found.setdefault(field.name, (field, []))[1].append(method)
+    return found
+
+
+def _spell(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _define(field, prefix, flag_values):
+    flags.DEFINE(
+        _Parser(field),
+        field.name,
+        field.default,
+        prefix + field.metadata["help"],
+        flag_values,
+        _Serializer(),
+    )
+
+
+class _Serializer(flags.ArgumentSerializer):
+    def serialize(self, value):
+        return _spell(value)
+
+
+class _Parser(flags.ArgumentParser):
+    """Parses one flag; its errors say what was expected and what came."""
+
+    syntactic_help = ""
+
+    def __init__(self, field):
+        self._field = field
+
+    def parse(self, argument):
+        if isinstance(argument, str):
+            try:
+                value = self._from_string(argument)
+            except ValueError as e:
+                raise ValueError(
+                    f"Expected {e}, received {argument!r}."
+                ) from None
+        else:
+            value = argument
+        problem = self._field.metadata["check"](value)
+        if problem:
+            raise ValueError(problem + ".")
+        return value
+
+    def _from_string(self, text):
+        kind = self._field.type
+        if kind is bool:
+            return flags.BooleanParser().parse(text)
+        if kind in (int, float):
+            noun = "a whole number" if kind is int else "a number"
+            try:
+                return kind(text)
+            except ValueError:
+                raise ValueError(noun) from None
+        if kind is Crop:
+            return Crop.parse(text)
+        if kind == tuple[Crop, ...]:
+            return tuple(map(Crop.parse, text.split(",")))
+        return text
+
+    def flag_type(self):
+        return getattr(self._field.type, "__name__", "crops")

@@ -1,0 +1,48 @@
+"""The queue of keys: a ring of the latest `K` key embeddings."""
+
+import tensorflow as tf
+
+
+class KeyQueue(tf.Module):
+    """Ring buffer of unit key embeddings; state of the run, saved with it.
+
+    Starts with random unit vectors, which are easy negatives: accuracy is near
+    100 % and the loss low until real keys have replaced them (`K / G` steps).
+
+    Every replica enqueues the same gathered keys, so the copies of a mirrored
+    queue stay bit-equal without any communication.
+
+    Attributes:
+        keys: float32 `[K, D]`, unit rows.
+        pointer: int64 scalar, the row that the next key overwrites, in [0, K).
+
+    Source: MoCo (facebookresearch/moco@7397dfe), which demands that the global
+    batch divide `K`; here the write wraps around the end instead.
+    """
+
+    def __init__(self, size, dimension, *, seed, name="queue"):
+        """Creates a queue of `size` random unit keys of width `dimension`."""
+        super().__init__(name=name)
+        start = tf.random.stateless_normal([size, dimension], seed=[seed, 0])
+        self.keys = tf.Variable(
+            tf.math.l2_normalize(start, axis=1), trainable=False, name="keys"
+        )
+        self.pointer = tf.Variable(
+            tf.zeros([], tf.int64),
+            trainable=False,
+            name="pointer",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def enqueue(self, keys):
+        """Overwrites the `G` oldest entries, in order, wrapping at the end.
+
+        Args:
+            keys: float32 `[G, D]`, unit rows, `G <= K`; on several replicas the
+                same on each (gathered).
+        """
+        size = self.keys.shape[0]
+        count = tf.shape(keys, tf.int64)[0]
+        rows = (self.pointer + tf.range(count)) % size
+        self.keys.scatter_update(tf.IndexedSlices(keys, rows))
+        self.pointer.assign((self.pointer + count) % size)

@@ -1,0 +1,132 @@
+"""ResNet-18, -34 and -50, as torchvision builds them, in Keras.
+
+Not `keras.applications`: that ResNet-50 has its stride in the first 1x1
+convolution, biases in the convolutions and other constants. Here: stride in
+the 3x3 ("v1.5"), symmetric padding, batch normalisation with epsilon 1e-5,
+He-normal fan-out initialisation. Layers bear torchvision's names, such as
+`layer3.0.conv2`.
+"""
+
+import zlib
+
+from tensorflow import keras
+
+from clsa_tf.networks.batchnorm import batch_norm
+
+BLOCKS = {
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+}
+STEMS = ("imagenet", "small")
+
+
+def resnet(
+    depth,
+    *,
+    width=1.0,
+    stem="imagenet",
+    bn_kind="local",
+    bn_splits=1,
+    seed=0,
+    name="backbone",
+):
+    """Builds a ResNet trunk, up to and including global average pooling.
+
+    Args:
+        depth: `"resnet18"`, `"resnet34"` or `"resnet50"`.
+        width: factor on all channel counts; 1.0 is the published width.
+        stem: `"imagenet"` (7x7 stride 2, then 3x3 max-pool stride 2) or
+            `"small"` (3x3 stride 1, no pool: for images of about 32 px).
+        bn_kind: see `clsa_tf.networks.batchnorm.batch_norm`.
+        bn_splits: likewise.
+        seed: int; same seed, same initial weights.
+        name: of the model.
+
+    Returns:
+        `keras.Model`: float32 `[N, H, W, 3]` (normalised) -> float32 `[N, F]`
+        features, `F` = 512 (18, 34) or 2048 (50), times `width`.
+
+    Source: torchvision `models/resnet.py`.
+    """
+    bottleneck, blocks = BLOCKS[depth]
+    build = _Builder(bn_kind, bn_splits, seed)
+    channels = int(64 * width)
+    images = keras.Input([None, None, 3])
+    if stem == "imagenet":
+        x = build.conv_bn(images, channels, 7, 2, "conv1", "bn1")
+        # torch pads the max-pool with -inf; behind a ReLU zeros do the same.
+        x = keras.layers.ZeroPadding2D(1, name="maxpool.pad")(x)
+        x = keras.layers.MaxPool2D(3, 2, name="maxpool")(x)
+    else:
+        x = build.conv_bn(images, channels, 3, 1, "conv1", "bn1")
+    block = build.bottleneck if bottleneck else build.basic
+    for i, count in enumerate(blocks):
+        for j in range(count):
+            stride = 2 if i > 0 and j == 0 else 1
+            x = block(x, channels * 2**i, stride, f"layer{i + 1}.{j}")
+    features = keras.layers.GlobalAveragePooling2D(
+        name="avgpool", dtype="float32"
+    )(x)
+    return keras.Model(images, features, name=name)
+
+
+class _Builder:
+    """Adds layers with torchvision's names, paddings and initial weights."""
+
+    def __init__(self, bn_kind, bn_splits, seed):
+        self._bn = dict(kind=bn_kind, splits=bn_splits)
+        self._seed = seed
+
+    def conv_bn(self, x, filters, kernel, stride, conv, bn, relu=True):
+        if kernel > 1:
+            # "same" would pad asymmetrically where the stride is 2.
+            x = keras.layers.ZeroPadding2D(kernel // 2, name=conv + ".pad")(x)
+        x = keras.layers.Conv2D(
+            filters,
+            kernel,
+            stride,
+            use_bias=False,
+            kernel_initializer=keras.initializers.VarianceScaling(
+                2.0,
+                "fan_out",
+                "untruncated_normal",
+                seed=layer_seed(self._seed, conv),
+            ),
+            name=conv,
+        )(x)
+        x = batch_norm(**self._bn, name=bn)(x)
+        return keras.layers.ReLU(name=bn + ".relu")(x) if relu else x
+
+    def basic(self, x, filters, stride, name):
+        y = self.conv_bn(
+            x, filters, 3, stride, f"{name}.conv1", f"{name}.bn1"
+        )
+        y = self.conv_bn(
+            y, filters, 3, 1, f"{name}.conv2", f"{name}.bn2", relu=False
+        )
+        return self._add(x, y, filters, stride, name)
+
+    def bottleneck(self, x, filters, stride, name):
+        y = self.conv_bn(x, filters, 1, 1, f"{name}.conv1", f"{name}.bn1")
+        y = self.conv_bn(
+            y, filters, 3, stride, f"{name}.conv2", f"{name}.bn2"
+        )
+        y = self.conv_bn(
+            y, 4 * filters, 1, 1, f"{name}.conv3", f"{name}.bn3", relu=False
+        )
+        return self._add(x, y, 4 * filters, stride, name)
+
+    def _add(self, x, y, filters, stride, name):
+        if stride != 1 or x.shape[-1] != filters:
+            shortcut = f"{name}.downsample"
+            x = self.conv_bn(
+                x, filters, 1, stride, shortcut + ".0", shortcut + ".1", False
+            )
+        x = keras.layers.Add(name=f"{name}.add")([x, y])
+        return keras.layers.ReLU(name=f"{name}.relu")(x)
+
+
+def layer_seed(seed, name):
+    """Seed of one layer's initial weights: a function of `seed` and its name."""
+    return zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF
