@@ -6,6 +6,7 @@ else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
 """
 
 import dataclasses
+import os
 import typing
 
 from absl import flags
@@ -17,6 +18,10 @@ from clsa_tf.networks.batchnorm import KINDS
 from clsa_tf.networks.resnet import BLOCKS, STEMS
 from clsa_tf.optimizer import OPTIMIZERS
 from clsa_tf.options import Crop, option
+
+
+# Within the run's directory: the flagfile that repeats it.
+RUN_FLAGS = "run.flags"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +250,34 @@ def to_flagfile(config):
         for field in _fields(type(holder))
     ]
     return "\n".join(lines) + "\n"
+
+
+def load(workdir):
+    """Returns the `Config` of the run in `workdir`.
+
+    Raises:
+        UserError: no run was started there, or by another version.
+    """
+    path = os.path.join(workdir, RUN_FLAGS)
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except OSError as e:
+        raise UserError(
+            f"Expected the directory of a run, received {workdir!r} without "
+            f"{RUN_FLAGS} ({e.strerror}); set --workdir to what a training "
+            "was started with."
+        ) from e
+    values = flags.FlagValues()
+    define_flags(values)
+    try:
+        values([path] + lines)
+    except flags.Error as e:
+        raise UserError(
+            f"Expected flags that this version knows in {path}, received: {e}; "
+            "use the version of clsa_tf that started the run."
+        ) from e
+    return from_flags(values)
 
 
 def differences(text, other):

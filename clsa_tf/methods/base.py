@@ -29,7 +29,7 @@ class Method(keras.Model):
         # `train_step` averages its reports itself; Keras would add them up.
         self.distribute_reduction_method = "first"
         self.config = config
-        self.encoder = self.make_encoder("encoder")
+        self.encoder = make_encoder(config, name="encoder")
 
     @classmethod
     def views(cls, options):
@@ -67,20 +67,6 @@ class Method(keras.Model):
     def update(self, targets):
         """Changes the method's own state after the optimizer's step."""
 
-    def make_encoder(self, name):
-        """Returns a new `Encoder` as configured; equal to any other of it."""
-        config = self.config
-        return Encoder(
-            backbone=config.backbone,
-            width=config.width,
-            stem=config.stem,
-            projection_size=config.options.projection_size,
-            bn_kind=config.batch_norm,
-            bn_splits=config.batch_norm_splits,
-            seed=config.seed,
-            name=name,
-        )
-
     def train_step(self, batch):
         """One step on one replica; Keras calls it.
 
@@ -103,3 +89,22 @@ class Method(keras.Model):
         return distribute.mean(
             {name: tf.reduce_mean(x) for name, x in reports.items()}
         )
+
+
+def make_encoder(config, *, name):
+    """Returns the `Encoder` that `config` describes.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        name: of the model; does not change its initial weights.
+    """
+    return Encoder(
+        backbone=config.backbone,
+        width=config.width,
+        stem=config.stem,
+        projection_size=config.options.projection_size,
+        bn_kind=config.batch_norm,
+        bn_splits=config.batch_norm_splits,
+        seed=config.seed,
+        name=name,
+    )

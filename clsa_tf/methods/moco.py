@@ -12,7 +12,7 @@ from clsa_tf import distribute, losses
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 from clsa_tf.key_queue import KeyQueue
-from clsa_tf.methods.base import Method
+from clsa_tf.methods.base import Method, make_encoder
 from clsa_tf.options import Crop, option
 
 
@@ -60,7 +60,7 @@ class MoCo(Method):
     def __init__(self, config):
         """See `Method`."""
         super().__init__(config)
-        self.key_encoder = self.make_encoder("key_encoder")
+        self.key_encoder = make_encoder(config, name="key_encoder")
         for key, query in zip(
             self.key_encoder.variables, self.encoder.variables
         ):

@@ -1,0 +1,48 @@
+"""What all commands share: flags in, one clear sentence out when they fail."""
+
+import errno
+import sys
+
+from absl import app, logging
+
+from clsa_tf.errors import UserError
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def launch(main):
+    """Parses the flags, calls `main()` and exits.
+
+    The exit status is 0, or 1 after a `UserError` or an unusable disk, each
+    printed as one sentence without a traceback.
+
+    Args:
+        main: function without arguments; flags are parsed when it is called.
+    """
+
+    def guarded(argv):
+        logging.set_verbosity(logging.WARNING)
+        # Plain text: absl's prefix of date, thread and line is for servers.
+        logging.get_absl_handler().setFormatter(None)
+        try:
+            if len(argv) > 1:
+                raise UserError(
+                    f"Expected only flags, received {argv[1]!r}; write flags "
+                    "as --name=value."
+                )
+            main()
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            return 1
+        except OSError as e:
+            if e.errno not in _DISK_ERRORS:
+                raise
+            print(
+                f"error: Expected a place to write to, received: {e}; make "
+                "room, fix the permissions or choose another directory.",
+                file=sys.stderr,
+            )
+            return 1
+        return 0
+
+    app.run(guarded)

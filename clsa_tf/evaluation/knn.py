@@ -1,0 +1,55 @@
+"""Nearest-neighbour classification: how good features are, without training."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def neighbours(bank, queries, *, k):
+    """Finds the `k` most similar rows of the bank, by cosine.
+
+    Args:
+        bank: float32 `[M, F]`.
+        queries: float32 `[Q, F]`.
+        k: at most `M`.
+
+    Returns:
+        cosines float32 `[Q, k]`, largest first, and rows int32 `[Q, k]`.
+    """
+    bank = tf.math.l2_normalize(bank, axis=1)
+    found = []
+    for start in range(0, len(queries), 1024):  # bounds the memory
+        chunk = tf.math.l2_normalize(queries[start : start + 1024], axis=1)
+        found.append(
+            tf.math.top_k(tf.matmul(chunk, bank, transpose_b=True), k)
+        )
+    cosines, rows = zip(*found)
+    return np.concatenate(cosines), np.concatenate(rows)
+
+
+def knn_accuracy(
+    bank, bank_labels, queries, query_labels, *, k, temperature
+):
+    """Share of queries whose nearest neighbours vote for the right class.
+
+    Each of the `k` nearest rows votes for its class with `exp(cosine / T)`.
+
+    Args:
+        bank: float32 `[M, F]`, features of labelled images.
+        bank_labels: int `[M]`, classes from 0.
+        queries: float32 `[Q, F]`.
+        query_labels: int `[Q]`.
+        k: neighbours; all of the bank if it is smaller.
+        temperature: T > 0.
+
+    Returns:
+        float in [0, 1].
+
+    Source: weighted kNN of InstDisc (zhirongw/lemniscate.pytorch).
+    """
+    cosines, rows = neighbours(bank, queries, k=min(k, len(bank)))
+    votes = np.exp((cosines - 1.0) / temperature)  # minus 1: no overflow
+    classes = int(max(bank_labels.max(), query_labels.max())) + 1
+    tally = np.zeros([len(queries), classes])
+    labels = bank_labels[rows]  # [Q, k]
+    np.add.at(tally, (np.arange(len(queries))[:, np.newaxis], labels), votes)
+    return float(np.mean(tally.argmax(axis=1) == query_labels))
