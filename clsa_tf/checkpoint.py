@@ -1,6 +1,7 @@
 """Saving a run whole, and finding the newest state that can be read back."""
 
 import os
+import typing
 
 import tensorflow as tf
 from absl import logging
@@ -8,12 +9,20 @@ from absl import logging
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import make_encoder
+from clsa_tf.networks.encoder import Encoder
 
 # Within the run's directory.
 DIRECTORY = "checkpoints"
 
-# What TensorFlow raises on a file that is damaged or of another model.
-_UNREADABLE = (tf.errors.OpError, AssertionError, ValueError)
+# What TensorFlow has been seen to raise on files that are damaged, or written
+# by another model.
+_UNREADABLE = (
+    tf.errors.OpError,
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class Checkpoints:
@@ -94,29 +103,41 @@ class Checkpoints:
         return self._saved
 
 
-def load_encoder(workdir):
+class Trained(typing.NamedTuple):
+    """What evaluation and export need of a run."""
+
+    config: config_lib.Config
+    encoder: Encoder
+    step: int  # at which it was saved
+    seconds: float  # spent in training until then
+
+
+def load_trained(workdir):
     """Reads the encoder of a run back from its newest readable checkpoint.
 
     Args:
         workdir: directory of the run.
 
     Returns:
-        the run's `Config`, the `Encoder`, and the step it was saved at.
+        `Trained`.
 
     Raises:
         UserError: no run there, or no checkpoint that can be read.
     """
     config = config_lib.load(workdir)
     encoder = make_encoder(config, name="encoder")
-    # Only the encoder's part of what `Checkpoints` saves.
-    reader = tf.train.Checkpoint(method=tf.train.Checkpoint(encoder=encoder))
+    seconds = tf.Variable(0.0, dtype=tf.float64)
+    # Only this part of what `Checkpoints` saves.
+    reader = tf.train.Checkpoint(
+        method=tf.train.Checkpoint(encoder=encoder), seconds=seconds
+    )
     step = _restore_newest(
         os.path.join(workdir, DIRECTORY),
         lambda path: reader.restore(path)
         .expect_partial()
         .assert_existing_objects_matched(),
     )
-    return config, encoder, step
+    return Trained(config, encoder, step, float(seconds.numpy()))
 
 
 def _restore_newest(directory, restore):

@@ -7,24 +7,17 @@ The same command again resumes where it stopped. Everything the run leaves is in
 import os
 import sys
 
-import tensorflow as tf
 from absl import flags
-from tensorflow import keras
 
-from clsa_tf import config as config_lib
-from clsa_tf import distribute, entry, methods, metrics, optimizer, report
+import clsa_tf.config
+from clsa_tf import distribute, entry, methods, metrics, optimizer, pictures
 from clsa_tf.callbacks import Log, Monitor, Save
 from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import check_sizes, training_batches
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import UserError
-from clsa_tf.evaluation.monitor import KnnMonitor
-
-
-def main():
-    """Reads the flags and runs."""
-    run(config_lib.from_flags())
+from clsa_tf.evaluation.task import knn_task
 
 
 def run(config):
@@ -37,30 +30,28 @@ def run(config):
         the trained `Method`.
 
     Raises:
-        UserError: something from outside was wrong; see its message.
+        UserError: something from outside was wrong; its message says what.
     """
     # ---- Data
-    source = open_training_source(config)
+    source = open_train_source(config)
     views = methods.load(config.method).METHOD.views(config.options)
-    check_sizes(source, views, allow_upscaling=config.allow_upscaling)
     if config.batch_size > source.size:
         raise UserError(
             f"Expected a batch no larger than the dataset of {source.size} "
             f"images, received --batch_size={config.batch_size}; lower it."
         )
+    check_sizes(source, views, allow_upscaling=config.allow_upscaling)
+    faults = Faults(max_bad_share=config.max_bad_share)
     steps_per_epoch = source.size // config.batch_size
-    faults = Faults(source.size, max_bad_share=config.max_bad_share)
-
-    # ---- Where
     claim(config)
 
-    # ---- What
+    # ---- Model
     strategy = distribute.make_strategy(config.strategy)
     if config.batch_size % strategy.num_replicas_in_sync:
         raise UserError(
-            "Expected a batch that the replicas can share, received "
+            "Expected a batch that divides among the replicas, received "
             f"--batch_size={config.batch_size} for "
-            f"{strategy.num_replicas_in_sync} replicas; round it."
+            f"{strategy.num_replicas_in_sync}; change it."
         )
     schedule = optimizer.CosineByEpoch(
         config.base_lr * config.batch_size / 256,
@@ -70,18 +61,12 @@ def run(config):
     with strategy.scope():
         method = make_method(config, schedule)
         checkpoints = Checkpoints(
-            method,
-            os.path.join(config.workdir, "checkpoints"),
-            keep=config.keep_checkpoints,
+            method, config.workdir, keep=config.keep_checkpoints
         )
-
-    # ---- From where
     step = checkpoints.restore()
     metrics.rewind(config.workdir, step)
-    total_steps = config.total_epochs * steps_per_epoch
-    announce(config, source, strategy, step, steps_per_epoch)
 
-    # ---- Train
+    # ---- What happens beside the steps
     log = Log(
         config.workdir,
         step,
@@ -90,10 +75,177 @@ def run(config):
         schedule=schedule,
         seconds=checkpoints.seconds,
     )
-    callbacks = [log, Save(
+    callbacks = [log]
+    task = knn_task(config, source, faults) if config.knn_epochs else None
+    if task:
+        callbacks.append(
+            Monitor(
+                log,
+                lambda: task.accuracy(method.encoder),
+                every=config.knn_epochs,
+            )
+        )
+    save = Save(
         checkpoints,
         step,
         every=config.checkpoint_steps,
         steps_per_epoch=steps_per_epoch,
-    )]
+    )
+    callbacks.append(save)
+
+    def batches(start_step):
+        return training_batches(
+            source,
+            views,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            faults=faults,
+        )
+
+    announce(config, source, strategy, step, steps_per_epoch, task)
+    draw_views(config, views, batches(step), log)
+
+    # ---- Train
+    try:
+        for begin, epoch, last_epoch, steps in legs(
+            step, steps_per_epoch, config.total_epochs
+        ):
+            method.fit(
+                batches(begin),
+                initial_epoch=epoch,
+                epochs=last_epoch,
+                steps_per_epoch=steps,
+                callbacks=callbacks,
+                verbose=0,
+            )
+    except KeyboardInterrupt:
+        checkpoints.save()
+        print(
+            f"\nStopped and saved at step {checkpoints.step}; the same command "
+            "goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except Exception as e:
+        # The input pipeline stops the step with an error of its own.
+        if faults.error():
+            raise faults.error() from e
+        raise
+    if faults.count:
+        print(f"{faults.count} unreadable images were left out.")
     return method
+
+
+def make_method(config, schedule):
+    """Returns the compiled `Method` of `config`, its optimizer built."""
+    method = methods.load(config.method).METHOD(config)
+    sgd = optimizer.make_optimizer(
+        config.optimizer,
+        schedule,
+        momentum=config.sgd_momentum,
+        l2=config.l2,
+    )
+    optimizer.build(sgd, method.learned)
+    method.compile(optimizer=sgd)
+    return method
+
+
+def legs(step, steps_per_epoch, total_epochs):
+    """Calls of `fit` that lead from `step` to the end.
+
+    Keras counts whole epochs of equal length; a run resumed within an epoch
+    first finishes that.
+
+    Returns:
+        list of (first step, first epoch, epoch to stop before, steps per
+        epoch).
+    """
+    epoch, done = divmod(step, steps_per_epoch)
+    found = []
+    if done:
+        found.append((step, epoch, epoch + 1, steps_per_epoch - done))
+        epoch += 1
+    if epoch < total_epochs:
+        found.append(
+            (epoch * steps_per_epoch, epoch, total_epochs, steps_per_epoch)
+        )
+    return found
+
+
+def claim(config):
+    """Makes the working directory this run's; writes `run.flags` into it.
+
+    Raises:
+        UserError: it belongs to a run with other flags, or cannot be written.
+    """
+    text = clsa_tf.config.to_flagfile(config)
+    path = os.path.join(config.workdir, clsa_tf.config.RUN_FLAGS)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            found = clsa_tf.config.differences(file.read(), text)
+        if found:
+            name, before, now = found[0]
+            raise UserError(
+                f"Expected the flags that {config.workdir} was started with, "
+                f"received --{name}={now} instead of {before}"
+                + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+                + "; choose another --workdir or put the flags back."
+            )
+    try:
+        os.makedirs(config.workdir, exist_ok=True)
+        metrics.write_atomically(path, text)
+    except OSError as e:
+        raise UserError(
+            f"Expected a --workdir that can be written, received "
+            f"{config.workdir!r} ({e.strerror}); choose another or fix its "
+            "permissions."
+        ) from e
+
+
+def announce(config, source, strategy, step, steps_per_epoch, task):
+    """Prints what is about to happen."""
+    total = config.total_epochs * steps_per_epoch
+    print(
+        f"{config.method}: {config.backbone} on {source.size} images of "
+        f"{source.name}, {config.total_epochs} epochs of {steps_per_epoch} "
+        f"steps of {config.batch_size} images on "
+        f"{strategy.num_replicas_in_sync} device(s)"
+    )
+    useless = methods.load(config.method).METHOD.useless(config)
+    print(
+        f"  the contrast of an encoder that tells nothing apart is "
+        f"{useless:.2f} nats"
+    )
+    if not task:
+        print("  no kNN evaluation: no labels, or --knn_epochs=0")
+    if step >= total:
+        print(
+            f"  {config.workdir} is complete ({total} steps); choose another "
+            "--workdir to train again"
+        )
+    elif step:
+        print(f"  resuming {config.workdir} at step {step} of {total}")
+    else:
+        print(f"  writing to {config.workdir}")
+
+
+def draw_views(config, views, batches, log):
+    """Draws the views of the first images, once per run."""
+    path = os.path.join(config.workdir, "views.png")
+    if not os.path.exists(path):
+        batch = next(iter(batches))
+        log.picture(
+            "views", pictures.views(batch, [v.name for v in views], path)
+        )
+
+
+def main():
+    """Reads the flags and trains."""
+    run(clsa_tf.config.from_flags())
+
+
+if __name__ == "__main__":
+    clsa_tf.config.define_flags()
+    flags.adopt_module_key_flags(clsa_tf.config)
+    entry.launch(main)

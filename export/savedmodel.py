@@ -17,7 +17,7 @@ from absl import flags
 
 from clsa_tf import entry
 from clsa_tf.augment import crop
-from clsa_tf.checkpoint import load_encoder
+from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.decode import decode
 from clsa_tf.errors import UserError
 from clsa_tf.networks.encoder import unit
@@ -96,7 +96,7 @@ def export(workdir, output, *, version=0):
         UserError: no run there, the version exists, or the written model does
             not reproduce the encoder.
     """
-    config, encoder, _ = load_encoder(workdir)
+    config, encoder, _, _ = load_trained(workdir)
     tf.io.gfile.makedirs(output)
     version = version or _next_version(output)
     target = os.path.join(output, str(version))

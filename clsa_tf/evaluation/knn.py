@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from clsa_tf.evaluation.features import extract
+
 
 def neighbours(bank, queries, *, k):
     """Finds the `k` most similar rows of the bank, by cosine.
@@ -53,3 +55,44 @@ def knn_accuracy(
     labels = bank_labels[rows]  # [Q, k]
     np.add.at(tally, (np.arange(len(queries))[:, np.newaxis], labels), votes)
     return float(np.mean(tally.argmax(axis=1) == query_labels))
+
+
+class KnnTask:
+    """The kNN evaluation of one run: the same images for every encoder.
+
+    Args:
+        bank: dataset of (images uint8 `[B, S, S, 3]`, labels int64 `[B]`) that
+            neighbours are taken from.
+        queries: likewise, images to classify.
+        k: neighbours that vote.
+        temperature: T > 0 of their weights.
+
+    Attributes:
+        bank: as given.
+        queries: as given.
+    """
+
+    def __init__(self, bank, queries, *, k, temperature):
+        """See the class."""
+        self.bank = bank
+        self.queries = queries
+        self._k = k
+        self._temperature = temperature
+
+    def features(self, function):
+        """Features and labels of the bank and of the queries.
+
+        Args:
+            function: uint8 `[B, S, S, 3]` -> float `[B, F]`.
+
+        Returns:
+            two pairs of float32 `[M, F]` and int64 `[M]`.
+        """
+        return extract(function, self.bank), extract(function, self.queries)
+
+    def accuracy(self, function):
+        """Accuracy in [0, 1] of kNN on what `function` makes of images."""
+        bank, queries = self.features(function)
+        return knn_accuracy(
+            *bank, *queries, k=self._k, temperature=self._temperature
+        )

@@ -36,6 +36,11 @@ class Method(keras.Model):
         """Returns the list of `View`s that a batch has to hold."""
         raise NotImplementedError
 
+    @classmethod
+    def useless(cls, config):
+        """Contrast, in nats, of an encoder that tells no images apart."""
+        raise NotImplementedError
+
     @property
     def learned(self):
         """Variables that the optimizer changes."""

@@ -9,6 +9,7 @@ Source: Wang and Qi (arXiv 2104.07713); maple-research-lab/CLSA@37df76c.
 """
 
 import dataclasses
+import math
 
 import tensorflow as tf
 
@@ -49,6 +50,12 @@ class CLSA(moco.MoCo):
             make_view_of(f"strong_{i}", crop, "strong")
             for i, crop in enumerate(options.strong_crops)
         ]
+
+    @classmethod
+    def useless(cls, config):
+        """`ln(G + K)` for each weak query."""
+        candidates = config.batch_size + config.options.queue_size
+        return len(config.options.query_crops) * math.log(candidates)
 
     def objective(self, batch, targets):
         """Contrast plus `ddm_weight` times divergence; see `Method.objective`.

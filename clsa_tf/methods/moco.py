@@ -5,6 +5,7 @@ facebookresearch/moco@7397dfe.
 """
 
 import dataclasses
+import math
 
 import tensorflow as tf
 
@@ -80,6 +81,12 @@ class MoCo(Method):
             make_view_of(f"query_{i}", crop, "weak")
             for i, crop in enumerate(options.query_crops)
         ]
+
+    @classmethod
+    def useless(cls, config):
+        """`ln(1 + K)` for each query."""
+        options = config.options
+        return len(options.query_crops) * math.log(1 + options.queue_size)
 
     def targets(self, batch):
         """Keys float32 `[G, D]` of the global batch, in the order of its rows."""

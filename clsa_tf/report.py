@@ -1,0 +1,138 @@
+"""Sums a run up: `python -m clsa_tf.report --workdir=runs/quickstart`.
+
+Evaluates, draws the pictures, writes `<workdir>/summary.json` and prints it.
+"""
+
+import json
+import os
+
+import numpy as np
+from absl import flags
+
+from clsa_tf import entry, methods, metrics, pictures
+from clsa_tf.checkpoint import load_trained
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.sources import open_train_source
+from clsa_tf.evaluation import features, knn
+from clsa_tf.evaluation.task import knn_task
+from clsa_tf.methods.base import make_encoder
+
+
+def report(workdir, *, savedmodel=""):
+    """Evaluates the run in `workdir` and writes its summary and pictures.
+
+    Args:
+        workdir: directory of the run.
+        savedmodel: path of its export, to be named in the summary; empty: the
+            newest version in `<workdir>/savedmodel`, if any.
+
+    Returns:
+        dictionary: `knn_pixels`, `knn_untrained`, `knn_trained` (in [0, 1];
+        None where the dataset has no labels), `savedmodel` (path or None),
+        `train_seconds`, `pictures` (list of paths).
+    """
+    config, encoder, _, seconds = load_trained(workdir)
+    faults = Faults(max_bad_share=config.max_bad_share)
+    task = knn_task(config, open_train_source(config), faults)
+    summary = {"knn_pixels": None, "knn_untrained": None, "knn_trained": None}
+    paths = [os.path.join(workdir, "views.png")]
+    if task:
+        print("kNN of raw pixels, of the untrained and of the trained encoder")
+        untrained = make_encoder(config, name="untrained")
+        summary = {
+            "knn_pixels": task.accuracy(features.pixels),
+            "knn_untrained": task.accuracy(untrained),
+            "knn_trained": task.accuracy(encoder),
+        }
+        paths.append(os.path.join(workdir, "neighbours.png"))
+        draw_neighbours(task, encoder, paths[-1])
+    paths.append(os.path.join(workdir, "curves.png"))
+    pictures.curves(
+        metrics.read(workdir),
+        paths[-1],
+        useless=methods.load(config.method).METHOD.useless(config),
+        baselines={
+            "raw pixels": summary["knn_pixels"],
+            "untrained": summary["knn_untrained"],
+        }
+        if task
+        else {},
+    )
+    summary |= {
+        "savedmodel": savedmodel or _newest(os.path.join(workdir, "savedmodel")),
+        "train_seconds": round(seconds, 1),
+        "pictures": paths,
+    }
+    metrics.write_atomically(
+        os.path.join(workdir, "summary.json"),
+        json.dumps(summary, indent=2) + "\n",
+    )
+    return summary
+
+
+def draw_neighbours(task, function, path, *, rows=6, columns=8):
+    """Draws the nearest images of the bank beside some of the queries."""
+    (bank, _), (queries, _) = task.features(function)
+    # Spread over the dataset: its order may be by class.
+    chosen = np.linspace(0, len(queries) - 1, rows).astype(int)
+    _, found = knn.neighbours(bank, queries[chosen], k=columns)
+    images = _pick(task.bank, found.ravel())
+    pictures.neighbours(
+        _pick(task.queries, chosen),
+        images.reshape(rows, columns, *images.shape[1:]),
+        path,
+    )
+
+
+def _pick(batches, rows):
+    """Images uint8 `[len(rows), S, S, 3]` at `rows` of a dataset of batches."""
+    wanted, start = {}, 0
+    for images, _ in batches:
+        for row in set(rows.tolist()):
+            if start <= row < start + len(images):
+                wanted[row] = images[row - start].numpy()
+        start += len(images)
+    return np.stack([wanted[row] for row in rows.tolist()])
+
+
+def _newest(directory):
+    if not os.path.isdir(directory):
+        return None
+    versions = [int(n) for n in os.listdir(directory) if n.isdigit()]
+    return os.path.join(directory, str(max(versions))) if versions else None
+
+
+def show(summary):
+    """Prints a summary for a person."""
+    for name in ("pixels", "untrained", "trained"):
+        value = summary[f"knn_{name}"]
+        if value is not None:
+            print(f"  kNN accuracy, {name:<10} {100 * value:5.1f} %")
+    print(f"  trained for            {summary['train_seconds'] / 60:5.1f} min")
+    if summary["savedmodel"]:
+        print(f"  SavedModel             {summary['savedmodel']}")
+    for path in summary["pictures"]:
+        print(f"  picture                {path}")
+
+
+def define_flags():
+    """Defines this command's flags."""
+    flags.DEFINE_string("workdir", None, "directory of the run to sum up")
+    flags.DEFINE_string(
+        "savedmodel",
+        "",
+        "path of its export, named in the summary; empty: the newest in "
+        "<workdir>/savedmodel",
+    )
+    flags.mark_flag_as_required("workdir")
+
+
+def main():
+    """Reads the flags, reports and prints."""
+    values = flags.FLAGS
+    show(report(values.workdir, savedmodel=values.savedmodel))
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry.launch(main)

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from clsa_tf.evaluation import knn
+
+
+def naive(bank, labels, queries, truth, k, temperature):
+    right = 0
+    for query, label in zip(queries, truth):
+        cosines = [
+            b @ query / np.linalg.norm(b) / np.linalg.norm(query) for b in bank
+        ]
+        votes = {}
+        for row in sorted(range(len(bank)), key=lambda i: -cosines[i])[:k]:
+            weight = np.exp(cosines[row] / temperature)
+            votes[labels[row]] = votes.get(labels[row], 0) + weight
+        right += max(votes, key=votes.get) == label
+    return right / len(queries)
+
+
+@pytest.mark.parametrize("k, temperature", [(1, 0.1), (7, 0.1), (30, 1.0)])
+def test_equals_the_formula(k, temperature):
+    rng = np.random.default_rng(0)
+    labels, truth = rng.integers(0, 4, 40), rng.integers(0, 4, 1500)
+    centres = rng.normal(size=[4, 6])
+    bank = np.float32(centres[labels] + 2 * rng.normal(size=[40, 6]))
+    queries = np.float32(centres[truth] + 2 * rng.normal(size=[1500, 6]))
+    got = knn.knn_accuracy(
+        bank, labels, queries, truth, k=k, temperature=temperature
+    )
+    expected = naive(bank, labels, queries, truth, k, temperature)
+    assert got == pytest.approx(expected, abs=1e-3)
+    assert 0.3 < got < 0.95  # a test that could fail
+
+
+def test_more_neighbours_than_images_means_all():
+    bank = np.float32([[1, 0], [0, 1], [0, 1]])
+    labels = np.array([0, 1, 1])
+    accuracy = knn.knn_accuracy(
+        bank, labels, bank, labels, k=200, temperature=0.1
+    )
+    assert accuracy == 1.0
+
+
+def test_small_temperature_does_not_overflow():
+    bank = np.float32([[1, 0], [-1, 0]])
+    labels = np.array([1, 0])
+    accuracy = knn.knn_accuracy(
+        bank, labels, bank, labels, k=2, temperature=1e-3
+    )
+    assert accuracy == 1.0

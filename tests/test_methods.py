@@ -1,0 +1,157 @@
+"""What every method has to fulfil; a new one is tested by its name alone."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from clsa_tf import methods
+from clsa_tf.checkpoint import Checkpoints
+from tests import golden, tiny
+
+pytestmark = pytest.mark.parametrize("name", methods.NAMES)
+
+
+def arrays(variables):
+    return [v.numpy().copy() for v in variables]
+
+
+def assert_all_equal(one, two):
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_momentum_copy_equals_the_encoder_at_the_start(name):
+    method = tiny.make(tiny.config(name))
+    assert_all_equal(
+        arrays(method.key_encoder.variables), arrays(method.encoder.variables)
+    )
+
+
+def test_gradients_reach_all_of_the_encoder_and_nothing_else(name):
+    method = tiny.make(tiny.config(name, key_momentum=1.0, l2=0.0))
+    before = arrays(method.learned), arrays(method.key_encoder.weights)
+    keys = arrays(method.key_encoder.trainable_variables)
+    tiny.fit(method, tiny.batches(method.config, 1))
+    for variable, old in zip(method.learned, before[0]):
+        assert not np.array_equal(variable, old), variable.name
+    assert_all_equal(arrays(method.key_encoder.trainable_variables), keys)
+    # ... whose batch normalisation does see the batch.
+    assert not all(
+        np.array_equal(v, old)
+        for v, old in zip(method.key_encoder.weights, before[1])
+    )
+    assert {v.ref() for v in method.learned} == {
+        v.ref() for v in method.encoder.trainable_variables
+    }
+
+
+def test_key_encoder_is_the_moving_average(name):
+    method = tiny.make(tiny.config(name, key_momentum=0.75))
+    keys = arrays(method.key_encoder.trainable_variables)
+    tiny.fit(method, tiny.batches(method.config, 1))
+    for key, old, query in zip(
+        method.key_encoder.trainable_variables, keys, method.learned
+    ):
+        np.testing.assert_allclose(
+            key, 0.75 * old + 0.25 * query, rtol=1e-5, atol=1e-7
+        )
+
+
+def test_queue_holds_the_keys_in_the_order_of_the_batch(name):
+    config = tiny.config(name)
+    method = tiny.make(config)
+    batch = next(iter(tiny.batches(config, 1)))
+    in_order = tf.gather(batch["key"], np.argsort(batch["key_rows"]))
+    # Before the step the two encoders are equal, but for what they normalise:
+    # batch statistics do not depend on the order of the rows.
+    expected = method.encoder.project(in_order, training=True)
+    tiny.fit(method, tiny.batches(config, 1))
+    np.testing.assert_allclose(
+        method.queue.keys[: tiny.ROWS], expected, atol=1e-5
+    )
+    assert method.queue.pointer == tiny.ROWS
+
+
+def test_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
+    config = tiny.config(name)
+    straight = tiny.make(config)
+    expected = tiny.fit(straight, tiny.batches(config, 6))
+    first = tiny.make(config)
+    tiny.fit(first, tiny.batches(config, 3))
+    Checkpoints(first, str(tmp_path), keep=1).save()
+    second = tiny.make(config.replace(seed=9))  # nothing comes from the seed
+    assert Checkpoints(second, str(tmp_path), keep=1).restore() == 3
+    reports = tiny.fit(second, tiny.batches(config, 3, first=3))
+    assert reports == expected[3:]
+    assert_all_equal(arrays(second.variables), arrays(straight.variables))
+    assert_all_equal(
+        arrays(second.optimizer.variables), arrays(straight.optimizer.variables)
+    )
+    assert_all_equal(
+        arrays(second.queue.variables), arrays(straight.queue.variables)
+    )
+
+
+def test_loss_falls_below_chance(name):
+    config = tiny.config(name, queue_size=48, key_momentum=0.99)
+    method = tiny.make(config)
+    late = tiny.fit(method, tiny.batches(config, 100))[-10:]
+    chance = type(method).useless(config)
+    contrast = np.mean([r.get("contrast", r["loss"]) for r in late])
+    assert contrast < 0.8 * chance
+    assert np.mean([r["contrast_accuracy"] for r in late]) > 0.2
+
+
+def test_two_replicas_equal_one(name, tmp_path):
+    results = []
+    for replicas in (1, 2):
+        path = str(tmp_path / f"{replicas}.npz")
+        subprocess.run(
+            [sys.executable, "-m", "tests.replicas", name, str(replicas), path],
+            check=True,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+        )
+        results.append(np.load(path))
+    one, two = results
+    assert set(one.files) == set(two.files) and len(one.files) > 50
+    for key in one.files:
+        # Sums in another order; amplified by four steps.
+        np.testing.assert_allclose(
+            two[key], one[key], rtol=2e-3, atol=2e-4, err_msg=key
+        )
+
+
+def test_objective_golden(name):
+    """The published numbers, through the method itself.
+
+    The encoder is replaced by a table: the pixel at the corner says which row.
+    """
+    method = tiny.make(
+        tiny.config(name, batch_size=4, queue_size=16, projection_size=8)
+    )
+    tables = {"query_": golden.WEAK, "strong_": golden.STRONG}
+    method.project_all = lambda batch, prefix: [
+        tf.constant(tables[prefix], tf.float32)
+    ]
+    method.queue.keys.assign(golden.QUEUE)
+    per_example, reports = method.objective(
+        {}, tf.constant(golden.KEYS, tf.float32)
+    )
+    assert per_example.shape == [4]
+    expected = {
+        "moco": {"loss": 1.4571956530113974},
+        "clsa": {
+            "loss": 1.5625960440085418 + 2.1969500206905180,
+            "contrast": 1.5625960440085418,
+            "ddm": 2.1969500206905180,
+            "ddm_kl": 0.18665475522822627,
+        },
+    }[name]
+    got = {"loss": per_example} | reports
+    for key, value in expected.items():
+        assert np.mean(got[key]) == pytest.approx(value, abs=1e-6), key

@@ -1,0 +1,77 @@
+"""A run small enough for tests, and batches that need no files."""
+
+import numpy as np
+import tensorflow as tf
+
+from clsa_tf import config as config_lib
+from clsa_tf import methods, optimizer
+from clsa_tf.options import Crop
+
+ROWS = 16
+
+
+def config(method="clsa", **changes):
+    settings = dict(
+        backbone="resnet18",
+        width=0.125,
+        stem="small",
+        projection_size=16,
+        batch_size=ROWS,
+        queue_size=40,  # not a multiple of the batch
+        key_momentum=0.9,
+        key_crop=Crop(16, 0.2, 1.0),
+        query_crops=(Crop(16, 0.2, 1.0),),
+        base_lr=0.3,
+    )
+    if method == "clsa":
+        settings["strong_crops"] = (Crop(12, 0.1, 0.6),)
+    return config_lib.default(method, **settings | changes)
+
+
+def make(config):
+    """The compiled method, with a rate that changes every two steps."""
+    method = methods.load(config.method).METHOD(config)
+    sgd = optimizer.make_optimizer(
+        "sgd",
+        optimizer.CosineByEpoch(
+            config.base_lr * config.batch_size / 256,
+            steps_per_epoch=2,
+            total_epochs=50,
+        ),
+        momentum=0.9,
+        l2=1e-4,
+    )
+    optimizer.build(sgd, method.learned)
+    method.compile(optimizer=sgd)
+    return method
+
+
+def batches(config, steps, *, first=0):
+    """Batches in which the views of an image are noisy copies of it."""
+    images = np.random.default_rng(0).uniform(0, 256, [1024, 4, 4, 3])
+    views = methods.load(config.method).METHOD.views(config.options)
+    found = []
+    for step in range(first, first + steps):
+        rng = np.random.default_rng(step)
+        rows = rng.choice(len(images), config.batch_size, replace=False)
+        batch = {}
+        for view in views:
+            x = tf.image.resize(images[rows], [view.size] * 2).numpy()
+            x = np.uint8(np.clip(x + rng.normal(0, 20, x.shape), 0, 255))
+            if view.shuffle:
+                order = rng.permutation(len(x)).astype(np.int32)
+                x, batch[f"{view.name}_rows"] = x[order], order
+            batch[view.name] = x
+        found.append(batch)
+    stacked = {k: np.stack([b[k] for b in found]) for k in found[0]}
+    return tf.data.Dataset.from_tensor_slices(stacked)
+
+
+def fit(method, dataset):
+    """Trains; returns the reports of every step."""
+    reports = []
+    collect = tf.keras.callbacks.LambdaCallback(
+        on_batch_end=lambda _, logs: reports.append(dict(logs))
+    )
+    method.fit(dataset, verbose=0, callbacks=[collect])
+    return reports
