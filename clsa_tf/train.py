@@ -13,8 +13,9 @@ import clsa_tf.config
 from clsa_tf import distribute, entry, methods, metrics, optimizer, pictures
 from clsa_tf.callbacks import Log, Monitor, Save
 from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults
-from clsa_tf.data.pipeline import check_sizes, training_batches
+from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.task import knn_task
@@ -100,6 +101,7 @@ def run(config):
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=start_step,
+            strong_ops=getattr(config.options, 'strong_ops', 0),
             faults=faults,
         )
 

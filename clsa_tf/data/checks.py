@@ -1,0 +1,65 @@
+"""Checks of a source before training begins."""
+
+from typing import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from clsa_tf.augment.views import View
+from clsa_tf.data.decode import try_decode
+from clsa_tf.data.order import Source
+from clsa_tf.errors import UserError
+
+
+def check_sizes(
+    source: Source,
+    views: Sequence[View],
+    *,
+    allow_upscaling: bool,
+    samples: int = 64,
+) -> None:
+    """Checks that images can be decoded and are not smaller than the crops.
+
+    Args:
+        source: where the images come from.
+        views: what each image is made into.
+        allow_upscaling: whether crops may be larger than the images.
+        samples: number of images to look at, drawn at random if the source
+            has random access, otherwise from the beginning of its files.
+
+    Raises:
+        UserError: none of the samples can be decoded; or, for more than half
+            of them, the largest crop is larger than the longer side.
+    """
+    sizes = _sizes(source, samples)
+    if not len(sizes):
+        raise UserError(
+            f"Expected images in {source.name}, received samples "
+            f"({min(samples, source.size)}) of which none can be decoded; "
+            "check the files."
+        )
+    largest = max(view.size for view in views)
+    small = np.max(sizes, axis=1) < largest
+    if np.mean(small) > 0.5 and not allow_upscaling:
+        height, width = np.median(sizes, axis=0).astype(int)
+        raise UserError(
+            f"Expected images of at least {largest} px, the largest crop, "
+            f"received in {source.name} a median size of {width}x{height} px; "
+            "choose smaller crops or pass --allow_upscaling."
+        )
+
+
+def _sizes(source, samples):
+    """Returns [n, 2], height and width of the samples that decode."""
+
+    def size(example):
+        worked, image = try_decode(example["bytes"])
+        return worked, tf.shape(image)[:2]
+
+    examples = source.examples(
+        start=0, seed=0, shuffle=source.random_access, repeat=False
+    )
+    sizes = examples.take(samples).map(
+        size, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return np.array([s for good, s in sizes.as_numpy_iterator() if good])

@@ -1,0 +1,119 @@
+"""Images that cannot be read: counted, named, and too many of them an error."""
+
+import threading
+from typing import Iterable, Optional
+
+import tensorflow as tf
+from absl import logging
+
+from clsa_tf.data.order import Source
+from clsa_tf.errors import UserError
+
+LOGGED = 10  # names that are logged one by one
+NAMED = 3  # names in the error message
+
+
+class Faults:
+    """The unreadable images of a run. Safe to use from several threads.
+
+    A run goes on while, in each source, they are at most `max_bad_share` of
+    the distinct images seen so far, counting at least 1,000 images (or all,
+    if there are fewer) as seen: a few bad ones at the beginning are not yet a
+    bad share.
+    """
+
+    def __init__(self, *, max_bad_share: float):
+        """Starts with no faults.
+
+        Args:
+            max_bad_share: tolerated share of unreadable images, in [0, 1].
+        """
+        self._max_bad_share = max_bad_share
+        self._lock = threading.Lock()
+        self._names = {}  # by source: distinct, in the order they came in
+        self._error = None
+
+    @property
+    def count(self) -> int:
+        """Number of distinct unreadable images so far."""
+        return sum(len(names) for names in self._names.values())
+
+    def error(self) -> Optional[UserError]:
+        """Returns the error that stopped the data, or None."""
+        return self._error
+
+    def report(
+        self,
+        names: Iterable[str],
+        *,
+        source: Source,
+        seen: int,
+        lost: bool = False,
+    ) -> bool:
+        """Notes unreadable images.
+
+        Args:
+            names: what they are called; repetitions do not count.
+            source: where they are from.
+            seen: examples read from it so far, the unreadable ones included.
+            lost: whether a batch has no readable image at all.
+
+        Returns:
+            Whether the run may go on: not if there are too many, or `lost`;
+            `error()` then says so.
+        """
+        with self._lock:
+            known = self._names.setdefault(source, {})
+            for name in names:
+                if name not in known:
+                    known[name] = True
+                    self._log(name)
+            counted = min(source.size, max(seen, 1000))
+            if lost or len(known) > self._max_bad_share * counted:
+                error = self._too_many(list(known), source, seen, lost)
+                self._error = self._error or error
+            return self._error is None
+
+    def report_op(self, names, *, source: Source, seen, lost) -> tf.Operation:
+        """Calls `report` from inside a graph.
+
+        Args:
+            names: string[n].
+            source: as for `report`.
+            seen: i64[].
+            lost: bool[].
+
+        Returns:
+            An operation, which fails with `tf.errors.InvalidArgumentError` if
+            the run may not go on.
+        """
+
+        def report(names, seen, lost):
+            decoded = [name.decode("utf-8", "replace") for name in names]
+            return self.report(
+                decoded, source=source, seen=int(seen), lost=bool(lost)
+            )
+
+        # An error raised in there would be logged with tracebacks, repeatedly.
+        fine = tf.numpy_function(report, [names, seen, lost], tf.bool)
+        return tf.debugging.Assert(fine, ["Too many unreadable images."])
+
+    def _log(self, name):
+        if self.count <= LOGGED:
+            logging.warning("Cannot read the image %s; skipped.", name)
+        if self.count == LOGGED:
+            logging.warning("Further unreadable images are only counted.")
+
+    def _too_many(self, names, source, seen, lost):
+        seen = min(seen, source.size)
+        received = (
+            "a whole batch of such images"
+            if lost
+            else f"{len(names)} among {seen} ({len(names) / seen:.1%})"
+        )
+        return UserError(
+            f"Expected at most {self._max_bad_share:.1%} unreadable images in "
+            f"{source.name}, received {received}, such as "
+            f"{', '.join(names[:NAMED])}; repair or remove them, or raise "
+            "--max_bad_share."
+        )

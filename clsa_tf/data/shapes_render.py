@@ -1,0 +1,246 @@
+"""How one image of the dataset `shapes` is drawn (see `shapes.py`).
+
+Outlines live in a square [-1, 1] x [-1, 1], y pointing down, drawn as they
+look when their orientation is "up". Outlines are filled four times too large
+and reduced, patterns and background are computed at the final size.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIDE = 64
+SUPERSAMPLE = 4
+SHAPES = (
+    "arrow", "comb", "crescent", "drop", "ell",
+    "heart", "house", "key", "mushroom", "tee",
+)  # fmt: skip
+COLORS = (
+    "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink",
+)  # fmt: skip
+ORIENTATIONS = ("up", "right", "down", "left")
+TEXTURES = ("solid", "stripes", "dots", "checks", "gradient")
+
+_HUES = (0, 28, 56, 120, 180, 225, 275, 322)  # degrees, in the order of COLORS
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_SPLITS = ("train", "test")
+
+
+class Factors(NamedTuple):
+    """What is labelled: indices into SHAPES, COLORS, ORIENTATIONS, TEXTURES."""
+
+    shape: int
+    color: int
+    orientation: int
+    texture: int
+
+
+def _arc(center, radius, start, stop):
+    """Points of an arc; degrees, 0 is right, 90 is down, both ends included."""
+    angles = np.radians(np.linspace(start, stop, 33))
+    x, y = np.cos(angles), np.sin(angles)
+    return [(center[0] + radius * a, center[1] + radius * b)
+            for a, b in zip(x, y)]  # fmt: skip
+
+
+def _box(left, top, right, bottom):
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+def _heart():
+    t = np.linspace(0, 2 * math.pi, 65)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return list(zip(np.sin(t) ** 3, -(y + 2.5) / 14.5))
+
+
+# Each outline is a list of (ink, polygon); ink 0 cuts a hole.
+_OUTLINES = {
+    "arrow": [
+        (1, [(0, -1), (0.85, 0), (0.33, 0), (0.33, 1), (-0.33, 1), (-0.33, 0),
+             (-0.85, 0)]),
+    ],
+    "comb": [
+        (1, _box(-1, 0.35, 1, 0.95)),
+        (1, _box(-1, -0.95, -0.6, 0.5)),
+        (1, _box(-0.2, -0.95, 0.2, 0.5)),
+        (1, _box(0.6, -0.95, 1, 0.5)),
+    ],
+    "crescent": [
+        (1, _arc((0, 0.2), 1, 0, 360)),
+        (0, _arc((0, -0.42), 0.82, 0, 360)),
+    ],
+    "drop": [
+        (1, [(0, -1), *_arc((0, 0.28), 0.72, -34, 214)]),
+    ],
+    "ell": [
+        (1, _box(-0.75, -1, -0.15, 1)),
+        (1, _box(-0.75, 0.42, 0.8, 1)),
+    ],
+    "heart": [(1, _heart())],
+    "house": [
+        (1, [(0, -1), (1, -0.05), (-1, -0.05)]),
+        (1, _box(-0.78, -0.1, 0.78, 0.95)),
+        (0, _box(-0.2, 0.35, 0.2, 1)),
+    ],
+    "key": [
+        (1, _arc((0, -0.47), 0.53, 0, 360)),
+        (1, _box(-0.17, -0.1, 0.17, 1)),
+        (1, _box(0, 0.68, 0.62, 1)),
+        (1, _box(0, 0.2, 0.5, 0.48)),
+        (0, _arc((0, -0.47), 0.23, 0, 360)),
+    ],
+    "mushroom": [
+        (1, _arc((0, 0.05), 0.95, 180, 360)),
+        (1, _box(-0.3, 0, 0.3, 0.95)),
+    ],
+    "tee": [
+        (1, _box(-0.9, -0.9, 0.9, -0.32)),
+        (1, _box(-0.3, -0.5, 0.3, 1)),
+    ],
+}  # fmt: skip
+
+
+def shape_mask(shape, *, center, size, angle, aspect=1.0, shear=0.0):
+    """How much of each pixel a shape covers, [SIDE, SIDE] float32 in [0, 1].
+
+    `shape` indexes SHAPES; `center` (x, y) and `size` are fractions of the
+    side. The outline's square is `size` wide and high before it is stretched
+    (x times, y over the root of `aspect`), slanted (x += shear * y) and turned
+    by `angle` degrees clockwise, all about `center`.
+    """
+    scale = SIDE * SUPERSAMPLE
+    canvas = Image.new("L", (scale, scale))
+    draw = ImageDraw.Draw(canvas)
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    stretch = math.sqrt(aspect)
+    warp = (
+        np.array([[cos, -sin], [sin, cos]])
+        @ np.array([[1, shear], [0, 1]])
+        @ np.diag([stretch, 1 / stretch])
+        * (size * scale / 2)
+    )
+    offset = np.asarray(center) * scale - 0.5  # the centres of pixels are whole
+    for ink, polygon in _OUTLINES[SHAPES[shape]]:
+        points = np.asarray(polygon) @ warp.T + offset  # [points, 2]
+        draw.polygon(points.ravel().tolist(), fill=255 * ink)
+    return np.asarray(canvas.reduce(SUPERSAMPLE), np.float32) / 255
+
+
+def _pattern(texture, rng, center):
+    """Mixing weight of the second fill colour, [SIDE, SIDE] in [0, 1].
+
+    Patterns lie at any angle, so that they never tell the shape's orientation.
+    """
+    turn = rng.uniform(0, 2 * math.pi)
+    period = rng.uniform(0.85, 1.25)
+    phase = rng.uniform(0, 2 * math.pi, 2)
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    x, y = x - center[0] * SIDE, y - center[1] * SIDE
+    u = x * math.cos(turn) + y * math.sin(turn)
+    v = y * math.cos(turn) - x * math.sin(turn)
+
+    def wave(t, pixels, shift):
+        return np.sin(2 * math.pi * t / (pixels * period) + shift)
+
+    name = TEXTURES[texture]
+    if name == "stripes":
+        edge = 2.5 * wave(u, 8, phase[0])
+    elif name == "dots":
+        edge = 3 * (wave(u, 8, phase[0]) + wave(v, 8, phase[1]) - 0.6)
+    elif name == "checks":
+        edge = 5 * wave(u, 13, phase[0]) * wave(v, 13, phase[1])
+    elif name == "gradient":
+        edge = u / 16
+    else:
+        return np.zeros((SIDE, SIDE), np.float32)
+    return np.clip(edge * 0.5 + 0.5, 0, 1)
+
+
+def _color(hue, saturation, luma):
+    """RGB, [3] float32 in [0, 1], with exactly this luma; hue in degrees."""
+    k = (np.array([5, 3, 1]) + hue / 60) % 6
+    pure = 1 - np.clip(np.minimum(k, 4 - k), 0, 1)
+    brightness = float(pure @ _LUMA)
+    if luma < brightness:
+        full = pure * (luma / brightness)
+    else:
+        full = 1 - (1 - pure) * (1 - luma) / (1 - brightness)
+    return (saturation * full + (1 - saturation) * luma).astype(np.float32)
+
+
+def _background(rng, luma):
+    """A dull backdrop with faint clutter, [SIDE, SIDE, 3] float32."""
+    grid = rng.uniform(-1, 1, (3, 3)) * rng.choice((0.0, 0.03, 0.06))
+    soft = Image.fromarray(grid.astype(np.float32))
+    soft = np.asarray(soft.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    canvas = Image.new("L", (SIDE * SUPERSAMPLE,) * 2, 128)
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(3, 8)):
+        x, y = rng.uniform(0, SIDE * SUPERSAMPLE, 2)
+        ink = 128 + int(rng.choice((-1, 1)) * rng.uniform(14, 26))
+        if rng.random() < 0.5:
+            r = rng.uniform(1.0, 2.2) * SUPERSAMPLE
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=ink)
+        else:
+            t = rng.uniform(0, 2 * math.pi)
+            r = rng.uniform(5, 11) * SUPERSAMPLE
+            end = (x + r * math.cos(t), y + r * math.sin(t))
+            draw.line((x, y, *end), fill=ink, width=6)
+    clutter = np.asarray(canvas.reduce(SUPERSAMPLE), np.float32) / 255
+    shade = soft + clutter - 128 / 255
+    tint = _color(rng.choice((40, 220)), rng.uniform(0, 0.1), luma)
+    return tint + shade[..., None]  # [SIDE, SIDE, 3]
+
+
+def draw_factors(split, index):
+    """The labels of one example: shapes take turns, the rest is drawn.
+
+    `split` is "train" or "test", `index` counts from 0; returns `Factors`.
+    """
+    rng = np.random.default_rng((_SPLITS.index(split), index, 0))
+    return Factors(
+        shape=index % len(SHAPES),
+        color=int(rng.integers(len(COLORS))),
+        orientation=int(rng.integers(len(ORIENTATIONS))),
+        texture=int(rng.integers(len(TEXTURES))),
+    )
+
+
+def render(split, index, factors):
+    """Draws one image: `factors` decide what is labelled, the rest is drawn.
+
+    Position, size, jitter, polarity and background are a pure function of
+    (split, index), whatever the factors. Returns [SIDE, SIDE, 3] uint8 (RGB).
+    """
+    rng = np.random.default_rng((_SPLITS.index(split), index, 1))
+    size = rng.uniform(0.5, 0.85)
+    reach = size / 2 - 0.08
+    center = rng.uniform(reach, 1 - reach, 2)
+    angle = 90 * factors.orientation + rng.uniform(-20, 20)
+    aspect = math.exp(rng.uniform(-0.35, 0.35))
+    shear = rng.uniform(-0.25, 0.25)
+    hue = _HUES[factors.color] + rng.uniform(-9, 9)
+    polarity = rng.choice((-1, 1))  # the shape is darker or lighter
+    ground = 0.5 - polarity * rng.uniform(0, 0.14)
+    contrast = polarity * rng.uniform(0.28, 0.36)
+    saturation = rng.uniform(0.35, 0.75)
+    first = _color(hue, saturation, ground + contrast)
+    # Half of the patterns straddle the luma of the ground: grey values alone
+    # do not separate figure from ground.
+    other = contrast * rng.choice((-0.5, 0.5))
+    second = _color(hue, saturation, ground + other)
+    backdrop = _background(rng, ground)
+    mask = shape_mask(
+        factors.shape,
+        center=center,
+        size=size,
+        angle=angle,
+        aspect=aspect,
+        shear=shear,
+    )[..., None]  # [SIDE, SIDE, 1]
+    mix = _pattern(factors.texture, rng, center)[..., None]
+    fill = first + mix * (second - first)  # [SIDE, SIDE, 3]
+    image = backdrop + mask * (fill - backdrop)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,134 @@
+"""Opens the dataset that a user names, whatever it is."""
+
+from typing import Optional
+
+from clsa_tf.data.folder import open_folder
+from clsa_tf.data.order import Source
+from clsa_tf.data.records import MEMORY_BYTES, WINDOW_RECORDS
+from clsa_tf.data.tfds_source import open_tfds
+from clsa_tf.data.tfrecord import open_tfrecords
+from clsa_tf.errors import UserError
+
+FOLDER, TFRECORD = "folder:", "tfrecord:"
+
+
+def open_source(
+    dataset: str,
+    *,
+    split: str = "",
+    data_dir: str = "",
+    labels: str = "auto",
+    holdout: float = 0.1,
+    role: str = "train",
+    num_examples: int = 0,
+    download: bool = False,
+    window: int = WINDOW_RECORDS,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Optional[Source]:
+    """Opens a dataset of images.
+
+    Spellings of `dataset`:
+
+    * `folder:/photos`: .jpg .jpeg .png .bmp .gif files anywhere below. It is
+      labelled if every image lies below one of two or more first-level
+      folders, the classes. If it has the folders `train` and one of `test`,
+      `val`, `validation`, these are the splits, and the classes are below
+      them. Otherwise a share `holdout` of a labelled folder, chosen by a hash
+      of the path, is for role "eval", the rest for role "train".
+    * `tfrecord:gs://bucket/train-*`: `tf.train.Example` with `image/encoded`
+      or `image`, and maybe `image/class/label` or `label`. For role "eval"
+      there are records only if `holdout` is 1: all of them.
+    * `shapes`, which is drawn when first used.
+    * a tensorflow-datasets name (`cifar10`, `imagenet2012:5.1.0`, `a/b`) or
+      the directory of a prepared one. Role "eval" means `split` or, if that
+      is empty, the first of `test`, `validation` that has labels.
+
+    Files up to `memory_bytes` are read into memory, larger record files are
+    streamed; folders are read file by file.
+
+    Args:
+        dataset: one of the above.
+        split: which part; empty for the usual one of the role.
+        data_dir: where tensorflow-datasets are prepared; empty for theirs.
+        labels: "auto", or "none" to ignore labels.
+        holdout: share for evaluation, in [0, 1]; 1 to evaluate on all of it.
+        role: "train" or "eval".
+        num_examples: records behind a tfrecord pattern; 0 to count them.
+        download: whether tensorflow-datasets may download what is missing.
+        window: records among which a streamed source is shuffled.
+        memory_bytes: size up to which records are read into memory.
+
+    Returns:
+        A `Source`; None if there is no labelled data for role "eval".
+
+    Raises:
+        UserError: there is no such dataset, or it holds no images.
+    """
+    memory = {"window": window, "memory_bytes": memory_bytes}
+    if dataset.startswith(FOLDER):
+        source = open_folder(
+            dataset[len(FOLDER) :],
+            split=split,
+            labels=labels,
+            holdout=holdout,
+            role=role,
+        )
+    elif dataset.startswith(TFRECORD):
+        if split not in ("", "train"):
+            raise UserError(
+                f"Expected no split with {dataset}, received {split}; name "
+                "the files of the split in the pattern."
+            )
+        if role == "eval" and holdout < 1:
+            return None
+        source = open_tfrecords(
+            dataset[len(TFRECORD) :],
+            labels=labels,
+            num_examples=num_examples if role == "train" else 0,
+            **memory,
+        )
+    else:
+        source = open_tfds(
+            dataset,
+            split=split,
+            data_dir=data_dir,
+            labels=labels,
+            role=role,
+            download=download,
+            **memory,
+        )
+    unlabelled = source and not source.class_names
+    return None if role == "eval" and unlabelled else source
+
+
+def open_train_source(config) -> Source:
+    """Opens what a run trains on; see `open_source` for what it raises."""
+    return open_source(
+        config.dataset,
+        split=config.split,
+        role="train",
+        num_examples=config.num_examples,
+        **_common(config),
+    )
+
+
+def open_eval_source(config) -> Optional[Source]:
+    """Opens what a run is evaluated on; None if that has no labels."""
+    settings = _common(config)
+    if config.eval_dataset:
+        settings["holdout"] = 1.0  # a dataset of its own: all of it
+    return open_source(
+        config.eval_dataset or config.dataset,
+        split=config.eval_split,
+        role="eval",
+        **settings,
+    )
+
+
+def _common(config):
+    return {
+        "data_dir": config.data_dir,
+        "labels": config.labels,
+        "holdout": config.holdout,
+        "download": config.download,
+    }

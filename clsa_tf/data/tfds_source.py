@@ -1,0 +1,250 @@
+"""Datasets prepared by tensorflow-datasets as a source."""
+
+import dataclasses
+import difflib
+import os
+import posixpath
+import re
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from clsa_tf.data import shapes
+from clsa_tf.data.order import Source
+from clsa_tf.data.records import (
+    MEMORY_BYTES,
+    WINDOW_RECORDS,
+    Format,
+    Shard,
+    from_getter,
+    from_shards,
+)
+from clsa_tf.errors import UserError
+
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+NAME = re.compile(rf"(\w+)(?:/([\w.+-]+))?(?::({VERSION.pattern}))?")
+ARCHIVE = re.compile(r"[\w.-]+\.(?:tar\.gz|tgz|tar|zip)\b")
+INFO = "dataset_info.json"
+EVAL_SPLITS = ("test", "validation", "val")
+
+
+def open_tfds(
+    dataset: str,
+    *,
+    split: str,
+    data_dir: str,
+    labels: str,
+    role: str,
+    download: bool = False,
+    window: int = WINDOW_RECORDS,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Optional[Source]:
+    """Opens a prepared dataset; nothing is fetched unless `download`.
+
+    Args:
+        dataset: `name`, `name/config`, either with `:1.2.3`, or the directory
+            of a prepared dataset.
+        split: such as `"train"` or `"train[:10%]"`; empty for the usual one.
+        data_dir: where datasets are prepared; empty for the default.
+        labels: "auto" or "none".
+        role: "train" or "eval".
+        download: whether to download and prepare what is missing.
+        window: records among which the order is shuffled.
+        memory_bytes: size up to which a split is read into memory.
+
+    Returns:
+        A `Source`, or None if there is nothing to evaluate on.
+
+    Raises:
+        UserError: there is no such dataset or split, or it has no images.
+    """
+    builder = _builder(dataset, data_dir, download)
+    form = _format(dataset, builder.info.features, labels)
+
+    def open_split(name):
+        return _open_split(dataset, builder, name, form, window, memory_bytes)
+
+    if split or role == "train":
+        return open_split(split or "train")
+    for name in EVAL_SPLITS:
+        if form.label and name in builder.info.splits:
+            source = open_split(name)
+            if source.class_names:  # ImageNet's test images have none
+                return source
+    return None
+
+
+def _builder(dataset, data_dir, download):
+    data_dir = os.path.expanduser(
+        data_dir
+        or os.environ.get("TFDS_DATA_DIR")
+        or posixpath.join("~", "tensorflow_datasets")
+    )
+    if dataset == "shapes":
+        return shapes.prepare(data_dir)
+    if tf.io.gfile.exists(posixpath.join(dataset, INFO)):
+        return tfds.builder_from_directory(dataset)
+    match = NAME.fullmatch(dataset)
+    if not match:
+        raise UserError(
+            "Expected folder:PATH, tfrecord:PATTERN, a tensorflow-datasets "
+            f"name or a directory with {INFO}, received {dataset}; use one of "
+            "these spellings."
+        )
+    directory = _find(data_dir, *match.groups())
+    if directory:
+        return tfds.builder_from_directory(directory)
+    return _missing(dataset, match.group(1), data_dir, download)
+
+
+def _find(data_dir, name, config, version):
+    """Returns the directory of the newest prepared version, or None."""
+    root = posixpath.join(data_dir, name)
+    found = set()
+    for depth in [config] if config else [None, "*"]:
+        parts = [root, depth, version or "*", INFO]
+        for path in _glob(posixpath.join(*filter(None, parts))):
+            directory = posixpath.dirname(path)
+            if VERSION.fullmatch(posixpath.basename(directory)):
+                found.add(directory)
+    configs = {posixpath.dirname(directory) for directory in found}
+    if len(configs) > 1:
+        names = sorted(f"{name}/{posixpath.basename(c)}" for c in configs)
+        raise UserError(
+            f"Expected one configuration of {name}, received {name}, of which "
+            f"{data_dir} has several; use one of {', '.join(names)}."
+        )
+    return max(found, key=_version, default=None)
+
+
+def _version(directory):
+    return [int(n) for n in posixpath.basename(directory).split(".")]
+
+
+def _glob(pattern):
+    try:
+        return tf.io.gfile.glob(pattern)
+    except tf.errors.OpError:  # such as a folder or bucket that is absent
+        return []
+
+
+def _missing(dataset, name, data_dir, download):
+    """Prepares a dataset that is not there, or says how to."""
+    _check_name(dataset, name, data_dir)
+    manual = tfds.builder_cls(name).MANUAL_DOWNLOAD_INSTRUCTIONS
+    by_hand = ""
+    if manual:
+        files = sorted(set(ARCHIVE.findall(manual)))
+        place = posixpath.join(data_dir, "downloads", "manual")
+        by_hand = (
+            f"put {' and '.join(files) or 'the files it asks for'} (which its "
+            f"authors give out on request) into {place} and "
+        )
+    if not download:
+        raise UserError(
+            f"Expected {dataset} prepared in {data_dir}, received nothing "
+            f"there; {by_hand}pass --download, or run `tfds build {dataset} "
+            f"--data_dir={data_dir}`, or correct --data_dir."
+        )
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir)
+        builder.download_and_prepare()
+    except Exception as error:  # of the network, of tfds, of the dataset
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"Expected to download {dataset} into {data_dir}, received "
+            f"{type(error).__name__} ({reason}); {by_hand}try again."
+        ) from error
+    return builder
+
+
+def _check_name(dataset, name, data_dir):
+    known = [*tfds.list_builders(with_community_datasets=False), "shapes"]
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known)
+    hint = f"use {' or '.join(close)}" if close else "correct it"
+    raise UserError(
+        "Expected the name of a tensorflow-datasets dataset, or of one "
+        f"prepared in {data_dir}, received {dataset}; {hint}, or correct "
+        "--data_dir."
+    )
+
+
+def _format(dataset, features, labels) -> Format:
+    # A dataset may also be a single feature, which has no names.
+    parts = dict(features.items()) if hasattr(features, "items") else {}
+    image = parts.get("image")
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise UserError(
+            "Expected a dataset with 8-bit images called image, received "
+            f"{dataset} with {', '.join(sorted(parts))}; choose another."
+        )
+    has_label = isinstance(parts.get("label"), tfds.features.ClassLabel)
+    return Format("image", "label" if has_label and labels == "auto" else "")
+
+
+def _open_split(dataset, builder, split, form, window, memory_bytes):
+    splits = builder.info.splits
+    try:
+        parts = splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"Expected one of the splits {', '.join(splits)} of {dataset}, or "
+            f"a part such as train[:10%], received {split}; correct it."
+        ) from error
+    name, size = f"{dataset}/{split}", sum(part.take for part in parts)
+    if not size:
+        raise UserError(
+            f"Expected examples in {name}, received none; choose another split."
+        )
+    total = sum(
+        tf.io.gfile.stat(os.fspath(p.filename)).length
+        * p.take
+        / max(1, p.examples_in_shard)
+        for p in parts
+    )
+    source = dict(name=name, size=size, form=form, memory=total <= memory_bytes)
+    if builder.info.file_format.value == "tfrecord":
+        source = from_shards(_shards(name, parts), window=window, **source)
+    else:
+        source = from_getter(_getter(builder, split), **source)
+    return _with_classes(source, builder.info.features, form)
+
+
+def _shards(name, parts):
+    shards, number = [], 0
+    for part in parts:
+        path = os.fspath(part.filename)
+        shards.append(Shard(path, part.skip, part.take, name, number))
+        number += part.take
+    return shards
+
+
+def _getter(builder, split):
+    """Returns a function from an index to the record, for array_record."""
+    try:
+        return builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        ).__getitem__
+    except NotImplementedError as error:
+        form = builder.info.file_format.value
+        raise UserError(
+            f"Expected {builder.name} as tfrecord or array_record files, "
+            f"received {form}; prepare it again with `tfds build "
+            f"{builder.name} --file_format=tfrecord`."
+        ) from error
+
+
+def _with_classes(source, features, form):
+    """Adds the class names, if the examples do have labels."""
+    if not form.label:
+        return source
+    first = source.examples(start=0, seed=0, shuffle=False, repeat=False)
+    if next(first.as_numpy_iterator())["label"] < 0:
+        return source
+    label = features[form.label]
+    names = label.names or [str(i) for i in range(label.num_classes)]
+    return dataclasses.replace(source, class_names=tuple(names))

@@ -1,0 +1,151 @@
+"""The augmentations again, with Pillow and NumPy: the oracle of the tests.
+
+Everything here takes parameters that were drawn elsewhere, applies them the
+way torchvision and the released code of CLSA do, and shares no line with
+`clsa_tf`. Images are u8[H,W,3] arrays; `OPS` work on Pillow images.
+"""
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+_AFFINE = Image.Transform.AFFINE
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+def _fraction(level, maximum):
+    return float(level) * maximum / 10
+
+
+def _whole(level, maximum):
+    return int(level * maximum / 10)
+
+
+def _factor(level):
+    return _fraction(level, 0.9) + 0.05
+
+
+def _shear_x(image, level, sign):
+    shear = sign * _fraction(level, 0.3)
+    return image.transform(image.size, _AFFINE, (1, shear, 0, 0, 1, 0))
+
+
+def _shear_y(image, level, sign):
+    shear = sign * _fraction(level, 0.3)
+    return image.transform(image.size, _AFFINE, (1, 0, 0, shear, 1, 0))
+
+
+def _translate_x(image, level, sign):
+    pixels = int(sign * _fraction(level, 0.3) * image.size[0])
+    return image.transform(image.size, _AFFINE, (1, 0, pixels, 0, 1, 0))
+
+
+def _translate_y(image, level, sign):
+    pixels = int(sign * _fraction(level, 0.3) * image.size[1])
+    return image.transform(image.size, _AFFINE, (1, 0, 0, 0, 1, pixels))
+
+
+OPS = {
+    "AutoContrast": lambda x, v, s: ImageOps.autocontrast(x),
+    "Brightness": lambda x, v, s: ImageEnhance.Brightness(x).enhance(
+        _factor(v)
+    ),
+    "Color": lambda x, v, s: ImageEnhance.Color(x).enhance(_factor(v)),
+    "Contrast": lambda x, v, s: ImageEnhance.Contrast(x).enhance(_factor(v)),
+    "Equalize": lambda x, v, s: ImageOps.equalize(x),
+    "Identity": lambda x, v, s: x,
+    "Posterize": lambda x, v, s: ImageOps.posterize(x, _whole(v, 4) + 4),
+    "Rotate": lambda x, v, s: x.rotate(s * _whole(v, 30)),
+    "Sharpness": lambda x, v, s: ImageEnhance.Sharpness(x).enhance(_factor(v)),
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "Solarize": lambda x, v, s: ImageOps.solarize(x, 256 - _whole(v, 256)),
+    "TranslateX": _translate_x,
+    "TranslateY": _translate_y,
+}
+
+
+def op(name, image, level, sign):
+    """One strong operation on an array."""
+    result = OPS[name](Image.fromarray(image), int(level), int(sign))
+    return np.asarray(result)
+
+
+def hue(image, factor):
+    """torchvision's adjust_hue on a Pillow image."""
+    h, s, v = image.convert("HSV").split()
+    shift = np.int32(float(factor) * 255).astype(np.uint8)
+    h = Image.fromarray(np.asarray(h) + shift)
+    return Image.merge("HSV", (h, s, v)).convert("RGB")
+
+
+_JITTERS = (
+    lambda x, f: ImageEnhance.Brightness(x).enhance(f),
+    lambda x, f: ImageEnhance.Contrast(x).enhance(f),
+    lambda x, f: ImageEnhance.Color(x).enhance(f),
+    hue,
+)
+
+
+def weak(image, params):
+    """Jitter, greyscale, blur, flip."""
+    params = {key: np.asarray(value) for key, value in params.items()}
+    image = Image.fromarray(image)
+    if params["jitter"]:
+        for index in params["order"]:
+            image = _JITTERS[index](image, float(params["factors"][index]))
+    if params["gray"]:
+        image = image.convert("L").convert("RGB")
+    if params["blur"]:
+        sigma = float(params["sigma"])
+        image = image.filter(ImageFilter.GaussianBlur(radius=sigma))
+    if params["flip"]:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
+
+
+def strong(image, params):
+    """The drawn sequence of operations."""
+    params = {key: np.asarray(value) for key, value in params.items()}
+    for index, applied in enumerate(params["apply"]):
+        if applied:
+            name = list(OPS)[params["op"][index]]
+            image = op(
+                name, image, params["level"][index], params["sign"][index]
+            )
+    return image
+
+
+def resize_box(image, box, size):
+    """torchvision's resized_crop; box is (top, left, height, width)."""
+    top, left, height, width = (int(x) for x in box)
+    crop = Image.fromarray(image).crop((left, top, left + width, top + height))
+    return np.asarray(crop.resize((size, size), _BILINEAR))
+
+
+def central(image, size, short):
+    """torchvision's Resize(short) then CenterCrop(size)."""
+    height, width = image.shape[:2]
+    if width <= height:
+        resized = (short, int(short * height / width))
+    else:
+        resized = (int(short * width / height), short)
+    image = Image.fromarray(image).resize(resized, _BILINEAR)
+    left = int(round((resized[0] - size) / 2.0))
+    top = int(round((resized[1] - size) / 2.0))
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def view(image, params, size):
+    """Crop, weak chain and, if drawn, the strong sequence."""
+    image = resize_box(image, np.asarray(params["box"]), size)
+    image = weak(image, params["weak"])
+    return strong(image, params["strong"]) if "strong" in params else image
+
+
+def photograph(height, width, seed=0):
+    """A smooth colour picture with some noise; u8[H,W,3]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((width, height), _BILINEAR)
+    noise = rng.normal(0, 12, (height, width, 3))
+    return np.clip(np.asarray(large) + noise, 0, 255).astype(np.uint8)

@@ -1,0 +1,489 @@
+"""Decoding, batches as a function of (seed, step), and unreadable images."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from clsa_tf.augment.views import View
+from clsa_tf.data import decode
+from clsa_tf.data.checks import check_sizes
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.order import Source
+from clsa_tf.data.pipeline import evaluation_batches, training_batches
+from clsa_tf.data.sources import open_source
+from clsa_tf.errors import UserError
+
+WEAK = View("query", 8, 0.2, 1.0, "weak")
+KEY = View("key", 8, 0.2, 1.0, "weak", shuffle=True)
+VIEWS = (
+    WEAK,
+    KEY,
+    View("strong_0", 6, 0.2, 1.0, "strong"),
+    View("strong_1", 6, 0.2, 1.0, "strong"),
+)
+
+
+def picture(number=0, size=(31, 23)):
+    """A coloured picture, its details as large as those of a photograph."""
+    grid = np.random.RandomState(number).randint(0, 256, (4, 5, 3))
+    return Image.fromarray(grid.astype(np.uint8)).resize(size, Image.BICUBIC)
+
+
+def contents(image, form, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def with_alpha(image):
+    alpha = Image.linear_gradient("L").resize(image.size)
+    image = image.copy()
+    image.putalpha(alpha)
+    return image
+
+
+READABLE = {
+    "JPEG": contents(picture(), "JPEG"),
+    "JPEG, progressive": contents(picture(), "JPEG", progressive=True),
+    "JPEG, grey": contents(picture().convert("L"), "JPEG"),
+    "JPEG, CMYK": contents(picture().convert("CMYK"), "JPEG"),
+    "JPEG, 1 px": contents(picture(size=(1, 1)), "JPEG"),
+    "PNG": contents(picture(), "PNG"),
+    "PNG, grey": contents(picture().convert("L"), "PNG"),
+    "PNG, 1 bit": contents(picture().convert("1"), "PNG"),
+    "PNG, palette": contents(picture().quantize(16), "PNG"),
+    "PNG, alpha": contents(with_alpha(picture()), "PNG"),
+    "PNG, grey and alpha": contents(with_alpha(picture().convert("L")), "PNG"),
+    "BMP": contents(picture(), "BMP"),
+    "BMP, alpha": contents(with_alpha(picture()), "BMP"),
+    "BMP, grey": contents(picture().convert("L"), "BMP"),
+    "BMP, palette": contents(picture().quantize(16), "BMP"),
+    "GIF": contents(picture(), "GIF"),
+    "GIF, animated": contents(
+        picture(), "GIF", save_all=True, append_images=[picture(1)]
+    ),
+}
+UNREADABLE = {
+    "truncated.jpg": READABLE["JPEG"][:300],
+    "truncated.png": READABLE["PNG"][:-60],
+    "truncated.bmp": READABLE["BMP"][:-60],
+    "truncated.gif": READABLE["GIF"][:60],
+    "text.jpg": b"This is not an image.",
+    "header.bmp": b"BM",
+    "empty.png": b"",
+}
+
+
+def photo_folder(path, good=12, bad=()):
+    """Writes images a-00.png …, and among them."""
+    path.mkdir(exist_ok=True)
+    for n in range(good):
+        picture(n).save(path / f"a-{n:02d}.png")
+    for name in bad:
+        (path / name).write_bytes(UNREADABLE.get(name, b"no image"))
+    return open_source(f"folder:{path}", labels="none")
+
+
+def batches(source, count, *, start=0, share=0.0, faults=None, **options):
+    settings = dict(batch_size=5, seed=3, strong_ops=2, views=(WEAK, KEY))
+    settings.update(options)
+    data = training_batches(
+        source,
+        settings.pop("views"),
+        start_step=start,
+        faults=faults or Faults(max_bad_share=share),
+        **settings,
+    )
+    return list(data.take(count).as_numpy_iterator())
+
+
+def assert_same(first, second):
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def one_sentence(error):
+    text = str(error)
+    assert text.startswith("Expected ") and ", received " in text
+    assert text.endswith(".") and "; " in text and "\n" not in text
+    return text
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("kind", READABLE)
+def test_decode_equals_pillow(kind):
+    expected = Image.open(io.BytesIO(READABLE[kind])).convert("RGB")
+    for function in (decode.decode, tf.function(decode.decode)):
+        image = function(tf.constant(READABLE[kind]))
+        assert image.dtype == tf.uint8
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_sixteen_bits_keep_the_high_byte():
+    values = np.arange(0, 65536, 97, dtype=np.uint16).reshape(26, 26)
+    image = decode.decode(contents(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(image[..., 1], values // 256)
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_is_told_and_black(name):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode.decode(tf.constant(UNREADABLE[name]))
+    data = tf.data.Dataset.from_tensors(UNREADABLE[name])
+    worked, image = next(iter(data.map(decode.try_decode)))
+    assert not worked
+    np.testing.assert_array_equal(image, np.zeros([1, 1, 3]))
+
+
+# Batches
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return photo_folder(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def whole(source):
+    """Steps 0 … 7: three epochs."""
+    return batches(source, 8)
+
+
+@pytest.fixture(scope="module")
+def strong(source):
+    """Steps 0 and 1, with strong views."""
+    return batches(source, 2, views=VIEWS)
+
+
+def test_shapes(strong):
+    shapes = {name: (x.shape, x.dtype) for name, x in strong[0].items()}
+    assert shapes == {
+        "query": ((5, 8, 8, 3), np.uint8),
+        "key": ((5, 8, 8, 3), np.uint8),
+        "key_rows": ((5,), np.int32),
+        "strong_0": ((5, 6, 6, 3), np.uint8),
+        "strong_1": ((5, 6, 6, 3), np.uint8),
+    }
+
+
+def test_static_shapes(source):
+    data = training_batches(
+        source,
+        (WEAK, KEY),
+        batch_size=5,
+        seed=0,
+        start_step=0,
+        strong_ops=2,
+        faults=Faults(max_bad_share=0.0),
+    )
+    shapes = {n: tuple(spec.shape) for n, spec in data.element_spec.items()}
+    assert shapes["key"] == shapes["query"] == (5, 8, 8, 3)
+    assert shapes["key_rows"] == (5,)
+
+
+@pytest.mark.parametrize("start", [1, 5])  # 12 images, 5 per step
+def test_tail_after_a_restart_is_the_same(source, whole, start):
+    tail = batches(source, 8 - start, start=start)
+    assert_same(tail, whole[start:])
+
+
+@pytest.mark.parametrize("parallel_calls", [1, 7])
+def test_parallel_equals_serial(source, whole, parallel_calls):
+    again = batches(source, 8, parallel_calls=parallel_calls)
+    assert_same(again, whole)
+
+
+def test_strong_views_restart_too(source, strong):
+    tail = batches(source, 1, start=1, views=VIEWS, parallel_calls=1)
+    assert_same(tail, strong[1:])
+
+
+def test_seed_alone_decides(source, whole):
+    tf.random.set_seed(11)
+    assert_same(batches(source, 2), whole[:2])
+    other = batches(source, 1, seed=4)[0]
+    assert not np.array_equal(other["query"], whole[0]["query"])
+
+
+def test_views_have_seeds_of_their_own(whole, strong):
+    for batch in strong:
+        for a, b in zip(batch["strong_0"], batch["strong_1"]):
+            assert not np.array_equal(a, b)
+    # Twelve images, eight steps: every image comes again, with other crops.
+    rows = np.concatenate([b["query"] for b in whole])
+    assert len(np.unique(rows.reshape(len(rows), -1), axis=0)) == len(rows)
+
+
+def test_a_view_does_not_depend_on_the_views_after_it(whole, strong):
+    for a, b in zip(whole[:2], strong):
+        np.testing.assert_array_equal(a["query"], b["query"])
+        np.testing.assert_array_equal(a["key"], b["key"])
+
+
+def test_a_row_depends_on_its_counter_alone(source, whole):
+    single = batches(source, 15, batch_size=1)  # step = counter
+    rows = np.concatenate([b["query"] for b in whole[:3]])
+    np.testing.assert_array_equal(
+        rows, np.concatenate([b["query"] for b in single])
+    )
+
+
+def test_shuffled_rows_unpermute(source):
+    views = [
+        View(name, 8, 0.2, 1.0, "weak", shuffle=shuffle)
+        for name, shuffle in (("a", False), ("b", True), ("c", True))
+    ]
+    straight = [View(v.name, 8, 0.2, 1.0, "weak") for v in views]
+    steps = batches(source, 4, views=views)
+    permutations = []
+    for batch, expected in zip(steps, batches(source, 4, views=straight)):
+        assert batch.keys() == expected.keys() | {"b_rows", "c_rows"}
+        np.testing.assert_array_equal(batch["a"], expected["a"])
+        for name in "bc":
+            rows = batch[f"{name}_rows"]
+            assert sorted(rows) == list(range(5))
+            np.testing.assert_array_equal(batch[name], expected[name][rows])
+            np.testing.assert_array_equal(
+                batch[name][np.argsort(rows)], expected[name]
+            )
+            permutations.append(tuple(rows))
+    assert len(set(permutations)) > 5
+    assert_same(batches(source, 1, start=3, views=views), steps[3:])
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_records_too_restart_anywhere(tmp_path, limit):
+    with tf.io.TFRecordWriter(str(tmp_path / "r-0")) as first:
+        with tf.io.TFRecordWriter(str(tmp_path / "r-1")) as second:
+            for n in range(13):
+                image = tf.train.Feature(
+                    bytes_list=tf.train.BytesList(
+                        value=[contents(picture(n), "JPEG")]
+                    )
+                )
+                example = tf.train.Example(
+                    features=tf.train.Features(feature={"image": image})
+                )
+                writer = first if n < 8 else second
+                writer.write(example.SerializeToString())
+    source = open_source(
+        f"tfrecord:{tmp_path}/r-*", window=4, memory_bytes=limit
+    )
+    whole = batches(source, 7)
+    tail = batches(source, 4, start=3, parallel_calls=1)
+    assert_same(tail, whole[3:])
+
+
+# Unreadable images
+
+
+def test_every_kind_of_file_at_once(tmp_path):
+    for i, (kind, content) in enumerate(READABLE.items()):
+        suffix = kind[:3].replace("JPE", "jpg").lower()
+        (tmp_path / f"{i:02d}.{suffix}").write_bytes(content)
+    source = photo_folder(tmp_path, good=0, bad=UNREADABLE)
+    assert source.size == len(READABLE) + len(UNREADABLE)
+    faults = Faults(max_bad_share=0.5)
+    steps = batches(source, 8, batch_size=12, faults=faults)
+    assert len(steps) == 8  # four epochs
+    assert faults.count == len(UNREADABLE) and faults.error() is None
+
+
+def test_bad_rows_show_the_next_readable_one(tmp_path):
+    source = photo_folder(tmp_path)
+    good = batches(source, 24, batch_size=1)  # step = counter
+    examples = source.examples(start=0, seed=3, shuffle=True, repeat=True)
+    order = [
+        e["name"].decode()[-6:-4] for e in examples.take(24).as_numpy_iterator()
+    ]
+    bad = [order[place] for place in (0, 4, 5, 9)]  # 5 ends its batch
+    for number in bad:
+        (tmp_path / f"a-{number}.png").write_bytes(b"damaged meanwhile")
+    steps = batches(source, 4, batch_size=6, share=0.5)
+    replaced = 0
+    for step, batch in enumerate(steps):
+        counters = list(range(6 * step, 6 * step + 6))
+        for row, counter in enumerate(counters):
+            following = counters[row:] + counters[:row]
+            donor = next(i for i in following if order[i] not in bad)
+            replaced += donor != counter
+            for name, place in (
+                ("query", row),
+                ("key", batch["key_rows"].tolist().index(row)),
+            ):
+                np.testing.assert_array_equal(
+                    batch[name][place], good[donor][name][0]
+                )
+    assert replaced == 8  # four bad images in each of two epochs
+
+
+def run_until_error(source, faults, **options):
+    with pytest.raises(tf.errors.OpError):
+        batches(source, 20, faults=faults, **options)
+    return one_sentence(faults.error())
+
+
+def test_too_many_bad_images(tmp_path):
+    source = photo_folder(tmp_path, bad=("b.png", "text.jpg"))
+    tolerant = Faults(max_bad_share=0.15)  # of 14
+    batches(source, 9, faults=tolerant)
+    assert tolerant.error() is None and tolerant.count == 2
+    strict = Faults(max_bad_share=0.14)
+    text = run_until_error(source, strict)
+    assert "2 among 14 (14.3%)" in text
+    assert "at most 14.0%" in text and "--max_bad_share" in text
+    assert str(tmp_path / "text.jpg") in text
+    assert str(tmp_path / "b.png") in text
+
+
+def test_a_batch_without_any_readable_image(tmp_path):
+    source = photo_folder(
+        tmp_path, good=1, bad=[f"b-{n}.png" for n in range(9)]
+    )
+    text = run_until_error(source, Faults(max_bad_share=1.0), batch_size=2)
+    assert "whole batch" in text and "b-" in text
+
+
+def large(size):
+    """A source of which nothing is read."""
+    return Source(f"of {size}", size, None, True, None, None)
+
+
+def test_few_images_are_not_yet_a_share():
+    source, faults = large(10**6), Faults(max_bad_share=0.01)
+    ten = [f"{n}" for n in range(10)]
+    assert faults.report(ten, source=source, seen=20)
+    assert faults.report(["3", "4"], source=source, seen=30)  # known ones
+    assert faults.count == 10 and faults.error() is None
+    assert not faults.report(["x"], source=source, seen=40)
+    assert "11 among 40 (27.5%)" in one_sentence(faults.error())
+    assert not faults.report([], source=source, seen=10**6)  # it stays so
+
+
+def test_the_share_is_of_the_distinct_images_of_a_source():
+    many, faults = [f"{n}" for n in range(50)], Faults(max_bad_share=0.01)
+    assert faults.report(many, source=large(10**6), seen=5000)
+    small = large(200)  # seen 25 times
+    assert faults.report(["a", "b"], source=small, seen=5000)
+    assert not faults.report(["c"], source=small, seen=5000)
+    text = one_sentence(faults.error())
+    assert "3 among 200" in text and "of 200" in text
+
+
+def test_ten_names_are_logged(caplog):
+    faults = Faults(max_bad_share=1.0)
+    for n in range(15):
+        names = [f"file-{n}", "file-0"]
+        faults.report(names, source=large(100), seen=n + 1)
+    named = [r.getMessage() for r in caplog.records if "file-" in r.message]
+    assert len(named) == 10 and "file-9" in named[-1]
+    assert faults.count == 15
+
+
+# Evaluation
+
+
+def test_evaluation_in_order_with_labels(tmp_path):
+    for n in range(7):
+        (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
+        Image.new("L", (12, 10), 10 * n).save(
+            tmp_path / "ab"[n % 2] / f"{n}.png"
+        )
+    (tmp_path / "a" / "3.png").write_bytes(b"bad")
+    source = open_source(f"folder:{tmp_path}", holdout=0.0)
+    faults = Faults(max_bad_share=0.2)
+    found = list(
+        evaluation_batches(
+            source, image_size=4, keep=0.875, batch_size=3, faults=faults
+        ).as_numpy_iterator()
+    )
+    assert [images.shape[0] for images, _ in found] == [3, 3, 1]
+    images = np.concatenate([images for images, _ in found])
+    labels = np.concatenate([labels for _, labels in found])
+    assert images.shape == (7, 4, 4, 3) and images.dtype == np.uint8
+    expected = np.array([0, 20, 40, 60, 10, 30, 50])[:, None, None, None]
+    np.testing.assert_array_equal(images, expected + np.zeros([4, 4, 3]))
+    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert labels.dtype == np.int64
+    assert faults.count == 1 and faults.error() is None
+
+
+def test_evaluation_of_a_part(tmp_path):
+    for n in range(40):  # the first ones are all of one class
+        (tmp_path / "ab"[n // 20]).mkdir(exist_ok=True)
+        Image.new("L", (5, 5), n).save(
+            tmp_path / "ab"[n // 20] / f"{n:02d}.png"
+        )
+    source = open_source(f"folder:{tmp_path}", holdout=0.0)
+
+    def pixels_and_labels(limit):
+        data = evaluation_batches(
+            source,
+            image_size=2,
+            keep=1.0,
+            batch_size=5,
+            faults=Faults(max_bad_share=0.0),
+            limit=limit,
+        )
+        found = list(data.unbatch().as_numpy_iterator())
+        return [(int(image[0, 0, 0]), label) for image, label in found]
+
+    part = pixels_and_labels(12)
+    assert len(set(part)) == 12 and {label for _, label in part} == {0, 1}
+    assert all(label == pixel // 20 for pixel, label in part)
+    assert pixels_and_labels(12) == part
+    assert pixels_and_labels(99) == [(n, n // 20) for n in range(40)]
+
+
+def test_evaluation_with_too_many_bad_images(tmp_path):
+    source = photo_folder(tmp_path, good=3, bad=("text.jpg",))
+    faults = Faults(max_bad_share=0.1)
+    data = evaluation_batches(
+        source, image_size=4, keep=1.0, batch_size=2, faults=faults
+    )
+    with pytest.raises(tf.errors.OpError):
+        list(data)
+    assert "1 among 4" in one_sentence(faults.error())
+
+
+# Checks
+
+
+def test_batch_larger_than_the_dataset(source):
+    with pytest.raises(UserError) as error:
+        batches(source, 1, batch_size=13)
+    text = one_sentence(error.value)
+    assert "at most 12" in text and "received 13" in text
+    assert batches(source, 1, batch_size=12, views=(WEAK,))
+
+
+def test_crops_larger_than_the_images(tmp_path):
+    for n in range(9):  # the longer side decides: five are smaller than 32
+        size = (30, 20) if n < 5 else (20, 32)
+        picture(n, size).save(tmp_path / f"{n}.png")
+    source = open_source(f"folder:{tmp_path}")
+    views = (WEAK, View("large", 32, 0.2, 1.0, "weak"))
+    with pytest.raises(UserError) as error:
+        check_sizes(source, views, allow_upscaling=False)
+    text = one_sentence(error.value)
+    assert "32 px" in text and "30x20 px" in text
+    assert "--allow_upscaling" in text
+    check_sizes(source, views, allow_upscaling=True)
+    check_sizes(source, VIEWS, allow_upscaling=False)
+    (tmp_path / "0.png").unlink()  # four of eight remain: not more than half
+    check_sizes(source, views, allow_upscaling=False)
+
+
+def test_no_image_can_be_decoded(tmp_path):
+    source = photo_folder(tmp_path, good=0, bad=UNREADABLE)
+    with pytest.raises(UserError) as error:
+        check_sizes(source, VIEWS, allow_upscaling=True)
+    assert "none can be decoded" in one_sentence(error.value)
