@@ -27,6 +27,7 @@ setuptools.setup(
         "keras-cv>=0.9,<0.10",
         "tensorflow-datasets>=4.9.3,<4.10",
         "tensorflow-metadata<1.16",
+        "importlib-resources>=5",
         "protobuf>=4.25,<5",
         "absl-py>=1.4",
         "numpy>=1.23,<2",

@@ -22,7 +22,8 @@ def _check_versions(python, tensorflow, keras):
         f"Keras {keras or 'not installed'}"
     )
     if (3, 9) <= python <= (3, 11) and all(
-        version and version.startswith("2.15.") for version in (tensorflow, keras)
+        version and version.startswith("2.15.")
+        for version in (tensorflow, keras)
     ):
         return
     raise ImportError(

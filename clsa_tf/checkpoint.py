@@ -29,8 +29,8 @@ class Checkpoints:
     """The newest checkpoints of a run.
 
     What is saved is all variables of the method (both networks, the queue and
-    its pointer) and of the optimizer, whose `iterations` is the step and thereby
-    the position in the data, which is a function of seed and step.
+    its pointer) and of the optimizer, whose `iterations` is the step and
+    thereby the position in the data, which is a function of seed and step.
 
     Writing is atomic: TensorFlow writes under temporary names and renames, and
     only then points the file `checkpoint` at the new one.
@@ -133,9 +133,11 @@ def load_trained(workdir):
     )
     step = _restore_newest(
         os.path.join(workdir, DIRECTORY),
-        lambda path: reader.restore(path)
-        .expect_partial()
-        .assert_existing_objects_matched(),
+        lambda path: (
+            reader.restore(path)
+            .expect_partial()
+            .assert_existing_objects_matched()
+        ),
     )
     return Trained(config, encoder, step, float(seconds.numpy()))
 

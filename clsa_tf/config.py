@@ -19,7 +19,6 @@ from clsa_tf.networks.resnet import BLOCKS, STEMS
 from clsa_tf.optimizer import OPTIMIZERS
 from clsa_tf.options import Crop, option
 
-
 # Within the run's directory: the flagfile that repeats it.
 RUN_FLAGS = "run.flags"
 
@@ -150,7 +149,9 @@ class Config:
     )
     # Where and with what
     workdir: str = option(
-        "", "directory of the run: checkpoints, metrics, pictures", portable=True
+        "",
+        "directory of the run: checkpoints, metrics, pictures",
+        portable=True,
     )
     strategy: str = option(
         "auto",
@@ -174,7 +175,7 @@ class Config:
     options: typing.Any = None  # the method's own, a methods.*.Options
 
     def replace(self, **changes):
-        """Returns a copy with some fields, or options of the method, changed."""
+        """Returns a copy with some fields or options of the method changed."""
         mine = {f.name for f in _fields(Config)}
         options = {k: v for k, v in changes.items() if k not in mine}
         return dataclasses.replace(
@@ -185,13 +186,13 @@ class Config:
 
 
 def default(method="clsa", **changes):
-    """Returns the default configuration of `method` with some fields changed."""
+    """Returns the default configuration of `method`, some fields changed."""
     options = methods.load(method).Options()
     return Config(method=method, options=options).replace(**changes)
 
 
 def define_flags(flag_values=flags.FLAGS):
-    """Defines a flag for every field of `Config` and of every method's options."""
+    """Defines a flag for every field of `Config` and of all `Options`."""
     for field in _fields(Config):
         _define(field, "", flag_values)
     for name, (field, owners) in _method_fields().items():
@@ -212,9 +213,9 @@ def from_flags(flag_values=flags.FLAGS):
     for name, (_, owners) in _method_fields().items():
         if name not in mine and flag_values[name].present:
             raise UserError(
-                f"Expected flags of --method={method}, received --{name}, which "
-                f"belongs to {' and '.join(owners)}; remove it or change "
-                "--method."
+                f"Expected flags of --method={method}, received --{name}, "
+                f"which belongs to {' and '.join(owners)}; remove it or "
+                "change --method."
             )
     # A flag that two methods share has one default per method: only what the
     # person wrote overrides it.

@@ -1,4 +1,4 @@
-"""Replicas: choosing a strategy, gathering over them, updating alike on each."""
+"""Replicas: choosing a strategy, gathering over them, updating each alike."""
 
 import tensorflow as tf
 

@@ -49,7 +49,7 @@ def info_nce(similarities, positive, *, temperature):
 
 
 def ddm(weak, strong, *, temperature):
-    """Distributional divergence: the weak views' distributions teach the strong.
+    """Distributional divergence: weak views' distributions teach the strong.
 
     With `t_i = softmax(weak_i / T)` and `r_j = softmax(strong_j / T)` this is
     the cross-entropy summed over all pairs,

@@ -14,9 +14,9 @@ class SGD(keras.optimizers.SGD):
         g <- g + l2 * w;   v <- momentum * v + g;   w <- w - lr * v
 
     Keras differs twice: its `weight_decay=` is decoupled (it bypasses the
-    momentum: 50 steps without gradient at lr 0.1, decay 0.01, momentum 0.9 leave
-    0.951 of a weight instead of 0.644), and it folds the learning rate into the
-    momentum buffer, which lags whenever the rate changes.
+    momentum: 50 steps without gradient at lr 0.1, decay 0.01, momentum 0.9
+    leave 0.951 of a weight instead of 0.644), and it folds the learning rate
+    into the momentum buffer, which lags whenever the rate changes.
 
     Args:
         learning_rate: float or schedule.
@@ -100,7 +100,7 @@ def make_optimizer(name, learning_rate, *, momentum, l2):
 
 
 def build(optimizer, variables):
-    """Creates the optimizer's own variables, so that a checkpoint fills them."""
+    """Creates the optimizer's variables, so that a checkpoint fills them."""
     if hasattr(optimizer, "build"):
         optimizer.build(variables)
     else:  # tensorflow-addons still builds on Keras' legacy optimizers

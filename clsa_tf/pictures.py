@@ -37,8 +37,7 @@ def views(batch, names, path, *, rows=6):
         for images in columns
     ]
     titles = [
-        f"{name}, {batch[name].shape[1]} px".replace("_", " ")
-        for name in names
+        f"{name}, {batch[name].shape[1]} px".replace("_", " ") for name in names
     ]
     cells = np.stack(columns, axis=1)  # [rows, columns, side, side, 3]
     return gallery(cells, titles, path)

@@ -59,7 +59,8 @@ def report(workdir, *, savedmodel=""):
         else {},
     )
     summary |= {
-        "savedmodel": savedmodel or _newest(os.path.join(workdir, "savedmodel")),
+        "savedmodel": savedmodel
+        or _newest(os.path.join(workdir, "savedmodel")),
         "train_seconds": round(seconds, 1),
         "pictures": paths,
     }

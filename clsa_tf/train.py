@@ -1,4 +1,4 @@
-"""Pretrains an encoder: `python -m clsa_tf.train --flagfile=configs/clsa.flags`.
+"""Pretrains: `python -m clsa_tf.train --flagfile=configs/clsa.flags`.
 
 The same command again resumes where it stopped. Everything the run leaves is in
 `--workdir`; `--flagfile=<workdir>/run.flags` repeats it.
@@ -101,15 +101,14 @@ def run(config):
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=start_step,
-            strong_ops=getattr(config.options, 'strong_ops', 0),
             faults=faults,
         )
 
     announce(config, source, strategy, step, steps_per_epoch, task)
-    draw_views(config, views, batches(step), log)
 
     # ---- Train
     try:
+        draw_views(config, views, batches(step), log)
         for begin, epoch, last_epoch, steps in legs(
             step, steps_per_epoch, config.total_epochs
         ):

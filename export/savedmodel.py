@@ -1,4 +1,4 @@
-"""Exports a run's encoder: `python -m export.savedmodel --workdir=W --output=D`.
+"""Exports: `python -m export.savedmodel --workdir=W --output=D`.
 
 Writes `D/<version>/`, a SavedModel for TensorFlow Serving, complete or not at
 all: it is written under a temporary name, loaded and compared in a process of

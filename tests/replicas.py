@@ -26,11 +26,17 @@ def main(method, replicas, output):
     with strategy.scope():
         model = tiny.make(config)
     reports = tiny.fit(model, tiny.batches(config, 4))
-    arrays = {f"report {i} {k}": v for i, r in enumerate(reports) for k, v in r.items()}
+    arrays = {
+        f"report {i} {k}": v
+        for i, r in enumerate(reports)
+        for k, v in r.items()
+    }
     for i, variable in enumerate(model.variables):
         arrays[f"variable {i} {variable.name}"] = variable.numpy()
         if replicas > 1:
-            copies = [v.numpy() for v in strategy.experimental_local_results(variable)]
+            copies = [
+                v.numpy() for v in strategy.experimental_local_results(variable)
+            ]
             if "moving_" not in variable.name:
                 for copy in copies[1:]:
                     np.testing.assert_array_equal(copy, copies[0])

@@ -160,13 +160,12 @@ def test_eager_map_and_function_agree():
         ({"min_area": 0.0}, "min_area"),
         ({"min_area": 0.5, "max_area": 0.4}, "min_area"),
         ({"max_area": 1.1}, "min_area"),
-        ({"recipe": "medium"}, "weak, strong"),
+        ({"strong_ops": -1}, "strong_ops"),
+        ({"blur": 1.5}, "blur"),
     ],
 )
 def test_impossible_views_are_refused(change, word):
-    settings = dict(
-        name="query", size=8, min_area=0.2, max_area=1.0, recipe="weak"
-    )
+    settings = dict(name="query", size=8, min_area=0.2, max_area=1.0)
     views.View(**settings)
     with pytest.raises(UserError, match=f"^Expected .*{word}.*received .*; "):
         views.View(**{**settings, **change})

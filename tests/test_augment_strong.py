@@ -247,6 +247,14 @@ def test_draws_are_those_of_the_released_code():
     assert abs((drawn["sign"] == -1).mean() - 0.5) < 3.3 * deviation
 
 
+def test_host_and_compiled_draws_agree():
+    draw = tf.function(strong.draw, jit_compile=True)
+    for i in range(20):
+        compiled = draw(tf.constant([i, 3]), num_ops=5)
+        for name, value in strong.draw([i, 3], num_ops=5).items():
+            np.testing.assert_array_equal(compiled[name], value)
+
+
 def test_draws_are_independent_and_with_replacement():
     drawn = draws(3000)
     # All five differ with probability 14*13*12*11*10 / 14**5 = 0.447.
@@ -327,7 +335,7 @@ def test_describe():
     ]
 
 
-VIEW = views.View("strong", 24, min_area=0.2, max_area=0.9, recipe="strong")
+VIEW = views.View("strong", 24, min_area=0.2, max_area=0.9, strong_ops=5)
 
 
 def test_a_view_is_a_function_of_its_seed():
@@ -335,7 +343,7 @@ def test_a_view_is_a_function_of_its_seed():
 
     def make(i):
         seed = tf.stack([7, i])
-        return views.make_view(image, seed, view=VIEW, strong_ops=5)
+        return views.make_view(image, seed, view=VIEW)
 
     seeds = tf.data.Dataset.range(20, output_type=tf.int32)
     mapped = np.stack(list(seeds.map(make).as_numpy_iterator()))
@@ -352,9 +360,7 @@ def test_view_is_crop_then_weak_then_strong(height, width):
     image = pillow_chain.photograph(height, width)
     chain = tf.function(lambda x, p: views.apply_view(x, p, view=VIEW))
     for i in range(25):
-        params = views.draw_view(
-            [i, 6], view=VIEW, height=height, width=width, strong_ops=5
-        )
+        params = views.draw_view([i, 6], view=VIEW, height=height, width=width)
         # The box is cut beforehand, at its final size: the resize is then
         # exact and what is left to compare is the chain.
         cut = pillow_chain.resize_box(image, params["box"].numpy(), 24)

@@ -16,13 +16,13 @@ from clsa_tf.data.pipeline import evaluation_batches, training_batches
 from clsa_tf.data.sources import open_source
 from clsa_tf.errors import UserError
 
-WEAK = View("query", 8, 0.2, 1.0, "weak")
-KEY = View("key", 8, 0.2, 1.0, "weak", shuffle=True)
+WEAK = View("query", 8, 0.2, 1.0)
+KEY = View("key", 8, 0.2, 1.0, shuffle=True)
 VIEWS = (
     WEAK,
     KEY,
-    View("strong_0", 6, 0.2, 1.0, "strong"),
-    View("strong_1", 6, 0.2, 1.0, "strong"),
+    View("strong_0", 6, 0.2, 1.0, strong_ops=2),
+    View("strong_1", 6, 0.2, 1.0, strong_ops=2),
 )
 
 
@@ -88,7 +88,7 @@ def photo_folder(path, good=12, bad=()):
 
 
 def batches(source, count, *, start=0, share=0.0, faults=None, **options):
-    settings = dict(batch_size=5, seed=3, strong_ops=2, views=(WEAK, KEY))
+    settings = dict(batch_size=5, seed=3, views=(WEAK, KEY))
     settings.update(options)
     data = training_batches(
         source,
@@ -181,7 +181,6 @@ def test_static_shapes(source):
         batch_size=5,
         seed=0,
         start_step=0,
-        strong_ops=2,
         faults=Faults(max_bad_share=0.0),
     )
     shapes = {n: tuple(spec.shape) for n, spec in data.element_spec.items()}
@@ -238,10 +237,10 @@ def test_a_row_depends_on_its_counter_alone(source, whole):
 
 def test_shuffled_rows_unpermute(source):
     views = [
-        View(name, 8, 0.2, 1.0, "weak", shuffle=shuffle)
+        View(name, 8, 0.2, 1.0, shuffle=shuffle)
         for name, shuffle in (("a", False), ("b", True), ("c", True))
     ]
-    straight = [View(v.name, 8, 0.2, 1.0, "weak") for v in views]
+    straight = [View(v.name, 8, 0.2, 1.0) for v in views]
     steps = batches(source, 4, views=views)
     permutations = []
     for batch, expected in zip(steps, batches(source, 4, views=straight)):
@@ -470,7 +469,7 @@ def test_crops_larger_than_the_images(tmp_path):
         size = (30, 20) if n < 5 else (20, 32)
         picture(n, size).save(tmp_path / f"{n}.png")
     source = open_source(f"folder:{tmp_path}")
-    views = (WEAK, View("large", 32, 0.2, 1.0, "weak"))
+    views = (WEAK, View("large", 32, 0.2, 1.0))
     with pytest.raises(UserError) as error:
         check_sizes(source, views, allow_upscaling=False)
     text = one_sentence(error.value)

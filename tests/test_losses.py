@@ -21,9 +21,7 @@ def naive_log_softmax(row):
 
 
 def test_clsa_contrast_golden():
-    loss = losses.info_nce(
-        similarities(g.WEAK), tf.range(4), temperature=0.2
-    )
+    loss = losses.info_nce(similarities(g.WEAK), tf.range(4), temperature=0.2)
     assert loss.shape == [4]
     assert mean(loss) == pytest.approx(1.5625960440085418, abs=1e-12)
 

@@ -1,0 +1,1 @@
+"""Weak and strong augmentations, and the views they make."""

@@ -4,6 +4,8 @@ import math
 
 import tensorflow as tf
 
+from clsa_tf.augment import primitives
+
 _ASPECTS = (3.0 / 4.0, 4.0 / 3.0)  # width / height
 _TRIES = 10
 
@@ -27,9 +29,7 @@ def draw_box(seed, *, height, width, min_area, max_area):
 
     Source: torchvision, RandomResizedCrop.get_params.
     """
-    uniform = tf.random.stateless_uniform(
-        [2 * _TRIES + 2], seed, alg="philox"
-    )
+    uniform = primitives.uniform(seed, shape=[2 * _TRIES + 2])
     size = tf.stack([height, width])  # i32[2]
     sides = tf.cast(size, tf.float32)
 

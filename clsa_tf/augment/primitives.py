@@ -15,10 +15,26 @@ import tensorflow as tf
 _LUMA = (19595, 38470, 7471)
 
 # Cosine and sine of -d degrees, d in 0..359, rounded as Pillow rounds them.
-_ROTATIONS = np.array([
-    [round(math.cos(angle), 15), round(math.sin(angle), 15)]
-    for angle in [-math.radians(degrees) for degrees in range(360)]
-])  # f64[360,2]
+_ROTATIONS = np.array(
+    [
+        [round(math.cos(angle), 15), round(math.sin(angle), 15)]
+        for angle in [-math.radians(degrees) for degrees in range(360)]
+    ]
+)  # f64[360,2]
+
+
+def uniform(seed, *, shape):
+    """Uniform numbers in [0, 1), in steps of 2**-23: i32[2] -> f32[shape].
+
+    Made from random bits by hand: the bits of Philox are the same on every
+    device and under XLA, TensorFlow's floats are not. Times n and cut off,
+    the result is a uniform integer below n.
+    """
+    bits = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+    bits = tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32))
+    return tf.cast(bits, tf.float32) * 2.0**-23
 
 
 def _per_image(values, dtype):

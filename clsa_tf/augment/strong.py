@@ -176,7 +176,7 @@ def draw(seed, *, num_ops):
     Source: maple-research-lab/CLSA@37df76c, RandAugment.__call__, n = 5,
     m = 10. A level or sign that goes unused is drawn all the same.
     """
-    uniform = tf.random.stateless_uniform([4, num_ops], seed, alg="philox")
+    uniform = primitives.uniform(seed, shape=[4, num_ops])
     op, level, apply_, sign = tf.unstack(uniform)
     return {
         "op": tf.cast(op * len(NAMES), tf.int32),

@@ -1,4 +1,4 @@
-"""A view: one crop of an image and the recipe it goes through."""
+"""A view: one crop of an image and what happens to it."""
 
 import dataclasses
 
@@ -6,8 +6,6 @@ import tensorflow as tf
 
 from clsa_tf.augment import crop, strong, weak
 from clsa_tf.errors import UserError
-
-RECIPES = ("weak", "strong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,19 +17,22 @@ class View:
         size: side of the square result, in pixels.
         min_area: smallest share of the image's area a crop covers, in (0, 1].
         max_area: largest share, in [min_area, 1].
-        recipe: `"weak"` or `"strong"`.
+        strong_ops: length of the sequence of strong operations that follows
+            the weak chain; 0 for a weak view, 5 in CLSA.
+        blur: probability of the weak chain's Gaussian blur, in [0, 1].
         shuffle: whether the rows of this view are permuted over the global
             batch (MoCo's shuffled batch normalisation, done by the loader).
 
     Raises:
-        UserError: if a size, area or recipe is out of range.
+        UserError: a size, area, count or probability is out of range.
     """
 
     name: str
     size: int
     min_area: float
     max_area: float
-    recipe: str
+    strong_ops: int = 0
+    blur: float = 0.5
     shuffle: bool = False
 
     def __post_init__(self):
@@ -46,15 +47,15 @@ class View:
                 f"{self.name!r}, received {self.min_area} and "
                 f"{self.max_area}; give both as shares of the image's area."
             )
-        if self.recipe not in RECIPES:
+        if self.strong_ops < 0 or not 0 <= self.blur <= 1:
             raise UserError(
-                f"Expected the recipe of view {self.name!r} to be one of "
-                f"{', '.join(RECIPES)}, received {self.recipe!r}; "
-                f"choose one of these."
+                f"Expected strong_ops of at least 0 and blur in [0, 1] for "
+                f"view {self.name!r}, received {self.strong_ops} and "
+                f"{self.blur}; choose others."
             )
 
 
-def draw_view(seed, *, view, height, width, strong_ops):
+def draw_view(seed, *, view, height, width):
     """Draws everything random about one view of one image.
 
     Args:
@@ -63,12 +64,11 @@ def draw_view(seed, *, view, height, width, strong_ops):
         view: the `View`.
         height: of the image in pixels; an int or i32[].
         width: likewise.
-        strong_ops: length of the strong sequence, 5 in CLSA.
 
     Returns:
         dict of `box` i32[4] (see `crop.draw_box`), `weak` (see `weak.draw`)
-        and, where the recipe is strong, `strong` (see `strong.draw`; feed it
-        to `strong.describe` to label a picture).
+        and, for a strong view, `strong` (see `strong.draw`; feed it to
+        `strong.describe` to label a picture).
     """
     seeds = tf.random.experimental.stateless_split(seed, 3, alg="philox")
     crop_seed, weak_seed, strong_seed = tf.unstack(seeds, num=3)
@@ -80,10 +80,10 @@ def draw_view(seed, *, view, height, width, strong_ops):
             min_area=view.min_area,
             max_area=view.max_area,
         ),
-        "weak": weak.draw(weak_seed),
+        "weak": weak.draw(weak_seed, blur=view.blur),
     }
-    if view.recipe == "strong":
-        params["strong"] = strong.draw(strong_seed, num_ops=strong_ops)
+    if view.strong_ops:
+        params["strong"] = strong.draw(strong_seed, num_ops=view.strong_ops)
     return params
 
 
@@ -100,19 +100,18 @@ def apply_view(image, params, *, view):
     """
     image = crop.resize_box(image, params["box"], size=view.size)
     image = weak.apply(image, params["weak"])
-    if view.recipe == "strong":
+    if view.strong_ops:
         image = strong.apply(image, params["strong"])
     return image
 
 
-def make_view(image, seed, *, view, strong_ops):
+def make_view(image, seed, *, view):
     """One random view of one image: crop, weak chain, strong sequence if any.
 
     Args:
         image: u8[H,W,3], any size from 1x1.
         seed: i32[2].
         view: the `View`.
-        strong_ops: length of the strong sequence; unused by a weak view.
 
     Returns:
         u8[size,size,3].
@@ -121,7 +120,5 @@ def make_view(image, seed, *, view, strong_ops):
     conversion to float.
     """
     height, width = tf.unstack(tf.shape(image)[:2], num=2)
-    params = draw_view(
-        seed, view=view, height=height, width=width, strong_ops=strong_ops
-    )
+    params = draw_view(seed, view=view, height=height, width=width)
     return apply_view(image, params, view=view)

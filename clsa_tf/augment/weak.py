@@ -21,29 +21,30 @@ _SIGMA_RANGE = (0.1, 2.0)  # pixels
 _NARROW_SIGMA = 1.4  # below sqrt(2) one neighbour on each side is enough
 
 
-def draw(seed):
+def draw(seed, *, blur=0.5):
     """Draws the parameters of one weak view.
 
     Args:
         seed: i32[2].
+        blur: probability of the Gaussian blur, in [0, 1].
 
     Returns:
         dict of scalars unless stated: `jitter` bool, p 0.8; `factors` f32[4]
         in the order of `JITTERS`, the first three in [0.6, 1.4], hue in
         [-0.1, 0.1] of the colour circle; `order` i32[4], indices into
-        `JITTERS`; `gray` bool, p 0.2; `blur` bool, p 0.5; `sigma` f32 in
+        `JITTERS`; `gray` bool, p 0.2; `blur` bool; `sigma` f32 in
         [0.1, 2.0], pixels; `flip` bool, p 0.5.
     """
-    uniform = tf.random.stateless_uniform([10], seed, alg="philox")
+    uniform = primitives.uniform(seed, shape=[10])
     factors = _CENTRES + _SPREADS * (2.0 * uniform[:4] - 1.0)
-    order, sigma, jitter, gray, blur, flip = tf.unstack(uniform[4:])
+    order, sigma, jitter, gray, blurred, flip = tf.unstack(uniform[4:])
     low, high = _SIGMA_RANGE
     return {
         "jitter": jitter < 0.8,
         "factors": factors,
         "order": tf.gather(_ORDERS, tf.cast(order * 24, tf.int32)),
         "gray": gray < 0.2,
-        "blur": blur < 0.5,
+        "blur": blurred < blur,
         "sigma": low + (high - low) * sigma,
         "flip": flip < 0.5,
     }

@@ -114,8 +114,8 @@ def indexed(name, size, class_names, read) -> Source:
     def epoch(seed, number):
         if seed is None:
             return tf.data.Dataset.range(size)
-        # Not index_shuffle, which would need no table: for at most 2**16
-        # examples it knows only about 256 permutations (TF 2.15).
+        # Not index_shuffle, which would need no table: for 20,000 examples
+        # and fewer it knows only 256 permutations (TF 2.15.1).
         indices = tf.random.experimental.stateless_shuffle(
             tf.range(size, dtype=tf.int64), key(seed, ORDER, number)
         )  # [size]

@@ -27,7 +27,6 @@ def training_batches(
     batch_size: int,
     seed: int,
     start_step: int,
-    strong_ops,
     faults: Faults,
     parallel_calls: Optional[int] = None,
 ) -> tf.data.Dataset:
@@ -47,7 +46,6 @@ def training_batches(
         batch_size: G, examples in a global batch.
         seed: seed of everything random.
         start_step: step of the first batch.
-        strong_ops: passed on to `make_view`.
         faults: told about unreadable images; after an error from the iterator
             `faults.error()` says whether it was that.
         parallel_calls: images made at the same time; None leaves it to
@@ -80,7 +78,7 @@ def training_batches(
         start=start_step * batch_size, seed=seed, shuffle=True, repeat=True
     )
     batches = examples.map(
-        _views_of_example(views, seed, strong_ops),
+        _views_of_example(views, seed),
         num_parallel_calls=parallel_calls or tf.data.AUTOTUNE,
         deterministic=True,
     ).batch(batch_size, drop_remainder=True)
@@ -143,9 +141,9 @@ def evaluation_batches(
     return _finished(batches)
 
 
-def _views_of_example(views, seed, strong_ops):
+def _views_of_example(views, seed):
     """Returns the function from an example to its views."""
-    makers = _makers(views, strong_ops)
+    makers = _makers(views)
 
     def make_views(example):
         worked, image = try_decode(example["bytes"])
@@ -162,7 +160,7 @@ def _views_of_example(views, seed, strong_ops):
     return make_views
 
 
-def _makers(views, strong_ops):
+def _makers(views):
     """Returns a function (image, seed) -> view for each of the views.
 
     Views that differ in name only share one: CLSA has five such, and tracing
@@ -174,9 +172,7 @@ def _makers(views, strong_ops):
         image = tf.TensorSpec([None, None, 3], tf.uint8)
         seed = tf.TensorSpec([2], tf.int32)
         return tf.function(
-            lambda image, seed: make_view(
-                image, seed, view=view, strong_ops=strong_ops
-            ),
+            lambda image, seed: make_view(image, seed, view=view),
             input_signature=[image, seed],
         )
 

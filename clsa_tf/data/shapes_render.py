@@ -17,13 +17,11 @@ SHAPES = (
     "arrow", "comb", "crescent", "drop", "ell",
     "heart", "house", "key", "mushroom", "tee",
 )  # fmt: skip
-COLORS = (
-    "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink",
-)  # fmt: skip
+COLORS = ("red", "green", "cyan", "purple")
 ORIENTATIONS = ("up", "right", "down", "left")
 TEXTURES = ("solid", "stripes", "dots", "checks", "gradient")
 
-_HUES = (0, 28, 56, 120, 180, 225, 275, 322)  # degrees, in the order of COLORS
+_HUES = (0, 100, 180, 275)  # degrees, in the order of COLORS
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _SPLITS = ("train", "test")
 
@@ -215,22 +213,19 @@ def render(split, index, factors):
     (split, index), whatever the factors. Returns [SIDE, SIDE, 3] uint8 (RGB).
     """
     rng = np.random.default_rng((_SPLITS.index(split), index, 1))
-    size = rng.uniform(0.5, 0.85)
-    reach = size / 2 - 0.08
+    size = rng.uniform(0.45, 0.75)
+    reach = size / 2 - 0.05
     center = rng.uniform(reach, 1 - reach, 2)
     angle = 90 * factors.orientation + rng.uniform(-20, 20)
-    aspect = math.exp(rng.uniform(-0.35, 0.35))
-    shear = rng.uniform(-0.25, 0.25)
+    aspect = math.exp(rng.uniform(-0.25, 0.25))
+    shear = rng.uniform(-0.1, 0.1)
     hue = _HUES[factors.color] + rng.uniform(-9, 9)
     polarity = rng.choice((-1, 1))  # the shape is darker or lighter
     ground = 0.5 - polarity * rng.uniform(0, 0.14)
     contrast = polarity * rng.uniform(0.28, 0.36)
-    saturation = rng.uniform(0.35, 0.75)
+    saturation = rng.uniform(0.15, 0.35)
     first = _color(hue, saturation, ground + contrast)
-    # Half of the patterns straddle the luma of the ground: grey values alone
-    # do not separate figure from ground.
-    other = contrast * rng.choice((-0.5, 0.5))
-    second = _color(hue, saturation, ground + other)
+    second = _color(hue, saturation, ground + 0.55 * contrast)
     backdrop = _background(rng, ground)
     mask = shape_mask(
         factors.shape,

@@ -21,16 +21,12 @@ def neighbours(bank, queries, *, k):
     found = []
     for start in range(0, len(queries), 1024):  # bounds the memory
         chunk = tf.math.l2_normalize(queries[start : start + 1024], axis=1)
-        found.append(
-            tf.math.top_k(tf.matmul(chunk, bank, transpose_b=True), k)
-        )
+        found.append(tf.math.top_k(tf.matmul(chunk, bank, transpose_b=True), k))
     cosines, rows = zip(*found)
     return np.concatenate(cosines), np.concatenate(rows)
 
 
-def knn_accuracy(
-    bank, bank_labels, queries, query_labels, *, k, temperature
-):
+def knn_accuracy(bank, bank_labels, queries, query_labels, *, k, temperature):
     """Share of queries whose nearest neighbours vote for the right class.
 
     Each of the `k` nearest rows votes for its class with `exp(cosine / T)`.

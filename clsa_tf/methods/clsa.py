@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from clsa_tf import distribute, losses
 from clsa_tf.methods import moco
-from clsa_tf.methods.moco import make_view_of
 from clsa_tf.options import Crop, option
 
 
@@ -47,7 +46,7 @@ class CLSA(moco.MoCo):
     def views(cls, options):
         """MoCo's key and weak queries, and the strong queries."""
         return super().views(options) + [
-            make_view_of(f"strong_{i}", crop, "strong")
+            options.view(f"strong_{i}", crop, strong_ops=options.strong_ops)
             for i, crop in enumerate(options.strong_crops)
         ]
 

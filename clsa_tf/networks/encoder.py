@@ -1,4 +1,4 @@
-"""The encoder: normalise, backbone, projection head. This is what is exported."""
+"""The encoder: normalise, backbone, projection head. It is what is exported."""
 
 import tensorflow as tf
 from tensorflow import keras
@@ -120,7 +120,7 @@ class Encoder(keras.Model):
 
 
 def unit(rows):
-    """Divides each row of float `[N, D]` by its length, in float32 or better."""
+    """Divides each row of float `[N, D]` by its length, at least in float32."""
     rows = rows if rows.dtype == tf.float64 else tf.cast(rows, tf.float32)
     # The squared length is floored at 1e-24: torch's floor of 1e-12 on the
     # length.

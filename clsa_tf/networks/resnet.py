@@ -99,9 +99,7 @@ class _Builder:
         return keras.layers.ReLU(name=bn + ".relu")(x) if relu else x
 
     def basic(self, x, filters, stride, name):
-        y = self.conv_bn(
-            x, filters, 3, stride, f"{name}.conv1", f"{name}.bn1"
-        )
+        y = self.conv_bn(x, filters, 3, stride, f"{name}.conv1", f"{name}.bn1")
         y = self.conv_bn(
             y, filters, 3, 1, f"{name}.conv2", f"{name}.bn2", relu=False
         )
@@ -109,9 +107,7 @@ class _Builder:
 
     def bottleneck(self, x, filters, stride, name):
         y = self.conv_bn(x, filters, 1, 1, f"{name}.conv1", f"{name}.bn1")
-        y = self.conv_bn(
-            y, filters, 3, stride, f"{name}.conv2", f"{name}.bn2"
-        )
+        y = self.conv_bn(y, filters, 3, stride, f"{name}.conv2", f"{name}.bn2")
         y = self.conv_bn(
             y, 4 * filters, 1, 1, f"{name}.conv3", f"{name}.bn3", relu=False
         )
@@ -128,5 +124,5 @@ class _Builder:
 
 
 def layer_seed(seed, name):
-    """Seed of one layer's initial weights: a function of `seed` and its name."""
+    """Seed of one layer's initial weights, from `seed` and its name."""
     return zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF

@@ -1,0 +1,190 @@
+"""The commands of the README, as a person types them, on a small folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from clsa_tf import metrics
+from clsa_tf.checkpoint import list_checkpoints
+from tests.photos import TINY_FLAGS, write_folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("photos"))
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def train(photos, workdir, *extra):
+    return command(
+        "clsa_tf.train",
+        *TINY_FLAGS,
+        f"--dataset=folder:{photos}",
+        f"--workdir={workdir}",
+        *extra,
+    )
+
+
+def call(arguments, status=0):
+    result = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    """A run that was never disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    result = call(train(photos, workdir, "--checkpoint_steps=1"))
+    return workdir, result
+
+
+def final_state(workdir):
+    path = list_checkpoints(str(workdir / "checkpoints"))[0]
+    reader = tf.train.load_checkpoint(path)
+    return path.rsplit("/", 1)[1], {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if not name.startswith(("seconds", "_CHECKPOINTABLE", "save_counter"))
+    }
+
+
+def lines(workdir):
+    """What was logged, without what depends on the clock."""
+    entries = metrics.read(workdir)
+    for entry in entries:
+        entry.pop("images_per_second", None)
+    return entries
+
+
+def test_training_says_what_it_does_and_logs(finished):
+    workdir, result = finished
+    assert "clsa: resnet18 on" in result.stdout
+    # 60 photographs, a tenth held out, in batches of 16: 3 steps an epoch.
+    entries = metrics.read(workdir)
+    assert [e["step"] for e in entries if "loss" in e] == [2, 4, 6, 8, 9]
+    assert [e["epoch"] for e in entries if "knn" in e] == [1, 2, 3]
+    for name in ("ddm", "ddm_kl", "contrast_accuracy", "lr"):
+        assert all(np.isfinite(e[name]) for e in entries if "loss" in e)
+    assert "kNN=" in result.stderr  # in the progress bar
+    assert (workdir / "views.png").stat().st_size > 1000
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert len(list_checkpoints(str(workdir / "checkpoints"))) == 3
+
+
+def test_killed_run_resumes_exactly(photos, finished, tmp_path):
+    workdir = tmp_path / "killed"
+    arguments = train(photos, workdir, "--checkpoint_steps=1")
+    for wanted in ("step-2", "step-5"):
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.time() + 120
+        while not (workdir / "checkpoints" / f"{wanted}.index").exists():
+            assert time.time() < deadline and process.poll() in (None, 0)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "resuming" in call(arguments).stdout
+    step, state = final_state(workdir)
+    expected_step, expected = final_state(finished[0])
+    assert step == expected_step == "step-9"
+    assert state.keys() == expected.keys() and len(state) > 100
+    for name, value in expected.items():
+        np.testing.assert_array_equal(state[name], value, err_msg=name)
+    assert lines(workdir) == lines(finished[0])
+    # Once more: nothing left to do.
+    assert "is complete" in call(arguments).stdout
+    assert lines(workdir) == lines(finished[0])
+
+
+def test_run_flags_repeat_the_run(finished, tmp_path):
+    again = tmp_path / "again"
+    call(
+        command(
+            "clsa_tf.train",
+            f"--flagfile={finished[0]}/run.flags",
+            f"--workdir={again}",
+        )
+    )
+    assert lines(again) == lines(finished[0])
+
+
+def test_export_and_report(finished):
+    workdir, _ = finished
+    output = workdir / "savedmodel"
+    exported = call(
+        command(
+            "export.savedmodel", f"--workdir={workdir}", f"--output={output}"
+        )
+    )
+    assert f"{output}/1" in exported.stdout
+    printed = call(command("clsa_tf.report", f"--workdir={workdir}")).stdout
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["savedmodel"] == f"{output}/1"
+    assert summary["train_seconds"] > 0
+    knn = [e["knn"] for e in metrics.read(workdir) if "knn" in e]
+    assert summary["knn_trained"] == pytest.approx(knn[-1])
+    # Bright and dark photographs are told apart by their pixels.
+    assert summary["knn_pixels"] == 1.0
+    assert 0 <= summary["knn_untrained"] <= 1
+    for path in summary["pictures"]:
+        assert path in printed
+        assert tf.io.decode_png(tf.io.read_file(path)).shape[1] > 100
+
+
+def test_a_folder_without_labels(tmp_path):
+    photos = write_folder(tmp_path / "photos", classes=("",), each=40)
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photograph")
+    workdir = tmp_path / "run"
+    result = call(train(photos, workdir, "--total_epochs=1"))
+    assert "no kNN evaluation" in result.stdout
+    assert "broken.jpg" in result.stderr
+    assert "1 unreadable images were left out" in result.stdout
+    call(command("clsa_tf.report", f"--workdir={workdir}"))
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["knn_trained"] is None and summary["savedmodel"] is None
+
+
+def test_other_flags_in_the_same_workdir_are_refused(photos, finished):
+    before = final_state(finished[0])[0]
+    arguments = train(
+        photos, finished[0], "--checkpoint_steps=1", "--temperature=0.3"
+    )
+    error = call(arguments, status=1).stderr
+    assert "error: Expected the flags that" in error
+    assert "--temperature=0.3 instead of 0.2" in error
+    assert "Traceback" not in error
+    assert final_state(finished[0])[0] == before
+
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--batchsize=3", ["Unknown command line flag", "batch_size"]),
+        ("--batch_size=x", ["batch_size", "whole number", "'x'"]),
+        ("--method=simsiam", ["method", "clsa, moco", "simsiam"]),
+        ("folder", ["Expected only flags", "'folder'"]),
+        ("--flagfile=configs/no.flags", ["configs/no.flags"]),
+    ],
+)
+def test_wrong_flags_end_in_one_sentence(flag, words):
+    error = call(command("clsa_tf.train", flag), status=1).stderr
+    for word in words:
+        assert word in error
+    assert "Traceback" not in error

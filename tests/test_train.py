@@ -1,0 +1,90 @@
+"""What `train.run` refuses, in process; the rest is in test_end_to_end.py."""
+
+import os
+
+import pytest
+from absl import flags
+
+import clsa_tf.config
+from clsa_tf import train
+from clsa_tf.errors import UserError
+from tests.photos import TINY_FLAGS, write_folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("photos"))
+
+
+def run(*arguments):
+    values = flags.FlagValues()
+    clsa_tf.config.define_flags(values)
+    values(["train", *TINY_FLAGS, *arguments])
+    return train.run(clsa_tf.config.from_flags(values))
+
+
+@pytest.mark.parametrize(
+    "flags_, words",
+    [
+        (["--dataset=folder:{}/none"], ["none", "folder"]),
+        (["--dataset=folder:{empty}"], ["empty"]),
+        (["--batch_size=64", "--queue_size=99"], ["52 images", "--batch_size"]),
+        (["--key_crop=200:0.2:1"], ["200 px", "--allow_upscaling"]),
+        (["--strategy=mirrored"], ["GPU", "--strategy"]),
+        (["--dataset=no_such_data"], ["no_such_data"]),
+        (["--dataset=imagenet2012"], ["imagenet2012", "data_dir"]),
+    ],
+)
+def test_wrong_settings(photos, tmp_path, flags_, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data").mkdir()
+    arguments = [
+        f"--dataset=folder:{photos}",
+        f"--workdir={tmp_path}/run",
+        f"--data_dir={tmp_path}/data",
+        *(f.format(photos, empty=tmp_path / "empty") for f in flags_),
+    ]
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    message = str(error.value)
+    assert message.startswith("Expected") and "received" in message
+    for word in words:
+        assert word in message, message
+
+
+def test_unwritable_workdir(photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--workdir that can be written"):
+        run(f"--dataset=folder:{photos}", f"--workdir={tmp_path}/file/run")
+
+
+def test_too_many_bad_images_stop_the_run_and_keep_what_was_saved(
+    photos, tmp_path
+):
+    mixed = write_folder(tmp_path / "mixed", classes=("",), each=30)
+    for i in range(10):
+        (mixed / f"bad{i}.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+    with pytest.raises(UserError, match="--max_bad_share"):
+        run(f"--dataset=folder:{mixed}", f"--workdir={tmp_path}/run")
+    # Allowed, it runs.
+    run(
+        f"--dataset=folder:{mixed}",
+        f"--workdir={tmp_path}/run",
+        "--max_bad_share=0.5",
+        "--total_epochs=3",
+    )
+    assert os.path.exists(tmp_path / "run" / "checkpoints" / "step-6.index")
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [
+        (0, [(0, 0, 4, 10)]),
+        (10, [(10, 1, 4, 10)]),
+        (13, [(13, 1, 2, 7), (20, 2, 4, 10)]),
+        (37, [(37, 3, 4, 3)]),
+        (40, []),
+    ],
+)
+def test_legs_lead_from_the_step_to_the_end(step, expected):
+    assert train.legs(step, 10, 4) == expected
