@@ -36,24 +36,15 @@ def run(config):
     # ---- Data
     source = open_train_source(config)
     views = methods.load(config.method).METHOD.views(config.options)
-    if config.batch_size > source.size:
-        raise UserError(
-            f"Expected a batch no larger than the dataset of {source.size} "
-            f"images, received --batch_size={config.batch_size}; lower it."
-        )
+    strategy = distribute.make_strategy(config.strategy)
+    check_batch(config, source.size, strategy.num_replicas_in_sync)
     check_sizes(source, views, allow_upscaling=config.allow_upscaling)
     faults = Faults(max_bad_share=config.max_bad_share)
-    steps_per_epoch = source.size // config.batch_size
+    task = knn_task(config, source, faults) if config.knn_epochs else None
     claim(config)
 
     # ---- Model
-    strategy = distribute.make_strategy(config.strategy)
-    if config.batch_size % strategy.num_replicas_in_sync:
-        raise UserError(
-            "Expected a batch that divides among the replicas, received "
-            f"--batch_size={config.batch_size} for "
-            f"{strategy.num_replicas_in_sync}; change it."
-        )
+    steps_per_epoch = source.size // config.batch_size
     schedule = optimizer.CosineByEpoch(
         config.base_lr * config.batch_size / 256,
         steps_per_epoch=steps_per_epoch,
@@ -66,8 +57,9 @@ def run(config):
         )
     step = checkpoints.restore()
     metrics.rewind(config.workdir, step)
+    announce(config, source, strategy, step, steps_per_epoch, task)
 
-    # ---- What happens beside the steps
+    # ---- Train
     log = Log(
         config.workdir,
         step,
@@ -76,23 +68,20 @@ def run(config):
         schedule=schedule,
         seconds=checkpoints.seconds,
     )
-    callbacks = [log]
-    task = knn_task(config, source, faults) if config.knn_epochs else None
-    if task:
-        callbacks.append(
-            Monitor(
-                log,
-                lambda: task.accuracy(method.encoder),
-                every=config.knn_epochs,
-            )
-        )
     save = Save(
         checkpoints,
         step,
         every=config.checkpoint_steps,
         steps_per_epoch=steps_per_epoch,
     )
-    callbacks.append(save)
+
+    def evaluate():
+        return task.accuracy(method.encoder)
+
+    # Logged, evaluated, then saved: see `callbacks`.
+    callbacks = [log, save]
+    if task:
+        callbacks.insert(1, Monitor(log, evaluate, every=config.knn_epochs))
 
     def batches(start_step):
         return training_batches(
@@ -104,22 +93,14 @@ def run(config):
             faults=faults,
         )
 
-    announce(config, source, strategy, step, steps_per_epoch, task)
-
-    # ---- Train
     try:
         draw_views(config, views, batches(step), log)
-        for begin, epoch, last_epoch, steps in legs(
-            step, steps_per_epoch, config.total_epochs
-        ):
-            method.fit(
-                batches(begin),
-                initial_epoch=epoch,
-                epochs=last_epoch,
-                steps_per_epoch=steps,
-                callbacks=callbacks,
-                verbose=0,
-            )
+        fit(
+            method,
+            batches,
+            callbacks,
+            legs(step, steps_per_epoch, config.total_epochs),
+        )
     except KeyboardInterrupt:
         checkpoints.save()
         print(
@@ -136,6 +117,33 @@ def run(config):
     if faults.count:
         print(f"{faults.count} unreadable images were left out.")
     return method
+
+
+def check_batch(config, size, replicas):
+    """Raises `UserError` unless the batch suits the dataset and replicas."""
+    if config.batch_size > size:
+        raise UserError(
+            f"Expected a batch no larger than the dataset of {size} images, "
+            f"received --batch_size={config.batch_size}; lower it."
+        )
+    if config.batch_size % replicas:
+        raise UserError(
+            "Expected a batch that divides among the replicas, received "
+            f"--batch_size={config.batch_size} for {replicas}; change it."
+        )
+
+
+def fit(method, batches, callbacks, legs):
+    """Calls Keras' `fit` for each of `legs`; `batches(step)` is its data."""
+    for start_step, epoch, last_epoch, steps in legs:
+        method.fit(
+            batches(start_step),
+            initial_epoch=epoch,
+            epochs=last_epoch,
+            steps_per_epoch=steps,
+            callbacks=callbacks,
+            verbose=0,
+        )
 
 
 def make_method(config, schedule):

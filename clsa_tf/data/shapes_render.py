@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 SIDE = 64
 SUPERSAMPLE = 4
 SHAPES = (
-    "arrow", "comb", "crescent", "drop", "ell",
-    "heart", "house", "key", "mushroom", "tee",
+    "arrow", "comb", "crescent", "drop", "fir",
+    "house", "key", "rainbow", "stairs", "tee",
 )  # fmt: skip
 COLORS = ("red", "green", "cyan", "purple")
 ORIENTATIONS = ("up", "right", "down", "left")
@@ -47,12 +47,6 @@ def _box(left, top, right, bottom):
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def _heart():
-    t = np.linspace(0, 2 * math.pi, 65)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return list(zip(np.sin(t) ** 3, -(y + 2.5) / 14.5))
-
-
 # Each outline is a list of (ink, polygon); ink 0 cuts a hole.
 _OUTLINES = {
     "arrow": [
@@ -72,15 +66,18 @@ _OUTLINES = {
     "drop": [
         (1, [(0, -1), *_arc((0, 0.28), 0.72, -34, 214)]),
     ],
-    "ell": [
-        (1, _box(-0.75, -1, -0.15, 1)),
-        (1, _box(-0.75, 0.42, 0.8, 1)),
+    "fir": [
+        (1, [(0, -1), (0.6, -0.4), (0.25, -0.4), (0.8, 0.15), (0.35, 0.15),
+             (0.95, 0.7), (-0.95, 0.7), (-0.35, 0.15), (-0.8, 0.15),
+             (-0.25, -0.4), (-0.6, -0.4)]),
+        (1, _box(-0.15, 0.6, 0.15, 1)),
     ],
-    "heart": [(1, _heart())],
     "house": [
-        (1, [(0, -1), (1, -0.05), (-1, -0.05)]),
-        (1, _box(-0.78, -0.1, 0.78, 0.95)),
-        (0, _box(-0.2, 0.35, 0.2, 1)),
+        (1, [(0, -1), (1, -0.2), (-1, -0.2)]),
+        (1, _box(-0.85, -0.25, 0.85, 1)),
+        (0, _box(-0.6, 0, -0.15, 0.4)),
+        (0, _box(0.15, 0, 0.6, 0.4)),
+        (0, _box(-0.2, 0.6, 0.2, 1.1)),
     ],
     "key": [
         (1, _arc((0, -0.47), 0.53, 0, 360)),
@@ -89,9 +86,16 @@ _OUTLINES = {
         (1, _box(0, 0.2, 0.5, 0.48)),
         (0, _arc((0, -0.47), 0.23, 0, 360)),
     ],
-    "mushroom": [
-        (1, _arc((0, 0.05), 0.95, 180, 360)),
-        (1, _box(-0.3, 0, 0.3, 0.95)),
+    "rainbow": [
+        (1, [*_arc((0, 0.5), 1, 180, 360)]),
+        (0, [*_arc((0, 0.5), 0.8, 180, 360)]),
+        (1, [*_arc((0, 0.5), 0.6, 180, 360)]),
+        (0, [*_arc((0, 0.5), 0.4, 180, 360)]),
+        (1, [*_arc((0, 0.5), 0.2, 180, 360)]),
+    ],
+    "stairs": [
+        (1, [(-1, 1), (-1, 0.5), (-0.5, 0.5), (-0.5, 0), (0, 0), (0, -0.5),
+             (0.5, -0.5), (0.5, -1), (1, -1), (1, -0.55), (-0.55, 1)]),
     ],
     "tee": [
         (1, _box(-0.9, -0.9, 0.9, -0.32)),
@@ -213,7 +217,7 @@ def render(split, index, factors):
     (split, index), whatever the factors. Returns [SIDE, SIDE, 3] uint8 (RGB).
     """
     rng = np.random.default_rng((_SPLITS.index(split), index, 1))
-    size = rng.uniform(0.45, 0.75)
+    size = rng.uniform(0.5, 0.8)
     reach = size / 2 - 0.05
     center = rng.uniform(reach, 1 - reach, 2)
     angle = 90 * factors.orientation + rng.uniform(-20, 20)
@@ -225,7 +229,7 @@ def render(split, index, factors):
     contrast = polarity * rng.uniform(0.28, 0.36)
     saturation = rng.uniform(0.15, 0.35)
     first = _color(hue, saturation, ground + contrast)
-    second = _color(hue, saturation, ground + 0.55 * contrast)
+    second = _color(hue, saturation, ground + 0.7 * contrast)
     backdrop = _background(rng, ground)
     mask = shape_mask(
         factors.shape,
