@@ -174,7 +174,7 @@ def _color(hue, saturation, luma):
 
 def _background(rng, luma):
     """A dull backdrop with faint clutter, [SIDE, SIDE, 3] float32."""
-    grid = rng.uniform(-1, 1, (3, 3)) * rng.choice((0.0, 0.03, 0.06))
+    grid = rng.uniform(-1, 1, (3, 3)) * rng.choice((0.06, 0.12, 0.18))
     soft = Image.fromarray(grid.astype(np.float32))
     soft = np.asarray(soft.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     canvas = Image.new("L", (SIDE * SUPERSAMPLE,) * 2, 128)
@@ -217,7 +217,7 @@ def render(split, index, factors):
     (split, index), whatever the factors. Returns [SIDE, SIDE, 3] uint8 (RGB).
     """
     rng = np.random.default_rng((_SPLITS.index(split), index, 1))
-    size = rng.uniform(0.5, 0.8)
+    size = rng.uniform(0.45, 0.7)
     reach = size / 2 - 0.05
     center = rng.uniform(reach, 1 - reach, 2)
     angle = 90 * factors.orientation + rng.uniform(-20, 20)
