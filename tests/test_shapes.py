@@ -114,7 +114,7 @@ def test_every_factor_changes_the_picture(factor):
 @pytest.mark.parametrize("index", range(8))
 def test_luma_of_fill_is_the_same_for_every_color(index):
     gray = []
-    for color in range(8):
+    for color in range(SIZES["color"]):
         image = draw.render("test", index, draw.Factors(5, color, 0, 0))
         gray.append(np.asarray(Image.fromarray(image).convert("L"), int))
     assert np.ptp(np.stack(gray), axis=0).max() <= 4
@@ -126,7 +126,7 @@ def test_mask_turns_clockwise(shape):
     for quarter in (1, 2, 3):
         turned = centred_mask(shape, 90 * quarter)
         expected = np.rot90(upright, -quarter)
-        assert overlap(turned, expected) > 0.93
+        assert overlap(turned, expected) > 0.85  # strokes of 3 px
 
 
 @pytest.mark.parametrize("shape", range(10))
@@ -155,8 +155,8 @@ def test_orientation_label_turns_the_shape_in_the_image():
         for orientation in range(4):
             factors = draw.Factors(tee, 0, orientation, 0)
             one = draw.render("train", index, factors)
-            other = draw.render("train", index, factors._replace(color=5))
-            ink = np.abs(one.astype(float) - other).sum(-1) > 20
+            other = draw.render("train", index, factors._replace(color=2))
+            ink = np.abs(one.astype(float) - other).sum(-1) > 12
             y, x = np.nonzero(ink)
             if min(x.min(), y.min()) == 0 or max(x.max(), y.max()) == 63:
                 continue  # cut by the frame

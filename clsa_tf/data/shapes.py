@@ -54,7 +54,7 @@ def encoded_example(split, index):
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """Ten oriented shapes in varying pose, colour, texture and clutter.
 
-    Features: "image" [64, 64, 3] uint8; "label" (shape, 10), "color" (8),
+    Features: "image" [64, 64, 3] uint8; "label" (shape, 10), "color" (4),
     "orientation" (4) and "texture" (5), int64. A subclass with other
     EXAMPLES gives a smaller dataset with the same first images.
     """
