@@ -165,21 +165,23 @@ class Monitor(StepCallback):
 
     Args:
         log: the `Log` that the result is written to.
-        evaluate: function without arguments -> accuracy in [0, 1].
+        task: the `KnnTask`.
+        encode: compiled function, images -> features, see `KnnTask.features`.
         every: epochs.
     """
 
-    def __init__(self, log, evaluate, *, every):
+    def __init__(self, log, task, encode, *, every):
         """See the class."""
         super().__init__(log.step)
         self._log = log
-        self._evaluate = evaluate
+        self._task = task
+        self._encode = encode
         self._every = every
 
     def on_epoch_end(self, epoch, logs=None):
         """Evaluates and writes."""
         if (epoch + 1) % self._every == 0:
-            self._log.write({"knn": self._evaluate()})
+            self._log.write({"knn": self._task.accuracy(self._encode)})
 
 
 class Save(StepCallback):

@@ -39,13 +39,14 @@ def report(workdir, *, savedmodel=""):
     if task:
         print("kNN of raw pixels, of the untrained and of the trained encoder")
         untrained = make_encoder(config, name="untrained")
+        encode = features.compiled(encoder)
         summary = {
             "knn_pixels": task.accuracy(features.pixels),
-            "knn_untrained": task.accuracy(untrained),
-            "knn_trained": task.accuracy(encoder),
+            "knn_untrained": task.accuracy(features.compiled(untrained)),
+            "knn_trained": task.accuracy(encode),
         }
         paths.append(os.path.join(workdir, "neighbours.png"))
-        draw_neighbours(task, encoder, paths[-1])
+        draw_neighbours(task, encode, paths[-1])
     paths.append(os.path.join(workdir, "curves.png"))
     pictures.curves(
         metrics.read(workdir),

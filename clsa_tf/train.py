@@ -18,6 +18,7 @@ from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import UserError
+from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import knn_task
 
 
@@ -75,13 +76,12 @@ def run(config):
         steps_per_epoch=steps_per_epoch,
     )
 
-    def evaluate():
-        return task.accuracy(method.encoder)
+    encode = compiled(lambda images: method.encoder(images, training=False))
 
     # Logged, evaluated, then saved: see `callbacks`.
     callbacks = [log, save]
     if task:
-        callbacks.insert(1, Monitor(log, evaluate, every=config.knn_epochs))
+        callbacks.insert(1, Monitor(log, task, encode, every=config.knn_epochs))
 
     def batches(start_step):
         return training_batches(

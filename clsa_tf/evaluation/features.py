@@ -8,18 +8,23 @@ def extract(function, batches):
     """Applies `function` to every batch of images.
 
     Args:
-        function: uint8 `[B, S, S, 3]` -> float `[B, F]`.
+        function: uint8 `[B, S, S, 3]` -> float `[B, F]`; see `compiled`.
         batches: dataset of (images uint8 `[B, S, S, 3]`, labels int64 `[B]`).
 
     Returns:
         float32 `[M, F]` and int64 `[M]`, NumPy arrays.
     """
-    compiled = tf.function(function, reduce_retracing=True)
     features, labels = [], []
     for images, batch_labels in batches:
-        features.append(compiled(images).numpy().astype(np.float32))
+        features.append(function(images).numpy().astype(np.float32))
         labels.append(batch_labels.numpy())
     return np.concatenate(features), np.concatenate(labels)
+
+
+def compiled(function):
+    """Compiles a function of uint8 images `[B, S, S, 3]` once for all `B`."""
+    images = tf.TensorSpec([None, None, None, 3], tf.uint8)
+    return tf.function(function, input_signature=[images])
 
 
 def pixels(images):
