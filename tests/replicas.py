@@ -25,7 +25,7 @@ def main(method, replicas, output):
     assert strategy.num_replicas_in_sync == replicas
     with strategy.scope():
         model = tiny.make(config)
-    reports = tiny.fit(model, tiny.batches(config, 4))
+    reports = tiny.fit(model, tiny.batches(config, 2))
     arrays = {
         f"report {i} {k}": v
         for i, r in enumerate(reports)

@@ -120,9 +120,10 @@ def test_two_replicas_equal_one(name, tmp_path):
     one, two = results
     assert set(one.files) == set(two.files) and len(one.files) > 50
     for key in one.files:
-        # Sums in another order; amplified by four steps.
+        # Sums in another order. (More steps would amplify the rounding: where
+        # a ReLU flips, 20 to 100 times each.)
         np.testing.assert_allclose(
-            two[key], one[key], rtol=2e-3, atol=2e-4, err_msg=key
+            two[key], one[key], rtol=1e-4, atol=1e-5, err_msg=key
         )
 
 
