@@ -1,6 +1,7 @@
 """Saving a run whole, and finding the newest state that can be read back."""
 
 import os
+import re
 import typing
 
 import tensorflow as tf
@@ -182,4 +183,5 @@ def _step_of(path):
 
 def _first_line(error):
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
     return text.strip().split("\n")[0][:300]

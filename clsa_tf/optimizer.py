@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+import warnings
 
 import tensorflow as tf
 from tensorflow import keras
@@ -94,7 +95,10 @@ def make_optimizer(name, learning_rate, *, momentum, l2):
     """
     if name == "sgd":
         return SGD(learning_rate, momentum=momentum, l2=l2)
-    import tensorflow_addons as tfa  # slow to import, rarely needed
+    with warnings.catch_warnings():
+        # It announces its end of life; BUILD.md says why it is here.
+        warnings.simplefilter("ignore", UserWarning)
+        import tensorflow_addons as tfa  # slow to import, rarely needed
 
     return tfa.optimizers.LAMB(learning_rate, weight_decay=l2)
 
