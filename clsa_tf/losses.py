@@ -4,7 +4,7 @@
 Similarities are cosines in [-1, 1]; every function divides by its own
 temperature. Nothing here averages over rows, divides by the number of replicas
 or holds state: that is `Method.train_step`'s business. Everything is computed
-in at least float32 (`methods` in float16 would underflow: a typical probability
+in at least float32 (float16 would underflow: a typical probability
 over 65,536 keys is 1e-5 to 1e-9).
 """
 

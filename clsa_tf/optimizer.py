@@ -25,7 +25,7 @@ class SGD(keras.optimizers.SGD):
         l2: coefficient of the weight itself in the gradient, applied to every
             variable, normalisation and biases included (as MoCo and CLSA do).
 
-    Source: torch.optim.SGD; methods compared in `tests/test_optimizer.py`.
+    Source: torch.optim.SGD; compared in `tests/test_optimizer.py`.
     """
 
     def __init__(self, learning_rate, *, momentum=0.9, l2=0.0, name="SGD"):

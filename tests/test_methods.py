@@ -128,10 +128,7 @@ def test_two_replicas_equal_one(name, tmp_path):
 
 
 def test_objective_golden(name):
-    """The published numbers, through the method itself.
-
-    The encoder is replaced by a table: the pixel at the corner says which row.
-    """
+    """The golden values, through the method itself; a table is the encoder."""
     method = tiny.make(
         tiny.config(name, batch_size=4, queue_size=16, projection_size=8)
     )
