@@ -78,6 +78,14 @@ class Config:
     allow_upscaling: bool = option(
         False, "accept crops larger than the images", portable=True
     )
+    augment_on: str = option(
+        "host",
+        "where views are made after decoding, cropping and resizing: on the "
+        "host, or on the device, within the training step; a device with time "
+        "to spare relieves a host that cannot keep up",
+        choices=("host", "device"),
+        portable=True,
+    )
     # What is learned
     method: str = option("clsa", "how to learn", choices=methods.NAMES)
     backbone: str = option(

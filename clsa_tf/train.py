@@ -11,6 +11,7 @@ from absl import flags
 
 import clsa_tf.config
 from clsa_tf import distribute, entry, methods, metrics, optimizer, pictures
+from clsa_tf.augment.views import finish_batch
 from clsa_tf.callbacks import Log, Monitor, Save
 from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.data.checks import check_sizes
@@ -91,6 +92,7 @@ def run(config):
             seed=config.seed,
             start_step=start_step,
             faults=faults,
+            finished=config.augment_on == "host",
         )
 
     try:
@@ -244,6 +246,8 @@ def draw_views(config, views, batches, log):
     path = os.path.join(config.workdir, "views.png")
     if not os.path.exists(path):
         batch = next(iter(batches))
+        if config.augment_on == "device":
+            batch = finish_batch(batch, views=views)
         log.picture(
             "views", pictures.views(batch, [v.name for v in views], path)
         )

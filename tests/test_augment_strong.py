@@ -3,14 +3,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageFilter
 
-from clsa_tf.augment import primitives, strong, views
-from tests import pillow_chain
+from benchmarks import pillow_chain
+from clsa_tf.augment import primitives, strong
 
-SIZES = [(1, 1), (2, 3), (3, 2), (5, 1), (16, 17), (33, 20), (96, 96)]
-LEVELS = np.repeat(np.arange(1, 10, dtype=np.int32), 2)
-SIGNS = np.tile(np.array([1, -1], np.int32), 9)
+SIZES = [(1, 1), (2, 3), (3, 2), (5, 1), (16, 17), (33, 20), (64, 64)]
+COUNT = 30  # images in every batch, so that a size is compiled once
 # Grey values whose results under Pillow 13 are written out below.
 ROW = [0, 1, 51, 52, 127, 128, 129, 200, 254, 255]
+
+compiled = tf.function(strong.apply_one, jit_compile=True, autograph=False)
+compiled_sequence = tf.function(strong.apply, jit_compile=True, autograph=False)
 
 
 def images_of(height, width):
@@ -28,105 +30,164 @@ def images_of(height, width):
     ]
 
 
+def planes(images):
+    """[N,H,W,3] -> [N,3,H,W]."""
+    return np.ascontiguousarray(np.moveaxis(images, -1, 1))
+
+
+def rows_of(planes):
+    """[N,3,H,W] -> [N,H,W,3]."""
+    return np.moveaxis(np.asarray(planes), 1, -1)
+
+
+def number(name):
+    return strong.NAMES.index(name)
+
+
+def every_case(height, width, levels, turns=1):
+    """Each op, level and sign, shuffled to mix; after 5 turns on each image."""
+    images = np.stack(images_of(height, width))
+    names = np.arange(len(strong.NAMES), dtype=np.int32)
+    levels, signs = np.array(levels, np.int32), np.array([1, -1], np.int32)
+    grid = np.meshgrid(names, signs, levels, indexing="ij")
+    op, sign, level = [np.tile(x.ravel(), turns) for x in grid]
+    image = np.arange(len(op)) + np.repeat(range(turns), len(op) // turns)
+    order = np.random.default_rng(4).permutation(len(op))
+    cases = images[image % len(images)], op, level, sign
+    return [x[order] for x in cases]
+
+
+def in_batches(call, images, op, level, sign):
+    """Results of batches of COUNT images; the last one is filled up."""
+    results = []
+    for begin in range(0, len(images), COUNT):
+        index = np.arange(begin, begin + COUNT) % len(images)
+        batch = [planes(images[index]), op[index], level[index], sign[index]]
+        results.append(rows_of(call(*map(tf.constant, batch))))
+    return np.concatenate(results)[: len(images)]
+
+
+def one_by_one(call, images, op, level, sign):
+    cases = zip(planes(images), op, level, sign)
+    rows = ([tf.constant(x[np.newaxis]) for x in case] for case in cases)
+    return np.concatenate([rows_of(call(*row)) for row in rows])
+
+
+RUNS = [one_by_one, in_batches]
+
+
+def assert_equal_pillow(results, images, op, level, sign):
+    assert results.dtype == np.uint8
+    for result, image, *case in zip(results, images, op, level, sign):
+        name = strong.NAMES[case[0]]
+        expected = pillow_chain.op(name, image, *case[1:])
+        np.testing.assert_array_equal(result, expected, err_msg=f"{name}{case}")
+
+
 def row(values):
-    """Grey values as a batch of one image, one pixel high."""
-    return np.array(values, np.uint8)[None, None, :, None].repeat(3, axis=3)
+    """Grey values as a batch of one image, one pixel high: u8[1,3,1,W]."""
+    return np.array(values, np.uint8)[None, None, None].repeat(3, axis=1)
 
 
-def op(name, images, level=1, sign=1):
-    return strong.OPS[name](images, tf.constant([level]), tf.constant([sign]))
+def apply_op(name, images, level=100, sign=1):
+    """One operation on u8[1,3,H,W], eagerly."""
+    op, level, sign = ([x] for x in (number(name), level, sign))
+    return strong.apply_one(tf.constant(images), op, level, sign).numpy()
 
 
-def draws(count, num_ops=5, seed=23):
-    seeds = tf.data.Dataset.range(count, output_type=tf.int32)
-    drawn = seeds.map(
-        lambda i: strong.draw(tf.stack([seed, i]), num_ops=num_ops)
-    )
-    drawn = next(iter(drawn.batch(count)))
-    return {name: value.numpy() for name, value in drawn.items()}
+def draws(count, num_ops=5, seed=23, **settings):
+    uniform = primitives.uniform([seed, 0], shape=[4, count * num_ops])
+    drawn = strong.draw(uniform, **settings)
+    return {k: np.reshape(v, [count, num_ops]) for k, v in drawn.items()}
 
 
+@pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("height, width", SIZES)
-@pytest.mark.parametrize("name", strong.NAMES)
-def test_op_equals_pillow(name, height, width):
-    """Bit for bit, at every level and sign, each image with its own."""
-    for image in images_of(height, width):
-        batch = tf.constant(np.repeat(image[np.newaxis], 18, axis=0))
-        results = strong.OPS[name](batch, LEVELS, SIGNS)
-        assert results.dtype == tf.uint8
-        for result, level, sign in zip(results.numpy(), LEVELS, SIGNS):
-            expected = pillow_chain.op(name, image, level, sign)
-            np.testing.assert_array_equal(result, expected)
+def test_every_op_equals_pillow(height, width, run):
+    """Bit for bit, at every whole level and sign."""
+    turns = 5 if run is in_batches and height < 64 else 1
+    cases = every_case(height, width, range(100, 1000, 100), turns)
+    # Compiling takes a second for each size.
+    call = strong.apply_one if (height, width) == (3, 2) else compiled
+    assert_equal_pillow(run(call, *cases), *cases)
 
 
-@pytest.mark.parametrize("name", strong.NAMES)
-def test_ops_of_a_batch_do_not_mix(name):
-    batch = np.stack(images_of(16, 17))
-    levels = np.array([9, 2, 5, 1, 7], np.int32)
-    signs = np.array([1, -1, -1, 1, 1], np.int32)
-    results = strong.OPS[name](tf.constant(batch), levels, signs).numpy()
-    for image, result, level, sign in zip(batch, results, levels, signs):
-        expected = pillow_chain.op(name, image, level, sign)
-        np.testing.assert_array_equal(result, expected)
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 3), (5, 1), (33, 20)])
+def test_every_op_equals_pillow_between_the_levels(height, width, run):
+    """The paper's levels, in hundredths."""
+    levels = [0, 1, 33, 50, 249, 250, 251, 437, 499, 667, 750, 999, 1000]
+    cases = every_case(height, width, levels)
+    assert_equal_pillow(run(compiled, *cases), *cases)
 
 
-def test_names_are_the_released_pool():
-    assert sorted(strong.NAMES) == sorted(pillow_chain.OPS)
-    assert len(strong.NAMES) == 14
+@pytest.mark.parametrize("name", strong.SIGNED)
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 3), (16, 17), (33, 20)])
+def test_affine_ops_equal_pillow_at_every_hundredth(name, height, width):
+    image = pillow_chain.photograph(height, width)
+    levels = np.tile(np.arange(1001, dtype=np.int32), 2)
+    signs = np.repeat(np.array([1, -1], np.int32), 1001)
+    ops = np.full(2002, number(name), np.int32)
+    cases = np.repeat(image[np.newaxis], 2002, axis=0), ops, levels, signs
+    assert_equal_pillow(in_batches(compiled, *cases), *cases)
+
+
+def test_names_and_pools():
+    assert list(strong.NAMES) == sorted(pillow_chain.OPS)
+    released, paper = strong.POOLS["released"], strong.POOLS["paper"]
+    assert len(released) == len(paper) == 14
+    assert set(strong.NAMES) - set(released) == {"Invert"}
+    assert set(strong.NAMES) - set(paper) == {"Identity"}
 
 
 @pytest.mark.parametrize(
     "name, level, values, expected",
     [
-        ("Solarize", 5, ROW, [0, 1, 51, 52, 127, 127, 126, 55, 1, 0]),
-        ("Posterize", 1, ROW, [0, 0, 48, 48, 112, 128, 128, 192, 240, 240]),
+        ("Solarize", 500, ROW, [0, 1, 51, 52, 127, 127, 126, 55, 1, 0]),
+        ("Posterize", 100, ROW, [0, 0, 48, 48, 112, 128, 128, 192, 240, 240]),
         (
             "AutoContrast",
-            1,
+            100,
             [20, 20, 45, 46, 83, 84, 84, 120, 147, 147],
             [0, 0, 50, 52, 126, 128, 128, 200, 255, 255],
         ),
-        ("Brightness", 5, ROW, [0, 0, 25, 26, 63, 64, 64, 100, 127, 127]),
+        ("Brightness", 500, ROW, [0, 0, 25, 26, 63, 64, 64, 100, 127, 127]),
         (
             "Contrast",
-            5,
+            500,
             ROW,
             [60, 60, 85, 86, 123, 124, 124, 160, 187, 187],
         ),
-        ("Equalize", 1, ROW, ROW),
-        ("TranslateX", 4, ROW, [*ROW[1:], 0]),  # int(0.12 * 10) = 1 pixel
+        ("Equalize", 100, ROW, ROW),
+        ("Invert", 0, ROW, [255, 254, 204, 203, 128, 127, 126, 55, 1, 0]),
+        ("TranslateX", 400, ROW, [*ROW[1:], 0]),  # int(0.12 * 10) = 1 pixel
+        ("TranslateX", 667, ROW, [*ROW[2:], 0, 0]),  # int(0.2001 * 10)
+        ("Solarize", 250, ROW, [*ROW[:7], 55, 1, 0]),  # from 256 - 64 on
     ],
 )
 def test_golden_row(name, level, values, expected):
-    result = op(name, row(values), level).numpy()
+    result = apply_op(name, row(values), level)
     np.testing.assert_array_equal(result, row(expected))
 
 
 def test_golden_colour():
     """Luma 124 of (200, 100, 50), blended half and half."""
-    pixel = np.array([200, 100, 50], np.uint8).reshape(1, 1, 1, 3)
-    assert primitives.to_gray(pixel).numpy().item() == 124
-    result = op("Color", pixel, 5).numpy().ravel()  # 0.09 * 5 + 0.05 = 0.5
+    pixel = np.array([200, 100, 50], np.uint8).reshape(1, 3, 1, 1)
+    assert primitives.luma(pixel).numpy().item() == 124
+    result = apply_op("Color", pixel, 500).ravel()  # 0.09 * 5 + 0.05 = 0.5
     np.testing.assert_array_equal(result, [162, 112, 87])
 
 
 def test_enhancements_only_weaken():
-    """The largest factor of Brightness, Color, Contrast, Sharpness is .86."""
-    white = np.full([9, 2, 2, 3], 255, np.uint8)
-    levels = np.arange(1, 10, dtype=np.int32)
-    result = strong.OPS["Brightness"](white, levels, levels)[:, 0, 0, 0]
+    """The largest released factor of the four enhancements is .86."""
+    white = np.full([1, 3, 2, 2], 255, np.uint8)
+    levels = np.arange(1, 10)
     factors = levels * 0.09 + 0.05
     assert factors.max() == pytest.approx(0.86)
-    np.testing.assert_array_equal(result, np.floor(factors * 255 + 1e-4))
-
-
-@pytest.mark.parametrize("degrees", [0, 1, -1, 45, 90, 180, 270, -90, 360, 723])
-@pytest.mark.parametrize("height, width", [(1, 1), (2, 3), (16, 16), (17, 24)])
-def test_rotate_equals_pillow(degrees, height, width):
-    image = pillow_chain.photograph(height, width)
-    result = primitives.rotate(image[np.newaxis], [degrees])[0]
-    expected = np.asarray(Image.fromarray(image).rotate(degrees))
-    np.testing.assert_array_equal(result, expected)
+    results = [
+        apply_op("Brightness", white, 100 * v)[0, 0, 0, 0] for v in levels
+    ]
+    np.testing.assert_array_equal(results, np.floor(factors * 255 + 1e-4))
 
 
 def test_affine_equals_pillow():
@@ -136,14 +197,14 @@ def test_affine_equals_pillow():
     tame = [
         (1, 0.12, 0, 0, 1, 0),
         (1, 0, -3, 0, 1, 2),
-        (1, 0, 0.4999999, 0, 1, 0.4999999),  # fixed point would round these up
-        (0.5, 0, 3.3, 0, 0.7, -1.2),
         (-1, 0, 40, 0, 1, 0),
         (1, 0, 9000, 0, 1, 0),
     ]
     matrices = np.concatenate([wild, tame])
-    batch = np.repeat(image[np.newaxis], len(matrices), axis=0)
-    results = primitives.affine_nearest(batch, matrices).numpy()
+    batch = planes(np.repeat(image[np.newaxis], len(matrices), axis=0))
+    index = primitives.source_index(matrices, height=29, width=40)
+    assert index.dtype == tf.int32 and index.shape == (44, 29, 40)
+    results = rows_of(primitives.take(batch, index))
     for result, matrix in zip(results, matrices):
         expected = Image.fromarray(image).transform(
             (40, 29),
@@ -155,15 +216,19 @@ def test_affine_equals_pillow():
 
 
 def test_translation_moves_content_to_the_left():
-    result = primitives.affine_nearest(row([1, 2, 3]), [[1, 0, 1, 0, 1, 0.0]])
+    shift = [[1, 0, 1, 0, 1, 0.0]]
+    index = primitives.source_index(shift, height=1, width=3)
+    np.testing.assert_array_equal(index, [[[1, 2, -1]]])
+    result = primitives.take(row([1, 2, 3]), index)
     np.testing.assert_array_equal(result, row([2, 3, 0]))
 
 
 @pytest.mark.parametrize("height, width", SIZES)
 def test_smooth_equals_pillow(height, width):
-    for image in images_of(height, width):
+    images = np.stack(images_of(height, width))
+    results = rows_of(primitives.smooth(planes(images)))
+    for image, result in zip(images, results):
         expected = Image.fromarray(image).filter(ImageFilter.SMOOTH)
-        result = primitives.smooth(image[np.newaxis])[0]
         np.testing.assert_array_equal(result, np.asarray(expected))
 
 
@@ -171,88 +236,149 @@ def test_lookup_and_histogram_equal_pillow():
     images = np.stack(images_of(33, 20))
     rng = np.random.default_rng(5)
     tables = rng.integers(0, 256, (len(images), 3, 256), np.uint8)
-    results = primitives.lookup(images, tables).numpy()
-    counts = primitives.histogram(images).numpy()
+    batch = planes(images)
+    results = rows_of(primitives.lookup(batch, tables))
+    counts = primitives.histogram(tf.constant(batch)).numpy()
     for i, image in enumerate(images):
         image = Image.fromarray(image)
         np.testing.assert_array_equal(
             results[i], np.asarray(image.point(tables[i].ravel().tolist()))
         )
         np.testing.assert_array_equal(counts[i].ravel(), image.histogram())
+        alone = primitives.histogram(tf.constant(batch[i : i + 1]))
+        np.testing.assert_array_equal(alone[0], counts[i])
 
 
-@pytest.mark.parametrize("name", strong.NAMES)
-def test_eager_map_and_function_agree(name):
-    image = tf.constant(pillow_chain.photograph(24, 31))
-    levels, signs = tf.constant(LEVELS), tf.constant(SIGNS)
+def test_choose_runs_one_branch_for_one_image_and_selects_for_more():
+    ran = []
 
-    def one(level, sign):
-        return op_of_one(image, level, sign)
+    def branch(value):
+        def call():
+            ran.append(value)
+            return tf.constant([[value, value]] * count)
 
-    def op_of_one(image, level, sign):
-        return strong.OPS[name](image[None], level[None], sign[None])[0]
+        return call
 
-    flexible = tf.TensorSpec([None, None, 3], tf.uint8)
-    scalar = tf.TensorSpec([], tf.int32)
-    traced = tf.function(op_of_one, input_signature=[flexible, scalar, scalar])
-    rows = tf.data.Dataset.from_tensor_slices((levels, signs))
-    mapped = np.stack(list(rows.map(one).as_numpy_iterator()))
-    for result, level, sign in zip(mapped, levels, signs):
-        np.testing.assert_array_equal(result, one(level, sign))
-        np.testing.assert_array_equal(result, traced(image, level, sign))
+    count, branches = 1, [branch(value) for value in (5, 6, 7)]
+    result = primitives.choose(tf.constant([2]), branches)
+    np.testing.assert_array_equal(result, [[7, 7]])
+    assert ran == [7]
+    count = 4
+    result = primitives.choose(tf.constant([2, 0, 1, 0]), branches)
+    np.testing.assert_array_equal(result[:, 0], [7, 5, 6, 5])
 
 
-@pytest.mark.parametrize("name", strong.NAMES)
-def test_op_can_be_compiled(name):
-    """XLA gives the same bytes: no op without a kernel, no fused rounding."""
-    batch = np.stack(images_of(20, 20)).repeat(18, axis=0)
-    batch = tf.constant(batch)
-    levels, signs = [tf.tile(x, [5]) for x in (LEVELS, SIGNS)]
-    compiled = tf.function(strong.OPS[name], jit_compile=True)
-    np.testing.assert_array_equal(
-        compiled(batch, levels, signs), strong.OPS[name](batch, levels, signs)
-    )
+@pytest.mark.parametrize("run", RUNS)
+def test_eager_map_and_compiled_agree(run):
+    """With sizes unknown beforehand, too."""
+    cases = every_case(16, 17, [100, 437])
+    expected = run(compiled, *cases)
+    np.testing.assert_array_equal(run(strong.apply_one, *cases), expected)
+
+    count = 1 if run is one_by_one else COUNT
+    rows = tf.data.Dataset.from_tensor_slices((planes(cases[0]), *cases[1:]))
+    rows = rows.batch(count, drop_remainder=True)
+    for call in (strong.apply_one, compiled):
+        mapped = list(rows.map(call).as_numpy_iterator())
+        result = rows_of(np.concatenate(mapped))
+        np.testing.assert_array_equal(result, expected)
+
+    shape = tf.TensorSpec([count, 3, None, None], tf.uint8)
+    scalar = tf.TensorSpec([count], tf.int32)
+    signature = [shape, scalar, scalar, scalar]
+    traced = tf.function(strong.apply_one, input_signature=signature)
+    np.testing.assert_array_equal(run(traced, *cases), expected)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_auto_contrast_equals_pillow_for_every_range(compiled):
+@pytest.mark.parametrize(
+    "run, call, step",
+    [
+        (one_by_one, compiled, 11),
+        (in_batches, compiled, 11),
+        (in_batches, strong.apply_one, 55),
+    ],
+)
+def test_auto_contrast_equals_pillow_for_every_range(run, call, step):
     low, high = np.triu_indices(256)
-    rows = np.arange(256)[np.newaxis, :, np.newaxis]
+    values = np.arange(16 * 17)[np.newaxis, :, np.newaxis]
     pairs = [x[: len(x) // 3 * 3].reshape(-1, 1, 3) for x in (low, high)]
-    images = np.clip(rows, *pairs).astype(np.uint8)[:, np.newaxis]
-    call = tf.function(strong.OPS["AutoContrast"], jit_compile=compiled)
-    unused = tf.ones([len(images)], tf.int32)
-    results = call(tf.constant(images), unused, unused).numpy()
-    for i in range(0, len(images), 11):
-        expected = pillow_chain.op("AutoContrast", images[i], 1, 1)
-        np.testing.assert_array_equal(results[i], expected)
+    pairs = [x[::step] for x in pairs]
+    images = np.clip(values, *pairs).astype(np.uint8)  # [n,272,3]
+    images = images.reshape(-1, 16, 17, 3)
+    ops, unused = np.ones([2, len(images)], np.int32)
+    ops[:] = number("AutoContrast")
+    cases = images, ops, unused, unused
+    assert_equal_pillow(run(call, *cases), *cases)
 
 
-def test_draws_are_those_of_the_released_code():
+def chi_square(counts, expected):
+    return ((counts - expected) ** 2 / expected).sum()
+
+
+@pytest.mark.parametrize("max_level", [10, 5, 2])
+def test_draws_are_those_of_the_released_code(max_level):
     count = 3000
-    drawn = draws(count)
+    drawn = draws(count, max_level=max_level)
     assert all(value.shape == (count, 5) for value in drawn.values())
-    # Levels 1..9, never 10; 99.9 % points of chi-square.
-    levels = np.bincount(drawn["level"].ravel(), minlength=11)
-    assert levels[0] == 0 and levels[10] == 0 and len(levels) == 11
-    expected = 5 * count / 9
-    assert ((levels[1:10] - expected) ** 2 / expected).sum() < 26.1
-    ops = np.bincount(drawn["op"].ravel(), minlength=14)
-    expected = 5 * count / 14
-    assert len(ops) == 14
-    assert ((ops - expected) ** 2 / expected).sum() < 34.5
-    deviation = 0.5 / np.sqrt(5 * count)
+    # Levels 1..9 of 10, never 10; 99.9 % points of chi-square.
+    assert (drawn["level"] % 100 == 0).all()
+    levels = np.bincount(drawn["level"].ravel() // 100)
+    assert levels[0] == 0 and len(levels) == max_level
+    bound = {10: 26.1, 5: 16.3, 2: 1e-9}[max_level]
+    assert chi_square(levels[1:], 5 * count / (max_level - 1)) < bound
+    assert_ops_applications_and_signs(drawn, "Invert")
+
+
+@pytest.mark.parametrize("max_level", [10, 5, 2])
+def test_draws_are_those_of_the_paper(max_level):
+    drawn = draws(60000, pool="paper", max_level=max_level)
+    # Every hundredth from 0 to the bound.
+    levels = np.bincount(drawn["level"].ravel())
+    assert len(levels) == 100 * max_level + 1
+    bound = {10: 1143.9, 5: 602.7, 2: 266.5}[max_level]
+    assert chi_square(levels, 300000 / len(levels)) < bound
+    assert_ops_applications_and_signs(drawn, "Identity")
+
+
+def assert_ops_applications_and_signs(drawn, absent):
+    count = drawn["op"].size
+    ops = np.bincount(drawn["op"].ravel(), minlength=15)
+    assert len(ops) == 15 and ops[number(absent)] == 0
+    ops = np.delete(ops, number(absent))
+    assert chi_square(ops, count / 14) < 34.5  # 13 degrees, 99.9 %
+    deviation = 0.5 / np.sqrt(count)
     assert abs(drawn["apply"].mean() - 0.5) < 3.3 * deviation
     assert set(np.unique(drawn["sign"])) == {-1, 1}
     assert abs((drawn["sign"] == -1).mean() - 0.5) < 3.3 * deviation
 
 
-def test_host_and_compiled_draws_agree():
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-23])
+@pytest.mark.parametrize("pool", strong.POOLS)
+@pytest.mark.parametrize("max_level", [2, 7, 10])
+def test_the_ends_of_the_draws(uniform, pool, max_level):
+    numbers = tf.fill([4, 1], uniform)
+    drawn = strong.draw(numbers, pool=pool, max_level=max_level)
+    names = strong.POOLS[pool]
+    ends = (
+        (0, 100 * max_level)
+        if pool == "paper"
+        else (100, 100 * (max_level - 1))
+    )
+    last = uniform > 0
+    assert strong.NAMES[drawn["op"][0]] == names[-1 if last else 0]
+    assert drawn["level"][0] == ends[last]
+    assert bool(drawn["apply"][0]) != last
+    assert drawn["sign"][0] == (1 if last else -1)
+
+
+@pytest.mark.parametrize("pool", strong.POOLS)
+def test_host_and_compiled_draws_agree(pool):
     draw = tf.function(strong.draw, jit_compile=True)
-    for i in range(20):
-        compiled = draw(tf.constant([i, 3]), num_ops=5)
-        for name, value in strong.draw([i, 3], num_ops=5).items():
-            np.testing.assert_array_equal(compiled[name], value)
+    uniform = primitives.uniform([3, 3], shape=[4, 5000])
+    compiled_draw = draw(uniform, pool=pool, max_level=7)
+    eager = strong.draw(uniform, pool=pool, max_level=7)
+    for name, value in eager.items():
+        np.testing.assert_array_equal(compiled_draw[name], value)
 
 
 def test_draws_are_independent_and_with_replacement():
@@ -264,62 +390,75 @@ def test_draws_are_independent_and_with_replacement():
     applied = drawn["apply"].sum(axis=1)
     counts = np.bincount(applied, minlength=6)
     binomial = 3000 * np.array([1, 5, 10, 10, 5, 1]) / 32
-    assert ((counts - binomial) ** 2 / binomial).sum() < 20.5
+    assert chi_square(counts, binomial) < 20.5
     columns = [drawn[k].ravel() for k in ("op", "level", "apply", "sign")]
     correlation = np.corrcoef(np.array(columns, float))
     assert np.abs(correlation - np.eye(4)).max() < 0.03
 
 
-def test_sequence_equals_pillow_in_every_way_to_run_it():
-    image = tf.constant(pillow_chain.photograph(40, 31))
+@pytest.mark.parametrize("pool", strong.POOLS)
+def test_sequence_equals_pillow_in_every_way_to_run_it(pool):
+    image = pillow_chain.photograph(40, 31)
+    images = tf.constant(planes(np.repeat(image[np.newaxis], 60, axis=0)))
+    drawn = draws(60, pool=pool)
+    selected = rows_of(compiled_sequence(images, drawn))
 
-    def sequence(i):
-        params = strong.draw(tf.stack([i, 1]), num_ops=5)
-        return params, strong.apply(image, params)
-
-    seeds = tf.data.Dataset.range(100, output_type=tf.int32)
-    traced = tf.function(sequence)
+    rows = tf.data.Dataset.from_tensor_slices((images, drawn)).batch(1, True)
+    mapped = list(rows.map(strong.apply).as_numpy_iterator())
     unchanged = 0
-    for i, (params, result) in enumerate(seeds.map(sequence)):
-        expected = pillow_chain.strong(image.numpy(), params)
-        np.testing.assert_array_equal(result, expected)
-        np.testing.assert_array_equal(traced(tf.constant(i))[1], expected)
-        if i < 10:
-            np.testing.assert_array_equal(sequence(tf.constant(i))[1], expected)
-        unchanged += np.array_equal(result, image)
-    assert unchanged < 20
+    for i, (batch, params) in enumerate(rows):
+        expected = pillow_chain.strong(
+            image, {k: v[i] for k, v in drawn.items()}
+        )
+        switched = compiled_sequence(batch, params)
+        np.testing.assert_array_equal(rows_of(switched)[0], expected)
+        np.testing.assert_array_equal(rows_of(mapped[i])[0], expected)
+        np.testing.assert_array_equal(selected[i], expected)
+        if i < 5:
+            eager = strong.apply(batch, params)
+            np.testing.assert_array_equal(rows_of(eager)[0], expected)
+        unchanged += np.array_equal(expected, image)
+    assert unchanged < 12
 
 
-def test_only_what_is_applied_is_executed():
+@pytest.mark.parametrize("count", [1, 3])
+def test_only_what_is_applied_is_executed(count):
     image = pillow_chain.photograph(12, 12)
+    images = planes(np.stack([image] * count))
     params = {
-        "op": [strong.NAMES.index("Solarize")] * 2,
-        "level": [5, 9],
-        "apply": [False, False],
-        "sign": [1, 1],
+        "op": [[number("Solarize")] * 2] * count,
+        "level": [[500, 900]] * count,
+        "apply": [[False, False]] * count,
+        "sign": [[1, 1]] * count,
     }
-    np.testing.assert_array_equal(strong.apply(image, params), image)
-    params["apply"] = [True, False]
-    np.testing.assert_array_equal(
-        strong.apply(image, params),
-        pillow_chain.op("Solarize", image, 5, 1),
+    params = tf.nest.map_structure(
+        tf.constant, {k: np.array(v) for k, v in params.items()}
     )
+    result = strong.apply(tf.constant(images), params)
+    np.testing.assert_array_equal(result, images)
+    once = [[False, False]] * (count - 1) + [[True, False]]
+    params["apply"] = tf.constant(once)
+    result = rows_of(strong.apply(tf.constant(images), params))
+    changed = pillow_chain.op("Solarize", image, 500, 1)
+    np.testing.assert_array_equal(result, [image] * (count - 1) + [changed])
 
 
 def test_describe():
     names = [
-        ("Rotate", 4, -1, True),
-        ("ShearX", 9, 1, False),
-        ("ShearY", 3, 1, True),
-        ("TranslateX", 4, -1, True),
-        ("Posterize", 5, 1, True),
-        ("Solarize", 9, 1, True),
-        ("Contrast", 1, 1, True),
-        ("Equalize", 1, 1, True),
+        ("Rotate", 400, -1, True),
+        ("ShearX", 900, 1, False),
+        ("ShearY", 300, 1, True),
+        ("TranslateX", 400, -1, True),
+        ("Posterize", 500, 1, True),
+        ("Solarize", 900, 1, True),
+        ("Contrast", 100, 1, True),
+        ("Equalize", 100, 1, True),
+        ("Rotate", 437, 1, True),
+        ("Invert", 100, 1, True),
     ]
     ops, levels, signs, applied = zip(*names)
     params = {
-        "op": [strong.NAMES.index(name) for name in ops],
+        "op": [number(name) for name in ops],
         "level": tf.constant(levels),
         "sign": np.array(signs),
         "apply": applied,
@@ -332,39 +471,6 @@ def test_describe():
         "Solarize 26",
         "Contrast 0.14",
         "Equalize",
+        "Rotate +13.11°",
+        "Invert",
     ]
-
-
-VIEW = views.View("strong", 24, min_area=0.2, max_area=0.9, strong_ops=5)
-
-
-def test_a_view_is_a_function_of_its_seed():
-    image = tf.constant(pillow_chain.photograph(50, 61))
-
-    def make(i):
-        seed = tf.stack([7, i])
-        return views.make_view(image, seed, view=VIEW)
-
-    seeds = tf.data.Dataset.range(20, output_type=tf.int32)
-    mapped = np.stack(list(seeds.map(make).as_numpy_iterator()))
-    again = np.stack(list(seeds.map(make, 2).as_numpy_iterator()))
-    np.testing.assert_array_equal(mapped, again)
-    np.testing.assert_array_equal(mapped[3], make(tf.constant(3)))
-    assert mapped.shape == (20, 24, 24, 3)
-    assert len({view.tobytes() for view in mapped}) == 20
-
-
-@pytest.mark.parametrize("height, width", [(48, 33), (1, 1), (2, 3)])
-def test_view_is_crop_then_weak_then_strong(height, width):
-    """Equal to Pillow's chain from the crop on; crops may differ by one."""
-    image = pillow_chain.photograph(height, width)
-    chain = tf.function(lambda x, p: views.apply_view(x, p, view=VIEW))
-    for i in range(25):
-        params = views.draw_view([i, 6], view=VIEW, height=height, width=width)
-        # The box is cut beforehand, at its final size: the resize is then
-        # exact and what is left to compare is the chain.
-        cut = pillow_chain.resize_box(image, params["box"].numpy(), 24)
-        params["box"] = tf.constant([0, 0, 24, 24])
-        expected = pillow_chain.view(cut, params, VIEW.size)
-        result = chain(tf.constant(cut), params)
-        np.testing.assert_array_equal(result, expected)

@@ -14,7 +14,13 @@ SOURCES = sorted(
     for folder in ("clsa_tf", "export")
     for path in pathlib.Path(folder).rglob("*.py")
 )
-ENTRY_POINTS = {"train.py", "report.py", "savedmodel.py", "config.py"}
+ENTRY_POINTS = {
+    "train.py",
+    "report.py",
+    "gallery.py",
+    "savedmodel.py",
+    "config.py",
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

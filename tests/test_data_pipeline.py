@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from clsa_tf.augment.views import View
+from clsa_tf.augment.views import View, finish_batch
 from clsa_tf.data import decode
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults
@@ -66,6 +66,8 @@ READABLE = {
         picture(), "GIF", save_all=True, append_images=[picture(1)]
     ),
 }
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # orientation: to be turned by 90 degrees
 UNREADABLE = {
     "truncated.jpg": READABLE["JPEG"][:300],
     "truncated.png": READABLE["PNG"][:-60],
@@ -385,6 +387,48 @@ def test_ten_names_are_logged(caplog):
     named = [r.getMessage() for r in caplog.records if "file-" in r.message]
     assert len(named) == 10 and "file-9" in named[-1]
     assert faults.count == 15
+
+
+def test_device_and_host_make_the_same_views(source, strong):
+    raw = batches(source, len(strong), views=VIEWS, finished=False)
+    for host, crops in zip(strong, raw):
+        crops = tf.nest.map_structure(tf.constant, crops)
+        device = finish_batch(crops, views=VIEWS)
+        for name, images in host.items():
+            np.testing.assert_array_equal(device[name], images)
+
+
+def test_what_was_drawn_comes_with_the_views(source, strong):
+    kept = batches(source, len(strong), views=VIEWS, keep_params=True)
+    for batch, expected in zip(kept, strong):
+        for name, images in expected.items():
+            np.testing.assert_array_equal(batch[name], images)
+        # Of a shuffled view in its order: equal to drawing for that row.
+        unshuffled = batch["query_params"]["box"][batch["key_rows"]]
+        assert not np.array_equal(batch["key_params"]["box"], unshuffled)
+        assert batch["strong_0_params"]["strong"]["op"].shape == (5, 2)
+
+
+def test_strange_files_make_views_or_are_counted(tmp_path):
+    strange = {
+        "tall.jpg": contents(picture(size=(1, 3000)), "JPEG"),
+        "wide.png": contents(picture(size=(3000, 1)), "PNG"),
+        "pixel.bmp": contents(picture(size=(1, 1)), "BMP"),
+        "deep.png": contents(
+            Image.fromarray(np.full([9, 7], 40000, np.uint16)), "PNG"
+        ),
+        "turned.jpg": contents(picture(), "JPEG", exif=TURNED),
+        "large.jpg": contents(picture(size=(900, 700)), "JPEG"),
+        "cut.jpg": contents(picture(size=(900, 700)), "JPEG")[:-3000],
+        "header.jpg": contents(picture(size=(900, 700)), "JPEG")[:400],
+    }
+    for name, data in strange.items():
+        (tmp_path / name).write_bytes(data)
+    source = open_source(f"folder:{tmp_path}", labels="none")
+    faults = Faults(max_bad_share=0.5)
+    made = batches(source, 3, views=VIEWS, batch_size=8, faults=faults)
+    assert len(made) == 3 and faults.count == 2
+    assert made[0]["query"].shape == (8, 8, 8, 3)
 
 
 # Evaluation

@@ -7,9 +7,14 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+from benchmarks import pillow_chain
 from clsa_tf import methods
 from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.pipeline import training_batches
+from clsa_tf.data.sources import open_source
 from tests import golden, tiny
 
 pytestmark = pytest.mark.parametrize("name", methods.NAMES)
@@ -153,3 +158,34 @@ def test_objective_golden(name):
     got = {"loss": per_example} | reports
     for key, value in expected.items():
         assert np.mean(got[key]) == pytest.approx(value, abs=1e-6), key
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_views_finished_on_the_device_train_alike(name, compiled, tmp_path):
+    """Also with the whole step compiled by XLA, as TPUs need it."""
+    for i in range(20):
+        image = pillow_chain.photograph(40, 37, seed=i)
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    source = open_source(f"folder:{tmp_path}", labels="none")
+    losses = {}
+    for place in ("host", "device"):
+        config = tiny.config(name, augment_on=place)
+        method = tiny.make(config)
+        method.compile(
+            optimizer=method.optimizer,
+            jit_compile=compiled and place == "device",
+        )
+        data = training_batches(
+            source,
+            method.views(config.options),
+            batch_size=config.batch_size,
+            seed=1,
+            start_step=0,
+            faults=Faults(max_bad_share=0.0),
+            finished=place == "host",
+        )
+        reports = tiny.fit(method, data.take(2))
+        losses[place] = [report["loss"] for report in reports]
+    np.testing.assert_allclose(
+        losses["device"], losses["host"], rtol=1e-3 if compiled else 1e-6
+    )

@@ -4,13 +4,15 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf.augment import primitives
-
 _ASPECTS = (3.0 / 4.0, 4.0 / 3.0)  # width / height
 _TRIES = 10
 
 
-def draw_box(seed, *, height, width, min_area, max_area):
+# Uniform numbers that a box is drawn from.
+NEEDS = 2 * _TRIES + 2
+
+
+def draw_box(uniform, *, height, width, min_area, max_area):
     """Draws the rectangle of a random resized crop.
 
     The share of the area is uniform, the aspect ratio log-uniform in 3/4 ..
@@ -18,7 +20,7 @@ def draw_box(seed, *, height, width, min_area, max_area):
     rectangle of an allowed aspect ratio.
 
     Args:
-        seed: i32[2].
+        uniform: f32[22], uniform numbers in [0, 1).
         height: of the image in pixels, at least 1; an int or i32[].
         width: likewise.
         min_area: smallest share of the image's area, in (0, 1].
@@ -29,7 +31,6 @@ def draw_box(seed, *, height, width, min_area, max_area):
 
     Source: torchvision, RandomResizedCrop.get_params.
     """
-    uniform = primitives.uniform(seed, shape=[2 * _TRIES + 2])
     size = tf.stack([height, width])  # i32[2]
     sides = tf.cast(size, tf.float32)
 
@@ -44,7 +45,8 @@ def draw_box(seed, *, height, width, min_area, max_area):
     # The fallback goes last, so that the first row that fits is the answer.
     tries = tf.concat([tries, [_central_box(sides)]], axis=0)  # [11,2]
     first = tf.argmax(tf.concat([fits, [True]], axis=0), output_type=tf.int32)
-    box = tries[first]
+    # Not tries[first]: XLA would compile anew for each value.
+    box = tf.gather(tries, first)
     room = tf.cast(size - box, tf.float32)
     drawn = tf.cast(uniform[2 * _TRIES :] * (room + 1.0), tf.int32)
     central = (size - box) // 2
@@ -61,39 +63,82 @@ def _central_box(sides):
     return tf.cast(tf.round(box), tf.int32)
 
 
-def _scale_and_translate(image, size, scale, translation):
-    """Antialiased bilinear resampling of u8[H,W,3] to u8[size,size,3]."""
-    pixels = tf.raw_ops.ScaleAndTranslate(
-        images=tf.expand_dims(image, 0),
-        size=[size, size],
-        scale=scale,
-        translation=translation,
+def _pass(pixels, scale, translation, size):
+    """Resamples f32 or u8 [1,L,1,C] along L, antialiased: f32[1,size,1,C]."""
+    return tf.raw_ops.ScaleAndTranslate(
+        images=pixels,
+        size=[size, 1],
+        scale=scale,  # [2], the second one 1
+        translation=translation,  # [2], the second one 0
         kernel_type="triangle",
         antialias=True,
-    )[0]
-    # Pillow rounds half up; the weights are positive and sum to one.
-    return tf.cast(pixels + 0.5, tf.uint8)
+    )
 
 
-def resize_box(image, box, *, size):
-    """Cuts a rectangle out and resizes it, bilinear with antialiasing.
+def resize_boxes(image, boxes, *, sizes):
+    """Cuts rectangles out and resizes them, bilinear with antialiasing.
+
+    The results are stored column by column. They fall out that way when both
+    passes run along contiguous memory, and the augmentations, which transpose
+    to planes anyway, turn them back for nothing. Per rectangle there are as
+    few graph nodes as possible: on small images each costs as much as
+    thousands of pixels.
 
     Args:
         image: u8[H,W,3].
-        box: i32[4], (top, left, height, width), inside the image.
-        size: side of the result in pixels.
+        boxes: f32[V,4] or i32[V,4], rows (top, left, height, width) in pixels,
+            inside the image. Pixels that a box covers in part count in full
+            at its edge.
+        sizes: V ints, sides of the results in pixels.
 
     Returns:
-        u8[size,size,3].
+        V tensors f32[size,size,3] for `to_bytes`, of which [x,y] is the pixel
+        in column x of row y.
 
     Source: Pillow, `Image.crop` then `Image.resize(BILINEAR)`. Pillow rounds
-    to bytes between its two passes and this does not: results differ by at
-    most 1/255.
+    to bytes between its two passes and this does not: bytes differ by at most
+    1/255.
     """
-    top, left, height, width = tf.unstack(box, num=4)
-    crop = tf.slice(image, [top, left, 0], [height, width, 3])
-    scale = size / tf.cast(box[2:], tf.float32)
-    return _scale_and_translate(crop, size, scale, [0.0, 0.0])
+    count = len(sizes)
+    boxes = tf.cast(boxes, tf.float32)
+    corner, sides = boxes[:, :2], boxes[:, 2:]  # f32[V,2]
+    begin = tf.floor(corner)
+    end = tf.math.ceil(corner + sides)
+    scale = tf.constant(sizes, tf.float32)[:, tf.newaxis] / sides
+    shift = (begin - corner) * scale
+
+    def columns(*parts):
+        """Puts scalars or [V] side by side, and returns the V rows."""
+        parts = [tf.broadcast_to(x, [count]) for x in parts]
+        return tf.unstack(tf.stack(parts, axis=1), num=count)
+
+    top, left = tf.unstack(tf.cast(begin, tf.int32), num=2, axis=1)
+    height, width = tf.unstack(tf.cast(end - begin, tf.int32), num=2, axis=1)
+    image = tf.reshape(image, [1, tf.shape(image)[0], 1, -1])  # [1,H,1,W*3]
+    rows = zip(
+        sizes,
+        columns(0, top, 0, left * 3),
+        columns(1, height, 1, width * 3),
+        columns(scale[:, 0], 1.0),
+        columns(shift[:, 0], 0.0),
+        columns(1, width, 1, 3 * tf.constant(sizes)),
+        columns(scale[:, 1], 1.0),
+        columns(shift[:, 1], 0.0),
+    )
+    results = []
+    for size, start, extent, down, move_down, shape, across, move in rows:
+        pixels = tf.slice(image, start, extent)
+        pixels = _pass(pixels, down, move_down, size)
+        pixels = tf.reshape(pixels, [size, -1, 3])
+        pixels = tf.transpose(pixels, [1, 0, 2])  # [width,size,3]
+        pixels = _pass(tf.reshape(pixels, shape), across, move, size)
+        results.append(tf.reshape(pixels, [size, size, 3]))
+    return results
+
+
+def to_bytes(pixels):
+    """Rounds half up, as Pillow does: f32 in [0, 255] -> u8."""
+    return tf.cast(pixels + 0.5, tf.uint8)
 
 
 def central(image, *, size, keep):
@@ -118,5 +163,12 @@ def central(image, *, size, keep):
     scale = tf.cast(resized / shape, tf.float32)
     # Half-way cases go to the even number, as in Python.
     corner = tf.round(tf.cast(resized - size, tf.float32) / 2.0)
-    # Only the pixels of the crop are computed.
-    return _scale_and_translate(image, size, scale, -corner)
+    pixels = tf.raw_ops.ScaleAndTranslate(
+        images=image[tf.newaxis],
+        size=[size, size],  # only the pixels of the crop are computed
+        scale=scale,
+        translation=-corner,
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+    return to_bytes(pixels)

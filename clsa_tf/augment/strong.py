@@ -1,62 +1,129 @@
-"""CLSA's strong augmentation: a random sequence of 14 operations on bytes.
+"""CLSA's strong augmentation: a random sequence of operations on bytes.
 
-`draw` decides, `apply` executes; the operations themselves are deterministic
-and batched, `op(images u8[N,H,W,3], level i32[N], sign i32[N]) -> u8`. A level
-is a whole number in 1..9; the tables below turn it into the operation's own
+`draw` decides, `apply` executes. Each operation is one of three primitives
+with parameters per image: an affine transform (a matrix), a table lookup (a
+table per channel) or a blend (a factor); `OPS` says which. Levels are counted
+in hundredths, 0..1000; the tables below turn one into the operation's own
 parameter. Source: maple-research-lab/CLSA@37df76c, data_processing/
-RandAugment.py, the pool that the released code runs; the operations are
-Pillow's.
+RandAugment.py; the operations are Pillow's.
 """
+
+import math
 
 import numpy as np
 import tensorflow as tf
 
 from clsa_tf.augment import primitives
 
-MAX_LEVEL = 9  # the released code draws below its nominal maximum of 10
+MAX_LEVEL = 10
+LEVEL_STEPS = 100  # steps per level
 
-# Entry v belongs to level v; entry 0 is there to keep the index plain.
-_LEVELS = np.arange(MAX_LEVEL + 1)
-_FACTOR = (_LEVELS * 0.9 / 10 + 0.05).astype(np.float32)  # .05 .. .86
+# Entry v belongs to level v / LEVEL_STEPS.
+_LEVELS = np.arange(MAX_LEVEL * LEVEL_STEPS + 1) / LEVEL_STEPS
+_FACTOR = (_LEVELS * 0.9 / 10 + 0.05).astype(np.float32)  # .05 .. .95
 _BITS = (_LEVELS * 4 / 10).astype(np.int32) + 4
 _THRESHOLD = 256 - (_LEVELS * 256 / 10).astype(np.int32)
-_DEGREES = (_LEVELS * 30 / 10).astype(np.int32)
-_SHARE = _LEVELS * 0.3 / 10  # f64, of the side or of a pixel per pixel
+_DEGREES = _LEVELS * 30 / 10
+_SHARE = _LEVELS * 0.3 / 10  # of the side, or of a pixel per pixel
+# Cosine and sine of the negative angle, rounded as Pillow rounds them.
+_TURN = np.array(
+    [
+        [round(math.cos(angle), 15), round(math.sin(angle), 15)]
+        for angle in [-math.radians(degrees) for degrees in _DEGREES]
+    ]
+)  # f64[1001,2]
 
 
-def _auto_contrast(images, level, sign):
-    del level, sign
-    low = tf.cast(tf.reduce_min(images, axis=[1, 2]), tf.float64)  # [N,3]
-    high = tf.cast(tf.reduce_max(images, axis=[1, 2]), tf.float64)
+# --- affine transforms: f64[N,6], see primitives.source_index ----------------
+
+
+def _matrix(like, **coefficients):
+    """The identity but for the f64[N] that are given."""
+    zero = tf.zeros_like(like)
+    matrix = dict(a=zero + 1, b=zero, c=zero, d=zero, e=zero + 1, f=zero)
+    matrix.update(coefficients)
+    return tf.stack([matrix[name] for name in "abcdef"], axis=1)
+
+
+def _rotate(level, sign, height, width):
+    """Counter-clockwise about the centre, for positive signs."""
+    turn = tf.gather(_TURN, level)
+    cosine, sine = turn[:, 0], turn[:, 1] * sign
+    x, y = width / 2, height / 2
+    return _matrix(
+        cosine,
+        a=cosine,
+        b=sine,
+        c=cosine * -x + sine * -y + x,
+        d=-sine,
+        e=cosine,
+        f=-sine * -x + cosine * -y + y,
+    )
+
+
+def _shear_x(level, sign, height, width):
+    del height, width
+    return _matrix(sign, b=tf.gather(_SHARE, level) * sign)
+
+
+def _shear_y(level, sign, height, width):
+    del height, width
+    return _matrix(sign, d=tf.gather(_SHARE, level) * sign)
+
+
+def _pixels(level, side):
+    side = tf.cast(side, tf.float64)
+    # Whole pixels, cut off.
+    return tf.floor(tf.gather(_SHARE, level) * side)
+
+
+def _translate_x(level, sign, height, width):
+    del height
+    return _matrix(sign, c=_pixels(level, width) * sign)
+
+
+def _translate_y(level, sign, height, width):
+    del width
+    return _matrix(sign, f=_pixels(level, height) * sign)
+
+
+# --- tables: u8[N,3,256] or u8[N,1,256], see primitives.lookup ---------------
+
+_VALUES = np.arange(256)[np.newaxis, np.newaxis]  # [1,1,256]
+
+
+def _auto_contrast(images, level):
+    del level
+    low = tf.cast(tf.reduce_min(images, axis=[2, 3]), tf.float64)  # [N,3]
+    high = tf.cast(tf.reduce_max(images, axis=[2, 3]), tf.float64)
     low, high = low[..., tf.newaxis], high[..., tf.newaxis]
-    values = tf.range(256, dtype=tf.float64)
-    flat = tf.equal(low, high)
+    values = _VALUES.astype(np.float64)
     scale = 255.0 / tf.maximum(high - low, 1.0)
     # float64 and two rounded products decide where fractions are cut. The
     # maximum, idle otherwise, keeps compilers from fusing product and sum.
     tables = tf.nn.relu(values * scale) - tf.nn.relu(low * scale)
-    tables = tf.where(flat, values, tf.clip_by_value(tables, 0.0, 255.0))
-    tables = tf.cast(tables, tf.uint8)
-    return primitives.lookup(images, tables)
+    tables = tf.clip_by_value(tables, 0.0, 255.0)
+    return tf.cast(tf.where(tf.equal(low, high), values, tables), tf.uint8)
 
 
-def _brightness(images, level, sign):
-    del sign
-    return primitives.brightness(images, tf.gather(_FACTOR, level))
+def _brightness(images, level):
+    del images
+    return primitives.brightness(_bytes_for(level), tf.gather(_FACTOR, level))
 
 
-def _color(images, level, sign):
-    del sign
-    return primitives.color(images, tf.gather(_FACTOR, level))
+def _contrast(images, level):
+    mean = primitives.per_image(primitives.mean_luma(images), rank=3)
+    return primitives.blend(mean, _bytes_for(level), tf.gather(_FACTOR, level))
 
 
-def _contrast(images, level, sign):
-    del sign
-    return primitives.contrast(images, tf.gather(_FACTOR, level))
+def _bytes_for(level):
+    """Every byte for every image: u8[N,1,256]."""
+    values = tf.constant(_VALUES.astype(np.uint8))
+    return tf.tile(values, [tf.size(level), 1, 1])
 
 
-def _equalize(images, level, sign):
-    del level, sign
+def _equalize(images, level):
+    del level
     counts = primitives.histogram(images)  # i32[N,3,256]
     below = tf.cumsum(counts, axis=-1, exclusive=True)
     # Pixels darker than the lightest value present, in 255 equal steps.
@@ -64,152 +131,198 @@ def _equalize(images, level, sign):
     step = darker // 255
     flat = tf.equal(step, 0)
     tables = (step // 2 + below) // tf.where(flat, 1, step)
-    tables = tf.where(flat, tf.range(256), tf.minimum(tables, 255))
-    return primitives.lookup(images, tf.cast(tables, tf.uint8))
+    tables = tf.where(flat, _VALUES.astype(np.int32), tf.minimum(tables, 255))
+    return tf.cast(tables, tf.uint8)
 
 
-def _identity(images, level, sign):
-    del level, sign
-    return images
+def _invert(images, level):
+    del images
+    return 255 - _bytes_for(level)
 
 
-def _posterize(images, level, sign):
-    del sign
+def _posterize(images, level):
+    del images
     masks = (256 - 2 ** (8 - _BITS)).astype(np.uint8)
-    mask = tf.reshape(tf.gather(masks, level), [-1, 1, 1, 1])
-    return tf.bitwise.bitwise_and(images, mask)
+    mask = primitives.per_image(tf.gather(masks, level), rank=3)
+    return tf.bitwise.bitwise_and(_bytes_for(level), mask)
 
 
-def _rotate(images, level, sign):
-    return primitives.rotate(images, sign * tf.gather(_DEGREES, level))
+def _solarize(images, level):
+    del images
+    threshold = primitives.per_image(tf.gather(_THRESHOLD, level), rank=3)
+    light = tf.cast(_VALUES >= threshold, tf.uint8)
+    # 255 - p is p with every bit flipped.
+    return tf.bitwise.bitwise_xor(_bytes_for(level), light * 255)
 
 
-def _sharpness(images, level, sign):
-    del sign
+# --- blends: u8[N,3,H,W] -----------------------------------------------------
+
+
+def _color(images, level):
+    return primitives.color(images, tf.gather(_FACTOR, level))
+
+
+def _sharpness(images, level):
     smoothed = primitives.smooth(images)
     return primitives.blend(smoothed, images, tf.gather(_FACTOR, level))
 
 
-def _signed_share(level, sign):
-    return tf.gather(_SHARE, level) * tf.cast(sign, tf.float64)  # f64[N]
+# --- the sequence ------------------------------------------------------------
 
-
-def _shear_x(images, level, sign):
-    return _affine(images, b=_signed_share(level, sign))
-
-
-def _shear_y(images, level, sign):
-    return _affine(images, d=_signed_share(level, sign))
-
-
-def _affine(images, **coefficients):
-    """Pillow's (a, b, c, d, e, f): the identity but for what is given."""
-    zero = tf.zeros(tf.shape(images)[:1], tf.float64)
-    matrix = dict(a=zero + 1, b=zero, c=zero, d=zero, e=zero + 1, f=zero)
-    matrix.update(coefficients)
-    matrices = tf.stack([matrix[name] for name in "abcdef"], axis=1)
-    return primitives.affine_nearest(images, matrices)
-
-
-def _solarize(images, level, sign):
-    del sign
-    threshold = tf.cast(tf.gather(_THRESHOLD, level), tf.uint8)
-    light = images >= tf.reshape(threshold, [-1, 1, 1, 1])
-    # 255 - p is p with every bit flipped.
-    return tf.bitwise.bitwise_xor(images, tf.cast(light, tf.uint8) * 255)
-
-
-def _pixels(level, sign, size):
-    share = _signed_share(level, sign)
-    whole = tf.cast(share * tf.cast(size, tf.float64), tf.int32)  # truncates
-    return tf.cast(whole, tf.float64)
-
-
-def _translate_x(images, level, sign):
-    width = tf.shape(images)[2]
-    return _affine(images, c=_pixels(level, sign, width))
-
-
-def _translate_y(images, level, sign):
-    height = tf.shape(images)[1]
-    return _affine(images, f=_pixels(level, sign, height))
-
-
-OPS = {
-    "AutoContrast": _auto_contrast,
-    "Brightness": _brightness,
-    "Color": _color,
-    "Contrast": _contrast,
-    "Equalize": _equalize,
-    "Identity": _identity,
-    "Posterize": _posterize,
+_AFFINES = {
     "Rotate": _rotate,
-    "Sharpness": _sharpness,
     "ShearX": _shear_x,
     "ShearY": _shear_y,
-    "Solarize": _solarize,
     "TranslateX": _translate_x,
     "TranslateY": _translate_y,
 }
-NAMES = tuple(OPS)
-# Inlined into a graph, a branch costs time per node even when it is not taken;
-# as calls, thirteen of fourteen branches cost one node each.
-_CALL = {"autograph": False, "experimental_attributes": {"_noinline": True}}
-_CALLS = [tf.function(op, **_CALL) for op in OPS.values()]
+_TABLES = {
+    "AutoContrast": _auto_contrast,
+    "Brightness": _brightness,
+    "Contrast": _contrast,
+    "Equalize": _equalize,
+    "Invert": _invert,
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+}
+_BLENDS = {"Color": _color, "Sharpness": _sharpness}
+NAMES = tuple(sorted(["Identity", *_AFFINES, *_TABLES, *_BLENDS]))
+SIGNED = tuple(_AFFINES)
+WITHOUT_LEVEL = ("AutoContrast", "Equalize", "Identity", "Invert")
+
+# The published table has Invert where the released code has Identity.
+POOLS = {
+    "released": tuple(name for name in NAMES if name != "Invert"),
+    "paper": tuple(name for name in NAMES if name != "Identity"),
+}
+# Uniform numbers that one operation of a sequence is drawn from.
+NEEDS = 4
 
 
-def draw(seed, *, num_ops):
+def draw(uniform, *, pool="released", max_level=MAX_LEVEL):
     """Draws a sequence of operations for one view.
 
-    Operations are drawn with replacement, each equally likely; levels
-    uniformly from 1..9; an operation is applied, and a sign is negative, with
-    probability 0.5.
+    Operations are drawn with replacement, each equally likely; an operation
+    is applied, and a sign is negative, with probability 0.5. Levels are drawn
+    uniformly: whole ones in 1..max_level - 1 from the released pool, in
+    hundredths from 0 up to max_level from the paper's.
 
     Args:
-        seed: i32[2].
-        num_ops: static length of the sequence, 5 in CLSA.
+        uniform: f32[4,num_ops], uniform numbers in [0, 1).
+        pool: a key of `POOLS`.
+        max_level: in 2..10; the released code has 10, and draws below it.
 
     Returns:
-        dict of `op` i32[num_ops] (index into `NAMES`), `level` i32[num_ops],
-        `apply` bool[num_ops], `sign` i32[num_ops] in {-1, 1}.
+        dict of `op` i32[num_ops] (index into `NAMES`), `level` i32[num_ops]
+        (in hundredths), `apply` bool[num_ops], `sign` i32[num_ops] in
+        {-1, 1}.
 
     Source: maple-research-lab/CLSA@37df76c, RandAugment.__call__, n = 5,
     m = 10. A level or sign that goes unused is drawn all the same.
     """
-    uniform = primitives.uniform(seed, shape=[4, num_ops])
-    op, level, apply_, sign = tf.unstack(uniform)
+    op, level, apply_, sign = tf.unstack(uniform, num=NEEDS)
+    members = np.array([NAMES.index(name) for name in POOLS[pool]], np.int32)
+    if pool == "paper":
+        level = tf.cast(level * (max_level * LEVEL_STEPS + 1), tf.int32)
+    else:
+        level = 1 + tf.cast(level * (max_level - 1), tf.int32)
+        level *= LEVEL_STEPS
     return {
-        "op": tf.cast(op * len(NAMES), tf.int32),
-        "level": 1 + tf.cast(level * MAX_LEVEL, tf.int32),
+        "op": tf.gather(members, tf.cast(op * len(members), tf.int32)),
+        "level": level,
         "apply": apply_ < 0.5,
         "sign": 1 - 2 * tf.cast(sign < 0.5, tf.int32),
     }
 
 
-def apply(image, params):
-    """Executes a drawn sequence on one image; what was not drawn costs nothing.
+def apply(images, params):
+    """Executes drawn sequences; a single image pays for what was drawn only.
 
     Args:
-        image: u8[H,W,3].
-        params: what `draw` returns.
+        images: u8[N,3,H,W].
+        params: what `draw` returns, with a leading axis N.
 
     Returns:
-        u8[H,W,3].
+        u8[N,3,H,W].
     """
-    columns = [params["op"], params["level"], params["sign"]]
-    rows = tf.boolean_mask(tf.stack(columns, axis=1), params["apply"])
+    identity = NAMES.index("Identity")
+    ops = tf.where(params["apply"], params["op"], identity)  # [N,num_ops]
 
     def step(i, images):
-        op, level, sign = tf.unstack(rows[i, tf.newaxis], num=3, axis=1)
-        branches = [
-            lambda call=call: call(images, level, sign) for call in _CALLS
-        ]
-        result = tf.switch_case(op[0], branches)
+        op, level, sign = (
+            tf.gather(x, i, axis=1)
+            for x in (ops, params["level"], params["sign"])
+        )
+        result = apply_one(images, op, level, sign)
         return i + 1, tf.ensure_shape(result, images.shape)
 
-    count = tf.shape(rows)[0]
-    loop = (lambda i, _: i < count), step, (0, tf.expand_dims(image, 0))
-    return tf.while_loop(*loop)[1][0]
+    loop = (lambda i, _: i < ops.shape[1]), step, (0, images)
+    return tf.while_loop(*loop)[1]
+
+
+def apply_one(images, op, level, sign):
+    """Executes one operation per image.
+
+    Args:
+        images: u8[N,3,H,W].
+        op: i32[N], indices into `NAMES`.
+        level: i32[N], in hundredths, 0..1000.
+        sign: i32[N], -1 or 1; turns the `SIGNED` operations around.
+
+    Returns:
+        u8[N,3,H,W].
+    """
+    height, width = primitives.size(images)
+    direction = tf.cast(sign, tf.float64)
+
+    def source_index():
+        matrices = _pick(
+            op, _AFFINES, lambda f: f(level, direction, height, width)
+        )
+        return primitives.source_index(matrices, height=height, width=width)
+
+    def lookup():
+        shape = [tf.size(op), 3, 256]
+        tables = _pick(
+            op,
+            _TABLES,
+            lambda f: tf.broadcast_to(f(images, level), shape),
+        )
+        return primitives.lookup(images, tables)
+
+    def blend():
+        return _pick(op, _BLENDS, lambda f: f(images, level))
+
+    kinds = [
+        1 * (name in _AFFINES) + 2 * (name in _TABLES) + 3 * (name in _BLENDS)
+        for name in NAMES
+    ]
+    kind = tf.gather(tf.constant(kinds), op)
+    # In a choice of its own, so that XLA finishes the index before it gathers
+    # with it, instead of computing it anew, slowly, within the gather.
+    nowhere = tf.zeros([tf.size(op), height, width], tf.int32)
+    index = primitives.choose(
+        tf.cast(tf.equal(kind, 1), tf.int32), [lambda: nowhere, source_index]
+    )
+    return primitives.choose(
+        kind,
+        [
+            lambda: images,
+            lambda: primitives.take(images, index),
+            lookup,
+            blend,
+        ],
+    )
+
+
+def _pick(op, functions, call):
+    """For each image, `call` of the function that `op` names among several."""
+    names = list(functions)
+    numbers = [names.index(x) if x in names else 0 for x in NAMES]
+    number = tf.gather(tf.constant(numbers), op)
+    return primitives.choose(
+        number, [lambda f=f: call(f) for f in functions.values()]
+    )
 
 
 def describe(params):
@@ -223,15 +336,16 @@ def describe(params):
     """
     columns = [np.asarray(params[k]) for k in ("op", "level", "apply", "sign")]
     return [
-        _describe_one(NAMES[op], level, sign)
+        describe_one(NAMES[op], level, sign)
         for op, level, applied, sign in zip(*columns)
         if applied
     ]
 
 
-def _describe_one(name, level, sign):
+def describe_one(name, level, sign):
+    """Says what an operation does, at a level in hundredths."""
     if name == "Rotate":
-        return f"{name} {sign * _DEGREES[level]:+d}°"
+        return f"{name} {sign * _DEGREES[level]:+.4g}°"
     if name.startswith("Shear"):
         return f"{name} {sign * _SHARE[level]:+.2f}"
     if name.startswith("Translate"):
@@ -240,6 +354,6 @@ def _describe_one(name, level, sign):
         return f"{name} {_BITS[level]} bits"
     if name == "Solarize":
         return f"{name} {_THRESHOLD[level]}"
-    if name in ("Brightness", "Color", "Contrast", "Sharpness"):
-        return f"{name} {_FACTOR[level]:.2f}"
-    return name
+    if name in WITHOUT_LEVEL:
+        return name
+    return f"{name} {_FACTOR[level]:.2f}"

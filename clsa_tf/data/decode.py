@@ -1,6 +1,37 @@
-"""From the bytes of an image file to pixels, and what to do if that fails."""
+"""From the bytes of an image file to pixels, and what to do if that fails.
+
+`decode` gives the whole image. `open_image` and then `decode_boxes` do only
+the work that a set of crops needs.
+"""
+
+from typing import NamedTuple
 
 import tensorflow as tf
+
+_REDUCTIONS = (1, 2, 4, 8)  # what libjpeg can divide sizes by as it decodes
+# Pixels that a reduction must leave per pixel of the result, in each
+# direction. Pillow has the same default (`reducing_gap` of `thumbnail`).
+_GAP = 2
+# The accurate transform is libjpeg's (and Pillow's) default and costs no more;
+# TensorFlow's default is the fast one.
+_DCT_METHOD = "INTEGER_ACCURATE"
+# Colours are stored for fewer pixels than there are, and interpolated; at the
+# border of a window one neighbour is missing.
+_MARGIN = 1  # pixels
+
+
+class Opened(NamedTuple):
+    """An image file of which the size is known, and perhaps no pixel yet.
+
+    Attributes:
+        encoded: string[], the contents of the file.
+        size: i32[2], height and width in pixels.
+        pixels: u8[H, W, 3] like `decode`; of a large JPEG u8[0, 0, 3] instead.
+    """
+
+    encoded: tf.Tensor
+    size: tf.Tensor
+    pixels: tf.Tensor
 
 
 def decode(encoded) -> tf.Tensor:
@@ -8,8 +39,9 @@ def decode(encoded) -> tf.Tensor:
 
     Grey images get three equal channels; palettes and CMYK become RGB; of an
     animation the first frame is taken; 16-bit PNGs keep the high byte. As
-    with Pillow's `convert("RGB")`, alpha is dropped without blending, and a
-    rotation noted in EXIF data is not applied.
+    with Pillow's `convert("RGB")`, alpha is dropped without blending. By
+    decision, a rotation noted in EXIF data is not applied: published pipelines
+    and TensorFlow's decoders use the pixels as stored too.
 
     Args:
         encoded: string[], the contents of the file.
@@ -21,24 +53,144 @@ def decode(encoded) -> tf.Tensor:
         tf.errors.InvalidArgumentError: `encoded` is none of these formats, or
             is damaged or truncated.
 
-    Source: equal to Pillow's decoders, except for 16-bit PNGs (Pillow clips).
+    Source: equal to Pillow's decoders, except for 16-bit PNGs (Pillow clips)
+    and GIFs: transparent pixels are black, and a first frame that is smaller
+    than the canvas is not put on it.
     """
-    head = tf.strings.substr(encoded, 0, 2)
-    return tf.case(
-        [
-            (head == b"\xff\xd8", lambda: _decode_jpeg(encoded)),
-            (head == b"BM", lambda: _decode_bmp(encoded)),
-        ],
-        default=lambda: tf.io.decode_image(
-            encoded, channels=3, expand_animations=False
-        ),
+    return tf.cond(
+        _is_jpeg(encoded),
+        lambda: _decode_jpeg(encoded),
+        lambda: _decode_other(encoded),
     )  # [H, W, 3]
 
 
+def open_image(encoded, *, whole_below=0) -> Opened:
+    """Finds the size of an image; decodes it unless it is a large JPEG.
+
+    Args:
+        encoded: string[], the contents of the file.
+        whole_below: JPEGs of which the shorter side is less, in pixels, are
+            decoded too: small ones gain less from `decode_boxes` than a second
+            look at them costs.
+
+    Returns:
+        `Opened`, for `decode_boxes`; the size of a JPEG is that in its header.
+
+    Raises:
+        tf.errors.InvalidArgumentError: as `decode`, but for damage behind the
+            header of a large JPEG, which `decode_boxes` finds.
+    """
+
+    def jpeg():
+        size = tf.image.extract_jpeg_shape(encoded)[:2]
+        pixels = tf.cond(
+            tf.reduce_min(size) < whole_below,
+            lambda: _decode_jpeg(encoded),
+            lambda: tf.zeros([0, 0, 3], tf.uint8),
+        )
+        return size, pixels
+
+    def other():
+        pixels = _decode_other(encoded)
+        return tf.shape(pixels)[:2], pixels
+
+    size, pixels = tf.cond(_is_jpeg(encoded), jpeg, other)
+    pixels = tf.ensure_shape(pixels, [None, None, 3])
+    return Opened(encoded, tf.ensure_shape(size, [2]), pixels)
+
+
+def decode_boxes(opened, boxes, *, sizes):
+    """Decodes what is needed to resize rectangles of an image to squares.
+
+    Of a large JPEG only the window that holds all boxes is decoded, reduced by
+    the largest r of 8, 4, 2 and 1 that leaves every box twice as many pixels
+    as its square has, in height and in width. The boxes come back in pixels of
+    what was decoded. Other images are decoded already.
+
+    With r = 1 the pixels in the boxes equal those of `decode`. With r > 1 a
+    pixel is about the mean of r x r pixels (DCT scaling); antialiased squares
+    of photographs then differ from those of the full image by 1/255 on
+    average for boxes just large enough for r, and by less for larger ones.
+
+    Damage below the boxes goes unnoticed, but a JPEG that does not end as one
+    should is read to its last row: if it is truncated that is an error.
+
+    Args:
+        opened: an `Opened`.
+        boxes: i32[V, 4], rows (top, left, height, width) in pixels of the
+            full image, inside it.
+        sizes: V ints, sides in pixels of the squares.
+
+    Returns:
+        (image u8[H, W, 3], boxes f32[V, 4]); each box lies inside the image.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the JPEG is damaged or truncated.
+
+    Source: what libjpeg does for Pillow's `Image.draft`, and the same pixels.
+    """
+    boxes = tf.ensure_shape(tf.convert_to_tensor(boxes), [len(sizes), 4])
+    allowed = tf.reduce_min(
+        boxes[:, 2:] // (_GAP * tf.constant(sizes)[:, None])
+    )
+    choice = tf.reduce_sum(tf.cast(allowed >= _REDUCTIONS[1:], tf.int32))
+    windows = [
+        lambda r=r: _decode_window(opened, boxes, reduction=r)
+        for r in _REDUCTIONS
+    ]
+    image, boxes = tf.cond(
+        _is_decoded(opened),
+        lambda: (opened.pixels, tf.cast(boxes, tf.float32)),
+        lambda: tf.switch_case(choice, windows),
+    )
+    return tf.ensure_shape(image, [None, None, 3]), boxes
+
+
+def _is_jpeg(encoded):
+    return tf.strings.substr(encoded, 0, 2) == b"\xff\xd8"
+
+
+def _is_decoded(opened):
+    return tf.size(opened.pixels) > 0
+
+
 def _decode_jpeg(encoded):
-    # The accurate transform is libjpeg's (and Pillow's) default and costs no
-    # more; TensorFlow's default is the fast one.
-    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method=_DCT_METHOD)
+
+
+def _decode_window(opened, boxes, *, reduction):
+    """Decodes the window that holds the boxes; returns it and them in it.
+
+    A window of any size takes no longer than the whole image: below it nothing
+    is read (but if progressive), and only what is in it is transformed.
+    """
+    r = reduction
+    size = (opened.size + r - 1) // r  # [2], rounded as by libjpeg
+    begin, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]  # [V, 2]
+    first = tf.reduce_min(begin // r, axis=0) - _MARGIN  # [2]
+    last = tf.reduce_max((end + r - 1) // r, axis=0) + _MARGIN  # [2]
+    first, last = tf.maximum(first, 0), tf.minimum(last, size)
+    is_complete = tf.strings.substr(opened.encoded, -2, 2) == b"\xff\xd9"
+    last = tf.where(is_complete, last, size)
+    image = tf.io.decode_and_crop_jpeg(
+        opened.encoded,
+        tf.concat([first, last - first], axis=0),
+        channels=3,
+        ratio=r,
+        dct_method=_DCT_METHOD,
+    )
+    corner = tf.cast(tf.concat([first, [0, 0]], axis=0), tf.float32)
+    return image, tf.cast(boxes, tf.float32) / r - corner
+
+
+def _decode_other(encoded):
+    return tf.cond(
+        tf.strings.substr(encoded, 0, 2) == b"BM",
+        lambda: _decode_bmp(encoded),
+        lambda: tf.io.decode_image(
+            encoded, channels=3, expand_animations=False
+        ),
+    )
 
 
 def _decode_bmp(encoded):
@@ -61,22 +213,22 @@ def _apply_palette(encoded, indices):
     return tf.gather(palette, tf.cast(indices, tf.int32))  # [H, W, 3]
 
 
-def attempt(function, argument, *, otherwise):
-    """Calls a function of a tensor that may fail, inside a graph.
+def attempt(function, arguments, *, otherwise):
+    """Calls a function of tensors that may fail, inside a graph.
 
     It costs about 0.1 ms per call. (A dataset that drops errors is the only
     place where TensorFlow lets a graph survive one.)
 
     Args:
-        function: from `argument` to a structure of tensors.
-        argument: a tensor.
+        function: from `arguments` to a structure of tensors.
+        arguments: a tensor, or a tuple of tensors.
         otherwise: the result if `function` fails; same structure and dtypes.
 
     Returns:
         (worked bool[], result).
     """
-    good = tf.data.Dataset.from_tensors(argument).map(
-        lambda tensor: (True, function(tensor))
+    good = tf.data.Dataset.from_tensors(arguments).map(
+        lambda *tensors: (True, function(*tensors))
     )
     bad = tf.data.Dataset.from_tensors((False, otherwise))
     both = good.ignore_errors().concatenate(bad)
@@ -92,6 +244,49 @@ def try_decode(encoded):
     Returns:
         (worked bool[], image u8[H, W, 3]); a failure gives one black pixel.
     """
-    black = tf.zeros([1, 1, 3], tf.uint8)
-    worked, image = attempt(decode, encoded, otherwise=black)
+    worked, image = attempt(decode, encoded, otherwise=_black())
     return worked, tf.ensure_shape(image, [None, None, 3])
+
+
+def try_open(encoded, *, whole_below=0) -> Opened:
+    """Like `open_image`, but a failure gives one black pixel.
+
+    Returns:
+        (worked bool[], `Opened`).
+    """
+    size = tf.ones([2], tf.int32)
+    return attempt(
+        lambda encoded: open_image(encoded, whole_below=whole_below),
+        encoded,
+        otherwise=Opened(encoded, size, _black()),
+    )
+
+
+def try_decode_boxes(opened, boxes, *, sizes):
+    """Like `decode_boxes`, but a failure gives one black pixel.
+
+    Returns:
+        (worked bool[], image u8[H, W, 3], boxes f32[V, 4]).
+    """
+
+    def decode_large():
+        corner = tf.tile([[0.0, 0.0, 1.0, 1.0]], [len(sizes), 1])
+        worked, (image, inside) = attempt(
+            lambda *tensors: decode_boxes(
+                Opened(*tensors[:3]), tensors[3], sizes=sizes
+            ),
+            (*opened, boxes),
+            otherwise=(_black(), corner),
+        )
+        return worked, image, inside
+
+    worked, image, boxes = tf.cond(
+        _is_decoded(opened),
+        lambda: (True, opened.pixels, tf.cast(boxes, tf.float32)),
+        decode_large,
+    )
+    return worked, tf.ensure_shape(image, [None, None, 3]), boxes
+
+
+def _black():
+    return tf.zeros([1, 1, 3], tf.uint8)

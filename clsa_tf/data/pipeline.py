@@ -5,14 +5,14 @@ holds the examples with counters `s * G` to `s * G + G - 1`, whatever the
 number of threads and wherever the dataset was started.
 """
 
-import dataclasses
 from typing import Optional, Sequence
 
 import tensorflow as tf
 
 from clsa_tf.augment import crop
-from clsa_tf.augment.views import View, make_view
-from clsa_tf.data.decode import try_decode
+from clsa_tf.augment import views as augment
+from clsa_tf.augment.views import View
+from clsa_tf.data.decode import try_decode, try_decode_boxes, try_open
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.order import ROWS, VIEWS, Source, key
 from clsa_tf.errors import UserError
@@ -28,17 +28,20 @@ def training_batches(
     seed: int,
     start_step: int,
     faults: Faults,
+    finished: bool = True,
+    keep_params: bool = False,
     parallel_calls: Optional[int] = None,
 ) -> tf.data.Dataset:
     """Returns the endless dataset of batches from a step on.
 
-    Each example is decoded once; every view of it has a seed of its own, from
-    (seed, counter, index of the view). Unreadable images are replaced by the
-    next readable one of the batch, cyclically, and reported to `faults`, which
-    ends the dataset with an error if there are too many.
+    Each example is decoded once; its views follow from (seed, counter).
+    Unreadable images are replaced by the next readable one of the batch,
+    cyclically, and reported to `faults`, which ends the dataset with an error
+    if there are too many.
 
-    Memory: two finished batches, the one being made (up to twice), and the
-    decoded image and the views of one example per parallel call.
+    Memory, whatever the size of the dataset: `PREFETCHED_BATCHES` finished
+    batches, the one being made (up to twice), and the decoded image and the
+    views of one example per parallel call.
 
     Args:
         source: where the images come from.
@@ -48,6 +51,10 @@ def training_batches(
         start_step: step of the first batch.
         faults: told about unreadable images; after an error from the iterator
             `faults.error()` says whether it was that.
+        finished: whether views are complete, or only cropped and resized, for
+            `finish_batch` to complete them on the accelerator.
+        keep_params: whether batches hold what was drawn. Unfinished ones
+            always do.
         parallel_calls: images made at the same time; None leaves it to
             tf.data. It does not change the batches.
 
@@ -55,10 +62,15 @@ def training_batches(
         Dataset of dicts: for each view its name -> u8[G, S, S, 3]. The rows
         of a view with `shuffle` are permuted; `"<name>_rows"` i32[G] says
         which example (row of the unshuffled views) each of its rows shows.
+        `"<name>_params"`, if kept, is what `augment.views.draw` drew for each
+        row, a dict of tensors with G rows.
 
     Raises:
-        UserError: the batch is larger than the dataset.
+        UserError: the batch is larger than the dataset, or views cannot share
+            what they are to share.
     """
+    views = tuple(views)
+    keep_params = keep_params or not finished
     if batch_size > source.size:
         raise UserError(
             f"Expected a batch of at most {source.size} images, the size of "
@@ -78,7 +90,7 @@ def training_batches(
         start=start_step * batch_size, seed=seed, shuffle=True, repeat=True
     )
     batches = examples.map(
-        _views_of_example(views, seed),
+        _views_of_example(views, seed, finished, keep_params),
         num_parallel_calls=parallel_calls or tf.data.AUTOTUNE,
         deterministic=True,
     ).batch(batch_size, drop_remainder=True)
@@ -141,54 +153,44 @@ def evaluation_batches(
     return _finished(batches)
 
 
-def _views_of_example(views, seed):
+def _views_of_example(views, seed, finished, keep_params):
     """Returns the function from an example to its views."""
-    makers = _makers(views)
+    largest = max(view.size for view in views)
+    boxes_of = augment.compiled_boxes(views)
+    draw = augment.compiled_draw(views)
+    finish = augment.compiled_finish(views)
 
     def make_views(example):
-        worked, image = try_decode(example["bytes"])
-        result = {
-            "valid": worked,
+        opens, opened = try_open(example["bytes"], whole_below=2 * largest)
+        view_seed = _view_seed(seed, example["counter"])
+        decodes, image, boxes = try_decode_boxes(
+            opened,
+            boxes_of(view_seed, opened.size),
+            sizes=[view.size for view in views],
+        )
+        result = augment.crop_views(image, boxes, views=views)
+        if finished:
+            result = finish(result, view_seed, opened.size)
+        else:
+            result = tf.nest.map_structure(crop.to_bytes, result)
+        if keep_params:
+            params = draw(view_seed, opened.size)
+            for view in views:
+                result[augment.params_key(view)] = params[view.name]
+        return {
+            "valid": opens & decodes,
             "name": example["name"],
             "counter": example["counter"],
+            **result,
         }
-        for i, (view, maker) in enumerate(zip(views, makers)):
-            view_seed = _view_seed(seed, example["counter"], i)
-            result[view.name] = maker(image, view_seed)
-        return result
 
     return make_views
 
 
-def _makers(views):
-    """Returns a function (image, seed) -> view for each of the views.
-
-    Views that differ in name only share one: CLSA has five such, and tracing
-    them one by one would double the time until the first batch.
-    """
-    shared = {}
-
-    def make(view):
-        image = tf.TensorSpec([None, None, 3], tf.uint8)
-        seed = tf.TensorSpec([2], tf.int32)
-        return tf.function(
-            lambda image, seed: make_view(image, seed, view=view),
-            input_signature=[image, seed],
-        )
-
-    def maker(view):
-        kind = dataclasses.replace(view, name="", shuffle=False)
-        if kind not in shared:
-            shared[kind] = make(kind)
-        return shared[kind]
-
-    return [maker(view) for view in views]
-
-
-def _view_seed(seed, counter, index):
+def _view_seed(seed, counter):
     """Returns i32[2], of which all 64 bits depend on all arguments."""
     bits = tf.random.stateless_uniform(
-        [], key(seed, VIEWS, counter, index), None, None, tf.int64
+        [], key(seed, VIEWS, counter), None, None, tf.int64
     )
     return tf.bitcast(bits, tf.int32)  # [2]
 
@@ -206,23 +208,31 @@ def _arrange(batch, donors, views, seed, step):
     size = donors.shape[0]
     result = {}
     for i, view in enumerate(views):
-        images = batch[view.name]  # [G, S, S, 3]
+        names = [view.name, augment.params_key(view)]
+        rows = {name: batch[name] for name in names if name in batch}
         if view.shuffle:
-            rows = tf.random.experimental.stateless_shuffle(
+            order = tf.random.experimental.stateless_shuffle(
                 tf.range(size), key(seed, ROWS, step, i)
             )  # [G]
-            result[f"{view.name}_rows"] = rows
-            images = tf.gather(images, tf.gather(donors, rows))
+            result[f"{view.name}_rows"] = order
+            rows = _gather(rows, tf.gather(donors, order))
         else:
-            images = tf.cond(
+            rows = tf.cond(
                 tf.reduce_all(batch["valid"]),
-                lambda images=images: images,
-                lambda images=images: tf.gather(images, donors),
+                lambda rows=rows: rows,
+                lambda rows=rows: _gather(rows, donors),
             )
-        result[view.name] = tf.ensure_shape(
-            images, [size, view.size, view.size, 3]
-        )
+        result |= tf.nest.map_structure(_with_rows(size), rows)
     return result
+
+
+def _with_rows(count):
+    """Returns the function that lets a tensor know its number of rows."""
+    return lambda x: tf.ensure_shape(x, [count, *x.shape[1:]])
+
+
+def _gather(rows, index):
+    return tf.nest.map_structure(lambda x: tf.gather(x, index), rows)
 
 
 def _report(batch, batches_seen, source, faults):

@@ -4,6 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf import distribute
+from clsa_tf.augment.views import finish_batch
 from clsa_tf.networks.encoder import Encoder
 
 
@@ -76,11 +77,15 @@ class Method(keras.Model):
         """One step on one replica; Keras calls it.
 
         Args:
-            batch: dictionary, view name -> uint8 `[N, H, W, 3]`.
+            batch: dictionary, view name -> uint8 `[N, H, W, 3]`; with
+                `--augment_on=device` unfinished (see `training_batches`).
 
         Returns:
             dictionary of float32 scalars, means over the global batch.
         """
+        if self.config.augment_on == "device":
+            views = self.views(self.config.options)
+            batch = finish_batch(batch, views=views)
         targets = self.targets(batch)
         with tf.GradientTape() as tape:
             losses, reports = self.objective(batch, targets)

@@ -14,6 +14,7 @@ import math
 import tensorflow as tf
 
 from clsa_tf import distribute, losses
+from clsa_tf.augment import strong
 from clsa_tf.methods import moco
 from clsa_tf.options import Crop, option
 
@@ -31,6 +32,20 @@ class Options(moco.Options):
         "probability 1/2",
         minimum=0,
     )
+    strong_pool: str = option(
+        "released",
+        "what they are drawn from: the 14 operations and whole levels of the "
+        "released code, or the paper's (Invert instead of Identity, continuous "
+        "levels)",
+        choices=tuple(strong.POOLS),
+    )
+    strong_level: int = option(
+        strong.MAX_LEVEL,
+        "bound, in 2..10, of the levels: 1 to one below it (released), 0 to it "
+        "(paper)",
+        minimum=2,
+        maximum=strong.MAX_LEVEL,
+    )
     ddm_weight: float = option(
         1.0, "weight of the divergence beside the contrast", minimum=0.0
     )
@@ -46,7 +61,13 @@ class CLSA(moco.MoCo):
     def views(cls, options):
         """MoCo's key and weak queries, and the strong queries."""
         return super().views(options) + [
-            options.view(f"strong_{i}", crop, strong_ops=options.strong_ops)
+            options.view(
+                f"strong_{i}",
+                crop,
+                strong_ops=options.strong_ops,
+                strong_pool=options.strong_pool,
+                strong_level=options.strong_level,
+            )
             for i, crop in enumerate(options.strong_crops)
         ]
 

@@ -1,8 +1,11 @@
-"""The augmentations again, with Pillow and NumPy: the oracle of the tests.
+"""The augmentations again, with Pillow and NumPy, as published.
 
-Everything here takes parameters that were drawn elsewhere, applies them the
-way torchvision and the released code of CLSA do, and shares no line with
-`clsa_tf`. Images are u8[H,W,3] arrays; `OPS` work on Pillow images.
+The oracle of the tests and what the benchmarks compare with. Everything here
+takes parameters that were drawn elsewhere, applies them the way torchvision
+and the released code of CLSA do, and shares no line with `clsa_tf`. Images are
+u8[H,W,3] arrays. `OPS` work on Pillow images and take levels as the released
+code does, 0..10, where fractions are allowed; everywhere else levels are whole
+numbers of hundredths.
 """
 
 import numpy as np
@@ -17,7 +20,7 @@ def _fraction(level, maximum):
 
 
 def _whole(level, maximum):
-    return int(level * maximum / 10)
+    return int(_fraction(level, maximum))
 
 
 def _factor(level):
@@ -53,8 +56,9 @@ OPS = {
     "Contrast": lambda x, v, s: ImageEnhance.Contrast(x).enhance(_factor(v)),
     "Equalize": lambda x, v, s: ImageOps.equalize(x),
     "Identity": lambda x, v, s: x,
+    "Invert": lambda x, v, s: ImageOps.invert(x),
     "Posterize": lambda x, v, s: ImageOps.posterize(x, _whole(v, 4) + 4),
-    "Rotate": lambda x, v, s: x.rotate(s * _whole(v, 30)),
+    "Rotate": lambda x, v, s: x.rotate(s * _fraction(v, 30)),
     "Sharpness": lambda x, v, s: ImageEnhance.Sharpness(x).enhance(_factor(v)),
     "ShearX": _shear_x,
     "ShearY": _shear_y,
@@ -65,8 +69,8 @@ OPS = {
 
 
 def op(name, image, level, sign):
-    """One strong operation on an array."""
-    result = OPS[name](Image.fromarray(image), int(level), int(sign))
+    """One strong operation on an array; level in hundredths, sign -1 or 1."""
+    result = OPS[name](Image.fromarray(image), int(level) / 100, int(sign))
     return np.asarray(result)
 
 
@@ -88,11 +92,11 @@ _JITTERS = (
 
 def weak(image, params):
     """Jitter, greyscale, blur, flip."""
-    params = {key: np.asarray(value) for key, value in params.items()}
     image = Image.fromarray(image)
     if params["jitter"]:
-        for index in params["order"]:
-            image = _JITTERS[index](image, float(params["factors"][index]))
+        factors = np.asarray(params["factors"])
+        for index in np.asarray(params["order"]):
+            image = _JITTERS[index](image, float(factors[index]))
     if params["gray"]:
         image = image.convert("L").convert("RGB")
     if params["blur"]:
@@ -137,8 +141,12 @@ def central(image, size, short):
 
 def view(image, params, size):
     """Crop, weak chain and, if drawn, the strong sequence."""
-    image = resize_box(image, np.asarray(params["box"]), size)
-    image = weak(image, params["weak"])
+    return chain(resize_box(image, np.asarray(params["box"]), size), params)
+
+
+def chain(image, params):
+    """What follows the crop: weak chain and, if drawn, strong sequence."""
+    image = weak(image, params)
     return strong(image, params["strong"]) if "strong" in params else image
 
 

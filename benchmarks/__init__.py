@@ -1,0 +1,1 @@
+"""What the speed and the bytes of `clsa_tf` are compared with."""

@@ -1,0 +1,319 @@
+"""How fast views are made: `python -m benchmarks.views --photos=/photos`.
+
+Each figure is a ratio of two loaders that took turns on the same photographs
+within one run, on one processor core unless `--cores` says otherwise.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+_PHOTOS = flags.DEFINE_string(
+    "photos", None, "folder of JPEGs to work on", required=True
+)
+_COUNT = flags.DEFINE_integer("count", 512, "photographs to use, at most")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "turns of each loader")
+_CORES = flags.DEFINE_integer("cores", 1, "processor cores to run on")
+_ONLY = flags.DEFINE_list(
+    "only",
+    ["single", "multi", "ops", "device"],
+    "parts to run: single and multi (the two recipes of configs/), ops (cost "
+    "of more strong operations), device (what --augment_on=device leaves)",
+)
+_LONG_SIDE = 500  # pixels, of the larger copies
+_BATCH = 16  # images
+_PHASE = 6  # batches per turn
+_SINGLE = "configs/clsa.flags"
+_MULTI = "configs/clsa_multicrop.flags"
+
+
+def main(argv):
+    """Runs what `--only` names and prints a table of each."""
+    del argv
+    # Before TensorFlow makes its thread pools.
+    os.sched_setaffinity(
+        0, set(sorted(os.sched_getaffinity(0))[: _CORES.value])
+    )
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    with tempfile.TemporaryDirectory() as large:
+        photos = copy_photos(_PHOTOS.value, large)
+        parts = {
+            "single": lambda: recipes(_SINGLE, photos),
+            "multi": lambda: recipes(_MULTI, photos),
+            "ops": lambda: strong_ops(photos),
+            "device": device,
+        }
+        for name in _ONLY.value:
+            parts[name]()
+
+
+def copy_photos(folder, large):
+    """Returns {description: folder}, of the photographs as they are and enlarged."""
+    from PIL import Image
+
+    small = os.path.join(large, "small")
+    large = os.path.join(large, "large")
+    os.mkdir(small)
+    os.mkdir(large)
+    paths = sorted(pathlib.Path(folder).rglob("*.jpg"))
+    for i, path in enumerate(paths[:: max(1, len(paths) // _COUNT.value)]):
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            scale = _LONG_SIDE / max(image.size)
+            size = [round(side * scale) for side in image.size]
+            image.resize(size, Image.Resampling.BICUBIC).save(
+                os.path.join(large, f"{i:06}.jpg"), quality=90
+            )
+        with open(os.path.join(small, f"{i:06}.jpg"), "wb") as file:
+            file.write(path.read_bytes())
+    return {"as they are": small, f"{_LONG_SIDE} px": large}
+
+
+def views_of(flagfile, **changes):
+    """Returns the views of a flagfile's method and recipe."""
+    import clsa_tf.config
+    from clsa_tf import methods
+
+    values = flags.FlagValues()
+    clsa_tf.config.define_flags(values)
+    values(["benchmark", f"--flagfile={flagfile}"])
+    config = clsa_tf.config.from_flags(values).replace(**changes)
+    return methods.load(config.method).METHOD.views(config.options)
+
+
+def recipes(flagfile, photos):
+    """Compares loaders on the views of a flagfile."""
+    views = views_of(flagfile)
+    for description, folder in photos.items():
+        loaders = {"Pillow, as published": pillow(published(views), folder)}
+        if len(published(views)) != len(views):
+            loaders["Pillow, the same views"] = pillow(views, folder)
+        loaders |= {
+            "clsa_tf": pipeline(views, folder),
+            "clsa_tf, host part of device": pipeline(
+                views, folder, finished=False
+            ),
+            "decode and crop only": bare(views, folder),
+        }
+        title = f"{flagfile}, {len(views)} views, photographs {description}"
+        report(title, take_turns(loaders), "Pillow, as published")
+
+
+def strong_ops(photos):
+    """Cost of more strong operations."""
+    folder = photos["as they are"]
+    loaders = {
+        f"strong_ops={count}": pipeline(
+            views_of(_SINGLE, strong_ops=count), folder
+        )
+        for count in (0, 1, 2, 5, 10)
+    }
+    report(f"{_SINGLE}, strong operations", take_turns(loaders), "strong_ops=0")
+
+
+def device():
+    """Time of the part that --augment_on=device moves, on this processor."""
+    import tensorflow as tf
+
+    from clsa_tf.augment import views as augment
+
+    views = views_of(_SINGLE)
+    size = tf.constant([300, 400])
+    drawn = [
+        augment.compiled_draw(tuple(views))(tf.constant([i, 1]), size)
+        for i in range(_BATCH)
+    ]
+    batch = {
+        view.name: tf.random.stateless_uniform(
+            [_BATCH, view.size, view.size, 3], [1, 2], 0, 256, tf.int32
+        )
+        for view in views
+    }
+    batch = {name: tf.cast(x, tf.uint8) for name, x in batch.items()}
+    for view in views:
+        rows = [params[view.name] for params in drawn]
+        batch[augment.params_key(view)] = tf.nest.map_structure(
+            lambda *x: tf.stack(x), *rows
+        )
+
+    def run():
+        for _ in range(_PHASE):
+            augment.finish_batch(batch, views=views)
+        return _PHASE * _BATCH
+
+    report(f"{_SINGLE}, device part", take_turns({"all views": run}), None)
+
+
+def published(views):
+    """The views that the published loader makes: every crop weak and strong.
+
+    It makes both kinds of every crop and lets the training ignore some.
+    """
+    import dataclasses
+
+    key, *queries = views
+    crops = {}
+    for view in queries:
+        crops.setdefault((view.size, view.min_area, view.max_area), view)
+    made = [key]
+    for i, view in enumerate(crops.values()):
+        for ops in (0, 5):
+            name = f"{'strong' if ops else 'weak'}_{i}"
+            made.append(dataclasses.replace(view, name=name, strong_ops=ops))
+    return made
+
+
+def pillow(views, folder):
+    """Returns a loader like the published one, with Pillow."""
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image
+
+    from benchmarks import pillow_chain
+    from clsa_tf.augment import views as augment
+
+    paths = sorted(os.listdir(folder))
+    draw = augment.compiled_draw(tuple(views))
+    work = []
+    for i, name in enumerate(paths):
+        path = os.path.join(folder, name)
+        with Image.open(path) as image:
+            size = tf.constant(image.size[::-1])
+        params = draw(tf.constant([i, 0]), size)
+        work.append((path, tf.nest.map_structure(lambda x: x.numpy(), params)))
+    turns = iter(range(10**9))
+
+    def run():
+        for _ in range(_PHASE * _BATCH):
+            path, params = work[next(turns) % len(work)]
+            with open(path, "rb") as file:
+                image = Image.open(io.BytesIO(file.read())).convert("RGB")
+            for view in views:
+                np.asarray(
+                    pillow_chain.make(image, params[view.name], view.size)
+                )
+        return _PHASE * _BATCH
+
+    return run
+
+
+def drained(dataset):
+    """Returns a loader that takes batches off a dataset."""
+    batches = iter(dataset)
+
+    def run():
+        for _ in range(_PHASE):
+            next(batches)
+        return _PHASE * _BATCH
+
+    return run
+
+
+def pipeline(views, folder, finished=True):
+    """Returns the loader of this package."""
+    from clsa_tf.data.faults import Faults
+    from clsa_tf.data.pipeline import training_batches
+
+    return drained(
+        training_batches(
+            source_of(folder),
+            views,
+            batch_size=_BATCH,
+            seed=0,
+            start_step=0,
+            faults=Faults(max_bad_share=0),
+            finished=finished,
+            parallel_calls=_CORES.value,
+        )
+    )
+
+
+def source_of(folder):
+    """Opens a folder as the training does."""
+    import clsa_tf.config
+    from clsa_tf.data.sources import open_train_source
+
+    config = clsa_tf.config.default(dataset=f"folder:{folder}", labels="none")
+    return open_train_source(config)
+
+
+def bare(views, folder):
+    """Returns a loader of TensorFlow's own pieces: decode, crop, resize.
+
+    Bilinear without antialiasing, which is the least that one can do.
+    """
+    import tensorflow as tf
+
+    def crops(example):
+        image = tf.io.decode_jpeg(example["bytes"], channels=3)
+        result = {}
+        for i, view in enumerate(views):
+            begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+                tf.shape(image),
+                tf.zeros([0, 0, 4]),
+                tf.stack([example["counter"], i]),
+                min_object_covered=0.0,
+                area_range=(view.min_area, view.max_area),
+                use_image_if_no_bounding_boxes=True,
+            )
+            crop = tf.slice(image, begin, size)
+            crop = tf.image.resize(crop, [view.size, view.size])
+            result[view.name] = tf.cast(crop + 0.5, tf.uint8)
+        return result
+
+    examples = source_of(folder).examples(
+        start=0, seed=0, shuffle=True, repeat=True
+    )
+    dataset = examples.map(crops, num_parallel_calls=_CORES.value)
+    return drained(dataset.batch(_BATCH).prefetch(2))
+
+
+def take_turns(loaders):
+    """Runs loaders in turn; returns milliseconds per image, {name: [turn]}."""
+    for run in loaders.values():
+        run()
+    times = {name: [] for name in loaders}
+    for _ in range(_ROUNDS.value):
+        for name, run in loaders.items():
+            with settled():
+                run()  # what was made ahead while the others ran
+                start = time.perf_counter()
+                images = run()
+                times[name].append(
+                    1000 * (time.perf_counter() - start) / images
+                )
+    return times
+
+
+@contextlib.contextmanager
+def settled():
+    """Lets the threads of the others fill their buffers and go idle."""
+    time.sleep(1)
+    yield
+
+
+def report(title, times, reference):
+    """Prints medians of the times, and of the ratios within each turn."""
+    print(f"\n{title}; {_CORES.value} core(s), {_ROUNDS.value} turns")
+    for name, values in times.items():
+        line = f"  {name:30} {statistics.median(values):7.2f} ms/image"
+        if reference:
+            ratios = [b / a for a, b in zip(values, times[reference])]
+            line += (
+                f"  {statistics.median(ratios):5.2f} x as fast as "
+                f"'{reference}' ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+        print(line)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,252 @@
+"""Shows what training images are made into, on one sheet.
+
+    python -m clsa_tf.gallery --flagfile=configs/clsa.flags \\
+        --dataset=folder:/photos --output=views.png
+
+Takes the flags of a training and draws its first images, as each of its views,
+and what every strong operation does. Nothing of a run is read or written.
+"""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import clsa_tf.config
+from clsa_tf import entry, methods, pictures
+from clsa_tf.augment import crop, strong
+from clsa_tf.augment.views import params_key
+from clsa_tf.data.decode import try_decode
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.pipeline import training_batches
+from clsa_tf.data.sources import open_train_source
+from clsa_tf.errors import UserError
+
+LEVELS = range(1, strong.MAX_LEVEL)
+MOST = 512  # px of the longer side that are kept of an original
+
+
+def gallery(config, path, *, images):
+    """Draws views of a training's first images, and its strong operations.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        path: PNG file to write.
+        images: how many to show, at most.
+
+    Returns:
+        uint8 `[H, W, 3]`, the picture.
+
+    Raises:
+        UserError: the dataset cannot be opened, or its images not be read.
+    """
+    source = open_train_source(config)
+    views = methods.load(config.method).METHOD.views(config.options)
+    images = min(images, source.size)
+    batch = first_batch(config, source, views, images)
+    originals = first_images(config, source, images)
+    readable = [original for original in originals if original]
+    if not readable:
+        raise UserError(
+            f"Expected images that can be read in {source.name}, received "
+            f"{images} that cannot; repair or remove them."
+        )
+    grids = [views_grid(config.method, views, batch, originals)]
+    strong_views = [view for view in views if view.strong_ops]
+    if strong_views:
+        grids.append(operations_grid(strong_views, readable[0][0]))
+    return pictures.sheet(grids, path)
+
+
+def first_batch(config, source, views, size):
+    """The first batch of a training, were its batches of `size` images."""
+    faults = Faults(max_bad_share=config.max_bad_share)
+    batches = training_batches(
+        source,
+        views,
+        batch_size=size,
+        seed=config.seed,
+        start_step=0,
+        faults=faults,
+        keep_params=True,
+    )
+    try:
+        return next(iter(batches))
+    except tf.errors.InvalidArgumentError as e:
+        if faults.error():
+            raise faults.error() from e
+        raise
+
+
+def first_images(config, source, count):
+    """The images that the first batch, of `count` images, is made of.
+
+    Returns:
+        list of (uint8 `[H, W, 3]`, shrunk to `MOST` px if larger; its size
+        before, in words); None instead of an image that cannot be read.
+    """
+    examples = source.examples(
+        start=0, seed=config.seed, shuffle=True, repeat=True
+    )
+    found = []
+    for example in examples.take(count):
+        worked, image = try_decode(example["bytes"])
+        height, width = image.shape[:2]
+        size = f"{width} x {height} px"
+        found.append((_shrink(image), size) if worked else None)
+    return found
+
+
+def _shrink(image):
+    sides = np.array(image.shape[:2])
+    sides = np.maximum(1, np.round(sides * min(1, MOST / max(sides))))
+    resized = tf.image.resize(image, sides.astype(int), antialias=True)
+    return tf.cast(tf.round(resized), tf.uint8).numpy()
+
+
+def views_grid(method, views, batch, originals):
+    """A `pictures.Grid` of images, by rows, and their views.
+
+    Args:
+        method: name of what the views are for.
+        views: sequence of `View`.
+        batch: of these, with what was drawn.
+        originals: what `first_images` returns for it. Rows of unreadable ones
+            are left out: other images stand in for them in the batch.
+    """
+    rows = [i for i, original in enumerate(originals) if original]
+    columns = [[(originals[i][0], [originals[i][1]]) for i in rows]]
+    for view in views:
+        made = pictures.in_order(batch, view.name, batch[view.name])
+        words = captions(batch, view)
+        columns.append([(made[i], words[i]) for i in rows])
+    title = f"{method}: training images and their views"
+    if any(view.strong_ops for view in views):
+        title += "; below a strong view, the operations in their order"
+    titles = [f"{v.name.replace('_', ' ')}\n{v.size} px" for v in views]
+    return pictures.Grid(
+        title,
+        ["image\n"] + titles,
+        [""] * len(rows),
+        list(zip(*columns)),
+        # Captions of operations need 120 px.
+        min(max(640 // len(columns), 120), 224),
+    )
+
+
+def captions(batch, view):
+    """What made each row of a view strong.
+
+    Args:
+        batch: of the pipeline, with what was drawn.
+        view: one of its `View`s.
+
+    Returns:
+        for each example of the batch, in its order, a list of strings: the
+        operations applied, first to last; empty lists for a weak view.
+    """
+    params = pictures.in_order(batch, view.name, batch[params_key(view)])
+    count = len(params["box"])
+    if "strong" not in params:
+        return [[] for _ in range(count)]
+    return [
+        strong.describe({k: x[i] for k, x in params["strong"].items()})
+        or ["no operation"]
+        for i in range(count)
+    ]
+
+
+def operations_grid(views, image):
+    """A `pictures.Grid` of the operations, by rows, and their levels.
+
+    Args:
+        views: strong `View`s, whose pools are shown.
+        image: uint8 `[H, W, 3]`, resized to the first view's size.
+    """
+    image = crop.central(image, size=views[0].size, keep=1)
+    pool = {name for v in views for name in strong.POOLS[v.strong_pool]}
+    names = [name for name in strong.NAMES if name in pool]
+    return pictures.Grid(
+        "strong operations one by one; signs are positive",
+        [f"level {level}" for level in LEVELS],
+        names,
+        [operation(image, name) for name in names],
+        64,
+    )
+
+
+def operation(image, name):
+    """What an operation makes of an image, level by level.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        name: one of `strong.NAMES`. Of the signed ones the positive sign is
+            shown, of those without level one picture.
+
+    Returns:
+        list of (uint8 `[H, W, 3]`, list of one string: its parameter).
+    """
+    levels = [1] if name in strong.WITHOUT_LEVEL else LEVELS
+    levels = np.array(levels, np.int32) * strong.LEVEL_STEPS  # [L]
+    sign = np.ones_like(levels)
+    planes = tf.transpose(image, [2, 0, 1])  # [3, H, W]
+    made = strong.apply_one(
+        tf.tile(planes[tf.newaxis], [len(levels), 1, 1, 1]),
+        tf.constant(sign * strong.NAMES.index(name)),
+        tf.constant(levels),
+        tf.constant(sign),
+    )  # [L, 3, H, W]
+    made = tf.transpose(made, [0, 2, 3, 1]).numpy()
+    words = [
+        strong.describe_one(name, level, 1).removeprefix(name).strip()
+        for level in levels
+    ]
+    return [(shown, [text or "no level"]) for shown, text in zip(made, words)]
+
+
+def check_output(path):
+    """Raises `UserError` unless `path` can become a PNG file."""
+    try:
+        if not path.endswith(".png") or os.path.isdir(path):
+            raise UserError(
+                f"Expected an --output that is a .png file, received {path!r}; "
+                "choose another name."
+            )
+        with open(path + ".tmp", "wb"):
+            pass
+        os.remove(path + ".tmp")
+    except OSError as e:
+        raise UserError(
+            "Expected an --output in a directory that exists and can be "
+            f"written, received {path!r} ({e.strerror}); create it or choose "
+            "another."
+        ) from e
+
+
+def define_flags():
+    """Defines the flags of this command that are not a training's."""
+    flags.DEFINE_string("output", None, "path of the PNG file to write")
+    flags.DEFINE_integer(
+        "images",
+        6,
+        "images to show, in 1..64; of fewer in the dataset, all",
+        lower_bound=1,
+        upper_bound=64,
+    )
+    flags.mark_flag_as_required("output")
+
+
+def main():
+    """Reads the flags, draws and prints the path."""
+    values = flags.FLAGS
+    check_output(values.output)
+    gallery(clsa_tf.config.from_flags(), values.output, images=values.images)
+    print(values.output)
+
+
+if __name__ == "__main__":
+    define_flags()
+    clsa_tf.config.define_flags()
+    flags.adopt_module_key_flags(clsa_tf.config)
+    entry.launch(main)

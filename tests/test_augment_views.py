@@ -1,0 +1,339 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks import pillow_chain
+from clsa_tf.augment import crop, strong, views, weak
+from clsa_tf.augment.views import View
+from clsa_tf.errors import UserError
+
+# Two pairs of views go together through the accelerator's chain.
+VIEWS = (
+    View("query", 32, 0.2, 1.0),
+    View("key", 32, 0.2, 1.0, like="query", shared=("jitter",), shuffle=True),
+    View("strong_0", 24, 0.2, 1.0, strong_ops=5),
+    View(
+        "strong_1",
+        24,
+        0.2,
+        1.0,
+        strong_ops=5,
+        strong_pool="paper",
+        strong_level=7,
+        like="strong_0",
+        shared=("crop", "flip"),
+    ),
+    View("strong_2", 16, 0.05, 0.2, strong_ops=3, blur=0.1),
+)
+# Of an odd number, so that a size does not always meet the same seeds.
+SIZES = [(90, 70), (64, 64), (33, 48), (1, 1), (3, 2), (50, 61), (24, 32)]
+COUNT = 84
+IMAGES = [
+    pillow_chain.photograph(*SIZES[i % len(SIZES)], seed=i)
+    for i in range(COUNT)
+]
+
+
+def seed_of(i):
+    return np.array([11, i], np.int32)
+
+
+def make(image, seed, sequence=VIEWS):
+    """What the pipeline makes of an image, and of what it was made."""
+    size = tf.shape(image)[:2]
+    boxes = views.compiled_boxes(sequence)(seed, size)
+    crops = views.crop_views(image, boxes, views=sequence)
+    return {
+        "boxes": boxes,
+        "crops": tf.nest.map_structure(crop.to_bytes, crops),
+        "params": views.compiled_draw(sequence)(seed, size),
+        "finished": views.compiled_finish(sequence)(crops, seed, size),
+    }
+
+
+@pytest.fixture(scope="module")
+def made():
+    """`make` in a dataset, for all images, as arrays with COUNT rows."""
+    image = tf.TensorSpec([None, None, 3], tf.uint8)
+    seed = tf.TensorSpec([2], tf.int32)
+    examples = tf.data.Dataset.from_generator(
+        lambda: ((x, seed_of(i)) for i, x in enumerate(IMAGES)),
+        output_signature=(image, seed),
+    )
+    rows = next(iter(examples.map(make, 2).batch(COUNT)))
+    return tf.nest.map_structure(lambda x: x.numpy(), rows)
+
+
+def row(nest, i):
+    return tf.nest.map_structure(lambda x: x[i], nest)
+
+
+def assert_equal(one, other):
+    tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
+def draws(count, sequence, seed=5, size=(500, 500)):
+    """Parameters of many images, as arrays with a leading axis."""
+
+    def draw(i):
+        return views.draw(tf.stack([seed, i]), size, views=sequence)
+
+    seeds = tf.data.Dataset.range(count, output_type=tf.int32)
+    drawn = next(iter(seeds.map(draw).batch(count)))
+    return tf.nest.map_structure(lambda x: x.numpy(), drawn)
+
+
+# --- from the image to the view ----------------------------------------------
+
+
+def test_views_are_functions_of_their_seed(made):
+    """In a dataset of several threads as outside, with others or alone."""
+    first, name = VIEWS[:1], VIEWS[0].name
+    for i in reversed(range(COUNT)):
+        alone = make(tf.constant(IMAGES[i]), tf.constant(seed_of(i)), first)
+        np.testing.assert_array_equal(alone["boxes"][0], made["boxes"][i, 0])
+        for kind in ("crops", "params", "finished"):
+            assert_equal(alone[kind][name], row(made[kind][name], i))
+    for view in VIEWS:
+        images = made["finished"][view.name]
+        assert images.shape == (COUNT, view.size, view.size, 3)
+        assert images.dtype == np.uint8
+        large = [x.tobytes() for x in images[:: len(SIZES)]]
+        assert len(set(large)) == len(large)
+
+
+def test_boxes_are_those_of_the_whole_draw(made):
+    for i, view in enumerate(VIEWS):
+        boxes = made["params"][view.name]["box"]
+        np.testing.assert_array_equal(made["boxes"][:, i], boxes)
+
+
+def test_crops_equal_pillow(made):
+    """Within 1/255, each view's own box at its own size."""
+    for view in VIEWS:
+        boxes = made["params"][view.name]["box"]
+        for image, box, cut in zip(IMAGES, boxes, made["crops"][view.name]):
+            expected = pillow_chain.resize_box(image, box, view.size)
+            difference = cut.swapaxes(0, 1).astype(int) - expected
+            assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_the_chain_from_the_crop_on_equals_pillow(made, view):
+    """Bit for bit: the weak chain, then the strong sequence."""
+    params = made["params"][view.name]
+    assert ("strong" in params) == bool(view.strong_ops)
+    for i, image in enumerate(made["finished"][view.name]):
+        cut = made["crops"][view.name][i].swapaxes(0, 1)
+        expected = pillow_chain.chain(cut, row(params, i))
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_weak_views_equal_pillow_up_to_the_rounding_of_the_crop(made):
+    for i, image in enumerate(IMAGES):
+        params = row(made["params"]["query"], i)
+        expected = pillow_chain.view(image, params, 32)
+        difference = np.abs(made["finished"]["query"][i].astype(int) - expected)
+        # A crop that is off by one may land in the next step of the hue.
+        assert np.mean(difference) < 0.7 and np.mean(difference > 3) < 0.02
+
+
+def batch_of(made, **others):
+    """An unfinished batch, as the pipeline gives it to accelerators."""
+    params = {views.params_key(v): made["params"][v.name] for v in VIEWS}
+    batch = made["crops"] | params | others
+    return tf.nest.map_structure(tf.constant, batch)
+
+
+def test_host_equals_device(made):
+    """One by one, each through its own branches, and all through all."""
+    batch = batch_of(made, key_rows=np.arange(COUNT))
+    step = tf.function(lambda x: views.finish_batch(x, views=list(VIEWS)))
+    finished = step(batch)
+    assert set(finished) == set(batch)
+    for view in VIEWS:
+        np.testing.assert_array_equal(
+            finished[view.name], made["finished"][view.name], view.name
+        )
+        key = views.params_key(view)
+        assert_equal(finished[key], batch[key])
+    np.testing.assert_array_equal(finished["key_rows"], np.arange(COUNT))
+
+
+@pytest.mark.parametrize("begin, count", [(7, 1), (0, 6)])
+def test_eager_finish_equals_compiled(made, begin, count):
+    some = row(made, slice(begin, begin + count))
+    rows = tf.nest.map_structure(tf.constant, (some["crops"], some["params"]))
+    assert_equal(views.finish(*rows, views=VIEWS), some["finished"])
+
+
+# --- what is drawn -----------------------------------------------------------
+
+
+def columns_of(params):
+    """Independent random numbers of one view, by the part they belong to."""
+    height, width = params["box"][:, 2], params["box"][:, 3]
+    order = 1000 * params["order"][:, 0] + params["order"][:, 1]
+    result = {
+        "crop": [height * width, np.log(width / height)],
+        "jitter": [params["jitter"], order, *params["factors"].T],
+        "gray": [params["gray"]],
+        "blur": [params["blur"], params["sigma"]],
+        "flip": [params["flip"]],
+    }
+    if "strong" in params:
+        keys = ("op", "level", "apply", "sign")
+        result["strong"] = [x for k in keys for x in params["strong"][k].T]
+    return {
+        k: np.array(v, float).reshape(len(v), -1) for k, v in result.items()
+    }
+
+
+def correlations(one, other):
+    """Of each row of one with each row of the other."""
+    count = len(one)
+    return np.abs(np.corrcoef(np.r_[one, other])[:count, count:])
+
+
+def test_all_parts_of_all_views_are_drawn_independently():
+    plain = [dataclasses.replace(v, like="", shared=()) for v in VIEWS]
+    drawn = draws(1000, plain)
+    rows = [np.concatenate([*columns_of(p).values()]) for p in drawn.values()]
+    rows = np.concatenate(rows)
+    assert len(rows) == 5 * 12 + 4 * (5 + 5 + 3)
+    # About 6000 pairs; 5 standard deviations.
+    assert np.max(correlations(rows, rows) - np.eye(len(rows))) < 0.158
+
+
+def test_a_shared_part_is_equal_and_no_other():
+    first = dataclasses.replace(VIEWS[2], name="first")
+    like_first = [
+        dataclasses.replace(
+            first, name=part, size=16, like="first", shared=(part,)
+        )
+        for part in views.PARTS
+    ]
+    drawn = draws(400, [first, *like_first])
+    one = columns_of(drawn["first"])
+    for part in views.PARTS:
+        other = columns_of(drawn[part])
+        np.testing.assert_array_equal(one.pop(part), other.pop(part))
+        for name, columns in one.items():
+            # 5 standard deviations; 1 where anything else is shared.
+            assert correlations(columns, other[name]).max() < 0.25
+        one = columns_of(drawn["first"])
+    assert_equal(drawn["first"]["box"], drawn["crop"]["box"])
+
+
+def test_jitter_shared_by_query_and_key(made):
+    query, key = (made["params"][name] for name in ("query", "key"))
+    for name in ("jitter", "factors", "order"):
+        np.testing.assert_array_equal(query[name], key[name])
+    for name in ("gray", "blur", "flip", "sigma", "box"):
+        assert (query[name] != key[name]).any(), name
+
+
+def test_sharing_everything_gives_the_same_view():
+    one = dataclasses.replace(VIEWS[2], name="one")
+    two = dataclasses.replace(one, name="two", like="one", shared=views.PARTS)
+    # Even with one that shares.
+    three = dataclasses.replace(two, name="three", like="two")
+    drawn = draws(50, [one, two, three])
+    assert_equal(drawn["one"], drawn["two"])
+    assert_equal(drawn["one"], drawn["three"])
+
+
+def test_a_view_does_not_depend_on_those_after_it():
+    everything = draws(20, VIEWS)
+    for count in (1, 3):
+        some = draws(20, VIEWS[:count])
+        assert list(some) == [view.name for view in VIEWS[:count]]
+        assert_equal(some, {name: everything[name] for name in some})
+    call, seed = views.compiled_draw(VIEWS[:1]), tf.constant([5, 3])
+    some = call(seed, tf.constant([500, 500]))["query"]
+    all_ = views.compiled_draw(VIEWS)(seed, tf.constant([500, 500]))["query"]
+    assert_equal(some, all_)
+    np.testing.assert_array_equal(
+        some["order"], everything["query"]["order"][3]
+    )
+
+
+def test_settings_reach_what_is_drawn():
+    drawn = draws(1000, VIEWS)
+    released, paper = (drawn[f"strong_{i}"]["strong"] for i in (0, 1))
+    assert released["op"].shape == (1000, 5)
+    assert drawn["strong_2"]["strong"]["op"].shape == (1000, 3)
+    invert, identity = map(strong.NAMES.index, ("Invert", "Identity"))
+    assert invert not in released["op"] and identity in released["op"]
+    assert invert in paper["op"] and identity not in paper["op"]
+    assert released["level"].min() == 100 and released["level"].max() == 900
+    assert paper["level"].min() < 5 and 695 < paper["level"].max() <= 700
+    shares = [drawn["query"]["blur"].mean(), drawn["strong_2"]["blur"].mean()]
+    np.testing.assert_allclose(shares, [0.5, 0.1], atol=0.053)
+    height, width = drawn["strong_2"]["box"][:, 2:].T
+    area = height * width / 500**2
+    assert 0.049 < area.min() < 0.06 and 0.19 < area.max() < 0.201
+
+
+# --- what is refused ---------------------------------------------------------
+
+
+def assert_one_sentence(error, word):
+    message = str(error.value)
+    assert message.startswith("Expected ") and message.endswith(".")
+    assert message.index("received ") < message.index("; ")
+    assert word in message and ". " not in message
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"size": 0}, "pixel"),
+        ({"min_area": 0.0}, "min_area"),
+        ({"min_area": 0.5, "max_area": 0.4}, "min_area"),
+        ({"max_area": 1.1}, "min_area"),
+        ({"strong_ops": -1}, "strong_ops"),
+        ({"blur": 1.5}, "blur"),
+        ({"strong_pool": "published"}, "'published'"),
+        ({"strong_level": 1}, "strong_level"),
+        ({"strong_level": 11}, "strong_level"),
+        ({"like": "key", "shared": ("colour",)}, "('colour',)"),
+        ({"like": "key"}, "like='key'"),
+        ({"shared": ("crop",)}, "like=''"),
+    ],
+)
+def test_impossible_views_are_refused(change, word):
+    settings = dict(name="query", size=8, min_area=0.2, max_area=1.0)
+    View(**settings)
+    with pytest.raises(UserError) as error:
+        View(**{**settings, **change})
+    assert_one_sentence(error, word)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{"name": "b", "like": "a", "shared": ("jitter",)}, {"name": "a"}],
+        [{"name": "a"}, {"name": "b", "like": "c", "shared": ("crop",)}],
+        [{"name": "b", "like": "b", "shared": ("blur",)}],
+        [
+            {"name": "a", "strong_ops": 4},
+            {"name": "b", "strong_ops": 5, "like": "a", "shared": ("strong",)},
+        ],
+    ],
+    ids=["after", "unknown", "itself", "strong_ops"],
+)
+def test_views_that_cannot_share_are_refused(changes):
+    sequence = [dataclasses.replace(VIEWS[0], **change) for change in changes]
+    with pytest.raises(UserError) as error:
+        views.draw([1, 2], [50, 50], views=sequence)
+    assert_one_sentence(error, "'b'")
+    with pytest.raises(UserError):
+        views.compiled_draw(tuple(sequence))([1, 2], [50, 50])
+
+
+def test_parts_are_those_of_the_weak_chain_and_two_more():
+    assert views.PARTS == ("crop", *weak.NEEDS, "strong")
+    assert set(weak.NEEDS) == {"jitter", "gray", "blur", "flip"}

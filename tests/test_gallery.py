@@ -1,0 +1,214 @@
+"""The sheet of views: its captions name what made the pictures under them."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageEnhance, ImageOps
+
+from clsa_tf import gallery, methods, pictures
+from clsa_tf.augment import strong
+from clsa_tf.augment.views import View
+from clsa_tf.data.sources import open_train_source
+from clsa_tf.errors import UserError
+from tests import tiny
+from tests.photos import TINY_FLAGS, write_folder
+from tests.test_end_to_end import call, command
+
+IMAGES = 6
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return write_folder(root, classes=("",), each=IMAGES)
+
+
+def config_of(photos, **changes):
+    return tiny.config(dataset=f"folder:{photos}", **changes)
+
+
+def batch_of(photos, *views):
+    config = config_of(photos)
+    source = open_train_source(config)
+    return gallery.first_batch(config, source, views, IMAGES)
+
+
+def with_pillow(image, caption):
+    """Does what a caption says; u8[H,W,3] -> u8[H,W,3]."""
+    name, _, words = caption.partition(" ")
+    number = words.split(" ")[0].rstrip("%°")
+    number = float(number) if number else None
+    image = Image.fromarray(image)
+    pixels = int((number or 0) / 100 * image.width)
+
+    def affine(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+    enhance = getattr(ImageEnhance, name, None)
+    if enhance:
+        return np.asarray(enhance(image).enhance(number))
+    result = {
+        "AutoContrast": lambda: ImageOps.autocontrast(image),
+        "Equalize": lambda: ImageOps.equalize(image),
+        "Identity": lambda: image,
+        "Invert": lambda: ImageOps.invert(image),
+        "Posterize": lambda: ImageOps.posterize(image, int(number)),
+        "Rotate": lambda: image.rotate(number),
+        "ShearX": lambda: affine(1, number, 0, 0, 1, 0),
+        "ShearY": lambda: affine(1, 0, 0, number, 1, 0),
+        "Solarize": lambda: ImageOps.solarize(image, int(number)),
+        "TranslateX": lambda: affine(1, 0, pixels, 0, 1, 0),
+        "TranslateY": lambda: affine(1, 0, 0, 0, 1, pixels),
+        "no": lambda: image,  # "no operation"
+    }[name]()
+    return np.asarray(result)
+
+
+def assert_same_picture(actual, expected, words):
+    """All but isolated pixels: captions are rounded, and so may edges be."""
+    wrong = np.abs(actual.astype(int) - expected).max(axis=-1) > 2
+    assert wrong.mean() < 0.02, words
+
+
+def test_captions_name_what_made_the_strong_view_of_their_row(photos):
+    size = dict(size=20, min_area=0.3, max_area=1)
+    # Crop and weak chain are drawn alike, with and without operations.
+    plain = View("x", **size)
+    hard = View("x", **size, strong_ops=4, shuffle=True)
+    weak = batch_of(photos, plain)
+    batch = batch_of(photos, hard)
+    captions = gallery.captions(batch, hard)
+    made = pictures.in_order(batch, "x", batch["x"])
+    assert gallery.captions(weak, plain) == [[]] * IMAGES
+    # The rows were shuffled, and none of this is trivial.
+    assert list(batch["x_rows"]) != list(range(IMAGES))
+    assert len({tuple(words) for words in captions}) == IMAGES
+    for image, words, result in zip(weak["x"].numpy(), captions, made):
+        for word in words:
+            image = with_pillow(image, word)
+        assert_same_picture(result, image, words)
+
+
+@pytest.mark.parametrize("name", strong.NAMES)
+def test_levels_show_their_parameter(name):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, [5, 5, 3], dtype=np.uint8))
+    image = np.asarray(coarse.resize([40, 40], Image.Resampling.BICUBIC))
+    cells = gallery.operation(image, name)
+    assert len(cells) == (1 if name in strong.WITHOUT_LEVEL else 9)
+    for shown, (words,) in cells:
+        if name in strong.WITHOUT_LEVEL:
+            assert words == "no level"
+            words = ""
+        expected = with_pillow(image, f"{name} {words}")
+        assert_same_picture(shown, expected, words)
+
+
+def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
+    # Each image has a width, and a grey level, of its own.
+    levels = [20, 80, 140, 200]
+    for level in levels:
+        image = Image.new("RGB", (60 + level, 40), (level,) * 3)
+        image.save(tmp_path / f"{level}.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    config = config_of(tmp_path, max_bad_share=1.0)
+    source = open_train_source(config)
+    views = [View("x", 16, 1, 1, shuffle=True)]
+    batch = gallery.first_batch(config, source, views, 5)
+    originals = gallery.first_images(config, source, 5)
+    grid = gallery.views_grid("moco", views, batch, originals)
+    assert grid.columns == ["image\n", "x\n16 px"] and len(grid.cells) == 4
+    # A crop of all the area is too wide for its aspect ratio: it is central.
+    centers = {60 + level: (60 + level - 53) // 2 for level in levels}
+    boxes = batch["x_params"]["box"].numpy()
+    seen = []
+    for (image, (size,)), (view, words) in grid.cells:
+        level = image[0, 0, 0]
+        seen.append(level)
+        assert size == f"{60 + level} x 40 px" and words == []
+        rows = [x for x in range(5) if (batch["x"][x] == view).numpy().all()]
+        assert {boxes[row][1] for row in rows} == {centers[60 + level]}
+    assert sorted(seen) == levels
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_every_method_has_a_picture(method, photos, tmp_path):
+    path = tmp_path / "views.png"
+    config = config_of(photos, method=method)
+    picture = gallery.gallery(config, str(path), images=2)
+    image = np.asarray(Image.open(path).convert("RGB"))
+    np.testing.assert_array_equal(image, picture)
+    # Two rows of at least 120 px, and some of the image is not white.
+    assert image.shape[0] > 240 and image.shape[1] > 360
+    assert 0.1 < (image < 250).any(axis=-1).mean() < 0.9
+    assert (image[:, -4:] == 255).all() and (image[-4:] == 255).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["views.png"]
+
+
+def test_text_stays_clear_of_pictures_and_of_the_next_column(tmp_path):
+    red = np.tile(np.uint8([255, 0, 0]), [30, 30, 1])
+    lines = ["TranslateX -27%"] * 3  # one of the longest
+    cell = red, lines
+    grid = pictures.Grid(
+        "title",
+        ["strong 0\n96 px", "strong 1\n96 px"],
+        ["Brightness", "AutoContrast"],
+        [[cell, cell], [cell, cell]],
+        120,
+    )
+    image = pictures.sheet([grid], str(tmp_path / "a.png"))
+    is_red = (image == [255, 0, 0]).all(axis=-1)
+    is_text = (image < 128).all(axis=-1)
+    assert is_text.sum() > 500
+    assert is_red.sum() == 4 * 120**2
+    beside = ~is_red.any(axis=0)
+    # Labels are left of the pictures; between and right of them is no text.
+    left = np.argmin(beside)
+    assert is_text[:, :left].any()
+    assert not is_text[:, left:][:, beside[left:]].any()
+
+
+def test_command_draws_and_prints_the_path(photos, tmp_path):
+    path, workdir = tmp_path / "views.png", tmp_path / "run"
+    result = call(
+        command(
+            "clsa_tf.gallery",
+            *TINY_FLAGS,
+            f"--dataset=folder:{photos}",
+            f"--workdir={workdir}",
+            f"--output={path}",
+            "--images=64",  # more than there are
+        )
+    )
+    assert result.stdout == f"{path}\n"
+    assert path.stat().st_size > 5000
+    assert not workdir.exists()
+    assert tf.io.decode_png(tf.io.read_file(str(path))).shape[1] > 400
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--output={tmp}/no/views.png"], ["--output", "No such", "no/views"]),
+        (["--output={tmp}/views.png", "--images=0"], ["images", "1, 64"]),
+    ],
+)
+def test_wrong_flags_end_in_one_sentence(flags, words, tmp_path):
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    error = call(command("clsa_tf.gallery", *flags), status=1).stderr
+    for word in words:
+        assert word in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_is_a_png_file_that_can_be_written(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for name in ("views.jpg", "folder.png", "file/views.png", "a/b.png"):
+        with pytest.raises(UserError, match=f"--output .*{name}"):
+            gallery.check_output(str(tmp_path / name))
+    (tmp_path / "old.png").write_text("old")
+    gallery.check_output(str(tmp_path / "old.png"))
+    assert (tmp_path / "old.png").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 3
