@@ -68,6 +68,9 @@ OPS = {
 }
 
 
+_NAMES = list(OPS)
+
+
 def op(name, image, level, sign):
     """One strong operation on an array; level in hundredths, sign -1 or 1."""
     result = OPS[name](Image.fromarray(image), int(level) / 100, int(sign))
@@ -90,9 +93,7 @@ _JITTERS = (
 )
 
 
-def weak(image, params):
-    """Jitter, greyscale, blur, flip."""
-    image = Image.fromarray(image)
+def _weak(image, params):
     if params["jitter"]:
         factors = np.asarray(params["factors"])
         for index in np.asarray(params["order"]):
@@ -104,19 +105,33 @@ def weak(image, params):
         image = image.filter(ImageFilter.GaussianBlur(radius=sigma))
     if params["flip"]:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image)
+    return image
+
+
+def _strong(image, params):
+    columns = [np.asarray(params[k]) for k in ("op", "level", "apply", "sign")]
+    for index, level, applied, sign in zip(*columns):
+        if applied:
+            image = OPS[_NAMES[index]](image, int(level) / 100, int(sign))
+    return image
+
+
+def weak(image, params):
+    """Jitter, greyscale, blur, flip of an array."""
+    return np.asarray(_weak(Image.fromarray(image), params))
 
 
 def strong(image, params):
-    """The drawn sequence of operations."""
-    params = {key: np.asarray(value) for key, value in params.items()}
-    for index, applied in enumerate(params["apply"]):
-        if applied:
-            name = list(OPS)[params["op"][index]]
-            image = op(
-                name, image, params["level"][index], params["sign"][index]
-            )
-    return image
+    """The drawn sequence of operations on an array."""
+    return np.asarray(_strong(Image.fromarray(image), params))
+
+
+def make(image, params, size):
+    """A view of a Pillow image, which it stays throughout, as published."""
+    top, left, height, width = (int(x) for x in params["box"])
+    image = image.crop((left, top, left + width, top + height))
+    image = _weak(image.resize((size, size), _BILINEAR), params)
+    return _strong(image, params["strong"]) if "strong" in params else image
 
 
 def resize_box(image, box, size):
@@ -140,8 +155,8 @@ def central(image, size, short):
 
 
 def view(image, params, size):
-    """Crop, weak chain and, if drawn, the strong sequence."""
-    return chain(resize_box(image, np.asarray(params["box"]), size), params)
+    """Crop, weak chain and, if drawn, the strong sequence of an array."""
+    return np.asarray(make(Image.fromarray(image), params, size))
 
 
 def chain(image, params):

@@ -56,7 +56,7 @@ def main(argv):
 
 
 def copy_photos(folder, large):
-    """Returns {description: folder}, of the photographs as they are and enlarged."""
+    """Copies photographs as they are and enlarged; {description: folder}."""
     from PIL import Image
 
     small = os.path.join(large, "small")

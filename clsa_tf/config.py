@@ -86,6 +86,12 @@ class Config:
         choices=("host", "device"),
         portable=True,
     )
+    prefetch_batches: int = option(
+        2,
+        "finished batches that the host keeps ready, in memory",
+        minimum=1,
+        portable=True,
+    )
     # What is learned
     method: str = option("clsa", "how to learn", choices=methods.NAMES)
     backbone: str = option(

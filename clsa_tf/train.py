@@ -93,6 +93,7 @@ def run(config):
             start_step=start_step,
             faults=faults,
             finished=config.augment_on == "host",
+            prefetch=config.prefetch_batches,
         )
 
     try:

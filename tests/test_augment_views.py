@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import pillow_chain
-from clsa_tf.augment import crop, strong, views, weak
+from clsa_tf.augment import crop, strong, views
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 
@@ -132,12 +132,15 @@ def test_the_chain_from_the_crop_on_equals_pillow(made, view):
 
 
 def test_weak_views_equal_pillow_up_to_the_rounding_of_the_crop(made):
+    differences = []
     for i, image in enumerate(IMAGES):
         params = row(made["params"]["query"], i)
         expected = pillow_chain.view(image, params, 32)
         difference = np.abs(made["finished"]["query"][i].astype(int) - expected)
         # A crop that is off by one may land in the next step of the hue.
-        assert np.mean(difference) < 0.7 and np.mean(difference > 3) < 0.02
+        assert np.mean(difference) < 1.0 and np.mean(difference > 3) < 0.05
+        differences.append(difference)
+    assert np.mean(differences) < 0.2
 
 
 def batch_of(made, **others):
@@ -332,8 +335,3 @@ def test_views_that_cannot_share_are_refused(changes):
     assert_one_sentence(error, "'b'")
     with pytest.raises(UserError):
         views.compiled_draw(tuple(sequence))([1, 2], [50, 50])
-
-
-def test_parts_are_those_of_the_weak_chain_and_two_more():
-    assert views.PARTS == ("crop", *weak.NEEDS, "strong")
-    assert set(weak.NEEDS) == {"jitter", "gray", "blur", "flip"}

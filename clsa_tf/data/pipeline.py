@@ -17,8 +17,6 @@ from clsa_tf.data.faults import Faults
 from clsa_tf.data.order import ROWS, VIEWS, Source, key
 from clsa_tf.errors import UserError
 
-PREFETCHED_BATCHES = 2
-
 
 def training_batches(
     source: Source,
@@ -30,6 +28,7 @@ def training_batches(
     faults: Faults,
     finished: bool = True,
     keep_params: bool = False,
+    prefetch: int = 2,
     parallel_calls: Optional[int] = None,
 ) -> tf.data.Dataset:
     """Returns the endless dataset of batches from a step on.
@@ -39,9 +38,9 @@ def training_batches(
     cyclically, and reported to `faults`, which ends the dataset with an error
     if there are too many.
 
-    Memory, whatever the size of the dataset: `PREFETCHED_BATCHES` finished
-    batches, the one being made (up to twice), and the decoded image and the
-    views of one example per parallel call.
+    Memory, whatever the size of the dataset: `prefetch` finished batches, the
+    one being made (up to twice), and the decoded image and the views of one
+    example per parallel call.
 
     Args:
         source: where the images come from.
@@ -55,6 +54,7 @@ def training_batches(
             `finish_batch` to complete them on the accelerator.
         keep_params: whether batches hold what was drawn. Unfinished ones
             always do.
+        prefetch: finished batches kept ready.
         parallel_calls: images made at the same time; None leaves it to
             tf.data. It does not change the batches.
 
@@ -94,7 +94,7 @@ def training_batches(
         num_parallel_calls=parallel_calls or tf.data.AUTOTUNE,
         deterministic=True,
     ).batch(batch_size, drop_remainder=True)
-    return _finished(batches.map(finish))
+    return _finished(batches.map(finish), prefetch=prefetch)
 
 
 def evaluation_batches(
@@ -150,7 +150,7 @@ def evaluation_batches(
         make_crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     ).filter(readable)
     batches = crops.map(lambda e: (e["image"], e["label"])).batch(batch_size)
-    return _finished(batches)
+    return _finished(batches, prefetch=2)
 
 
 def _views_of_example(views, seed, finished, keep_params):
@@ -247,7 +247,7 @@ def _report(batch, batches_seen, source, faults):
     return tf.cond(tf.reduce_all(valid), tf.no_op, report)
 
 
-def _finished(batches):
+def _finished(batches, *, prefetch):
     options = tf.data.Options()
     options.deterministic = True
     # With several workers, each takes its share of every pass; files (the
@@ -255,4 +255,4 @@ def _finished(batches):
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.DATA
     )
-    return batches.prefetch(PREFETCHED_BATCHES).with_options(options)
+    return batches.prefetch(prefetch).with_options(options)
