@@ -126,12 +126,21 @@ def strong(image, params):
     return np.asarray(_strong(Image.fromarray(image), params))
 
 
+def _chain(image, params):
+    image = _weak(image, params)
+    return _strong(image, params["strong"]) if "strong" in params else image
+
+
+def chain(image, params):
+    """What follows the crop of an array."""
+    return np.asarray(_chain(Image.fromarray(image), params))
+
+
 def make(image, params, size):
     """A view of a Pillow image, which it stays throughout, as published."""
     top, left, height, width = (int(x) for x in params["box"])
     image = image.crop((left, top, left + width, top + height))
-    image = _weak(image.resize((size, size), _BILINEAR), params)
-    return _strong(image, params["strong"]) if "strong" in params else image
+    return _chain(image.resize((size, size), _BILINEAR), params)
 
 
 def resize_box(image, box, size):
@@ -157,12 +166,6 @@ def central(image, size, short):
 def view(image, params, size):
     """Crop, weak chain and, if drawn, the strong sequence of an array."""
     return np.asarray(make(Image.fromarray(image), params, size))
-
-
-def chain(image, params):
-    """What follows the crop: weak chain and, if drawn, strong sequence."""
-    image = weak(image, params)
-    return strong(image, params["strong"]) if "strong" in params else image
 
 
 def photograph(height, width, seed=0):

@@ -43,13 +43,13 @@ def seed_of(i):
 def make(image, seed, sequence=VIEWS):
     """What the pipeline makes of an image, and of what it was made."""
     size = tf.shape(image)[:2]
-    boxes = views.compiled_boxes(sequence)(seed, size)
+    boxes, numbers = views.compiled_boxes(sequence)(seed, size)
     crops = views.crop_views(image, boxes, views=sequence)
     return {
         "boxes": boxes,
         "crops": tf.nest.map_structure(crop.to_bytes, crops),
         "params": views.compiled_draw(sequence)(seed, size),
-        "finished": views.compiled_finish(sequence)(crops, seed, size),
+        "finished": views.finish_crops(crops, numbers, views=sequence),
     }
 
 

@@ -66,25 +66,22 @@ def _blur_columns(images, weights):
     return tf.while_loop(lambda i, _: i < 3, step, (0, images))[1]
 
 
-def gaussian_blur(images, sigma):
+def blur_and_transpose(images, sigma):
     """Pillow's Gaussian blur: three box blurs per axis, bytes in between.
 
     It is close to a true Gaussian: an impulse of 255 keeps 42 in its centre
     at sigma = 1, where a true one would keep 40.6.
 
     Args:
-        images: u8[N,3,H,W].
+        images: u8[N,3,W,H], transposed: Pillow blurs along x first, and along
+            the first axis the neighbours of a whole row are a whole row.
         sigma: f32[N], in pixels, in [0, MAX_SIGMA].
 
     Returns:
-        u8[N,3,H,W].
+        u8[N,3,H,W], upright.
 
     Source: Pillow, `ImageFilter.GaussianBlur`.
     """
     weights = _box_weights(tf.cast(sigma, tf.float32))
-    # Along H the neighbours of a whole row are a whole row: transposing twice
-    # costs less than blurring along W.
-    images = tf.transpose(images, [0, 1, 3, 2])
     images = _blur_columns(images, weights)
-    images = tf.transpose(images, [0, 1, 3, 2])
-    return _blur_columns(images, weights)
+    return _blur_columns(tf.transpose(images, [0, 1, 3, 2]), weights)

@@ -245,18 +245,21 @@ def apply(images, params):
     Returns:
         u8[N,3,H,W].
     """
-    identity = NAMES.index("Identity")
-    ops = tf.where(params["apply"], params["op"], identity)  # [N,num_ops]
+    # What is applied comes first, so that the loop can end with it.
+    order = tf.argsort(tf.cast(~params["apply"], tf.int32), stable=True)
+    applied, op, level, sign = (
+        tf.gather(params[name], order, batch_dims=1)  # [N,num_ops]
+        for name in ("apply", "op", "level", "sign")
+    )
+    op = tf.where(applied, op, NAMES.index("Identity"))
+    length = tf.reduce_max(tf.reduce_sum(tf.cast(applied, tf.int32), axis=1))
 
     def step(i, images):
-        op, level, sign = (
-            tf.gather(x, i, axis=1)
-            for x in (ops, params["level"], params["sign"])
-        )
-        result = apply_one(images, op, level, sign)
+        arguments = [tf.gather(x, i, axis=1) for x in (op, level, sign)]
+        result = apply_one(images, *arguments)
         return i + 1, tf.ensure_shape(result, images.shape)
 
-    loop = (lambda i, _: i < ops.shape[1]), step, (0, images)
+    loop = (lambda i, _: i < length), step, (0, images)
     return tf.while_loop(*loop)[1]
 
 
@@ -275,11 +278,22 @@ def apply_one(images, op, level, sign):
     height, width = primitives.size(images)
     direction = tf.cast(sign, tf.float64)
 
-    def source_index():
-        matrices = _pick(
-            op, _AFFINES, lambda f: f(level, direction, height, width)
+    def affine():
+        def source_index():
+            matrices = _pick(
+                op, _AFFINES, lambda f: f(level, direction, height, width)
+            )
+            return primitives.source_index(matrices, height=height, width=width)
+
+        # The first branch is never taken, but XLA does not know: it finishes
+        # the index before it gathers with it, instead of computing it anew,
+        # ten times as slowly, within the gather.
+        nowhere = tf.zeros([tf.size(op), height, width], tf.int32)
+        index = primitives.choose(
+            tf.cast(tf.greater_equal(level, 0), tf.int32),
+            [lambda: nowhere, source_index],
         )
-        return primitives.source_index(matrices, height=height, width=width)
+        return primitives.take(images, index)
 
     def lookup():
         shape = [tf.size(op), 3, 256]
@@ -298,21 +312,7 @@ def apply_one(images, op, level, sign):
         for name in NAMES
     ]
     kind = tf.gather(tf.constant(kinds), op)
-    # In a choice of its own, so that XLA finishes the index before it gathers
-    # with it, instead of computing it anew, slowly, within the gather.
-    nowhere = tf.zeros([tf.size(op), height, width], tf.int32)
-    index = primitives.choose(
-        tf.cast(tf.equal(kind, 1), tf.int32), [lambda: nowhere, source_index]
-    )
-    return primitives.choose(
-        kind,
-        [
-            lambda: images,
-            lambda: primitives.take(images, index),
-            lookup,
-            blend,
-        ],
-    )
+    return primitives.choose(kind, [lambda: images, affine, lookup, blend])
 
 
 def _pick(op, functions, call):

@@ -9,6 +9,7 @@ accelerator, and gives the same bytes in both.
 import dataclasses
 import functools
 
+import numpy as np
 import tensorflow as tf
 
 from clsa_tf.augment import crop, primitives, strong, weak
@@ -122,6 +123,36 @@ def _shares(views):
     return slices, count
 
 
+def _numbers(uniform, slices, name):
+    """What each part of a view is drawn from: {part: f32[n]}."""
+    return {part: uniform[slices[name, part]] for part in PARTS}
+
+
+def _draw_box(view, numbers, size):
+    return crop.draw_box(
+        numbers["crop"],
+        height=size[0],
+        width=size[1],
+        min_area=view.min_area,
+        max_area=view.max_area,
+    )
+
+
+def _draw_chain(view, numbers):
+    """What happens to a view after the crop."""
+    params = weak.draw(
+        **{part: numbers[part] for part in weak.NEEDS},
+        blur_probability=view.blur,
+    )
+    if view.strong_ops:
+        params["strong"] = strong.draw(
+            tf.reshape(numbers["strong"], [strong.NEEDS, view.strong_ops]),
+            pool=view.strong_pool,
+            max_level=view.strong_level,
+        )
+    return params
+
+
 def draw(seed, size, *, views):
     """Draws everything random about the views of one image.
 
@@ -143,25 +174,9 @@ def draw(seed, size, *, views):
     uniform = primitives.uniform(seed, shape=[count])
     result = {}
     for view in views:
-        own = {part: uniform[slices[view.name, part]] for part in PARTS}
-        params = weak.draw(
-            **{part: own[part] for part in weak.NEEDS},
-            blur_probability=view.blur,
-        )
-        params["box"] = crop.draw_box(
-            own["crop"],
-            height=size[0],
-            width=size[1],
-            min_area=view.min_area,
-            max_area=view.max_area,
-        )
-        if view.strong_ops:
-            params["strong"] = strong.draw(
-                tf.reshape(own["strong"], [strong.NEEDS, view.strong_ops]),
-                pool=view.strong_pool,
-                max_level=view.strong_level,
-            )
-        result[view.name] = params
+        numbers = _numbers(uniform, slices, view.name)
+        box = _draw_box(view, numbers, size)
+        result[view.name] = {"box": box, **_draw_chain(view, numbers)}
     return result
 
 
@@ -185,9 +200,9 @@ def crop_views(image, boxes, *, views):
 def finish(crops, params, *, views):
     """Turns crops into views: the weak chain, then strong operations if any.
 
-    A batch of one runs only through what was drawn for it, which is best for
-    processors. In a larger one, crops of one size and kind go together through
-    everything, and each keeps what was drawn, which is best for accelerators.
+    Crops of one size and kind go through together: through everything, and
+    each keeps what was drawn, which is best for accelerators. Hosts have
+    `finish_crops`, in which a view runs through what was drawn for it only.
     The bytes are the same.
 
     Args:
@@ -202,10 +217,9 @@ def finish(crops, params, *, views):
     Source: maple-research-lab/CLSA@37df76c, Multi_FixTransform.py, up to the
     conversion to float.
     """
-    single = crops[views[0].name].shape[0] == 1
     kinds = {}
     for view in views:
-        kind = view.name if single else (view.size, view.strong_ops)
+        kind = (view.size, view.strong_ops)
         kinds.setdefault(kind, []).append(view.name)
     result = {}
     for names in kinds.values():
@@ -221,8 +235,8 @@ def finish(crops, params, *, views):
 
 def _chain(images, params):
     """u8[N,x,y,3] column by column -> u8[N,y,x,3] row by row."""
-    planes = tf.transpose(images, [0, 3, 2, 1])  # [N,3,y,x]
-    planes = weak.apply(planes, params)
+    planes = tf.transpose(images, [0, 3, 1, 2])  # [N,3,x,y]
+    planes = weak.apply(planes, params)  # [N,3,y,x]
     if "strong" in params:
         planes = strong.apply(planes, params["strong"])
     return tf.transpose(planes, [0, 2, 3, 1])
@@ -247,38 +261,72 @@ def compiled_draw(views):
 
 @functools.lru_cache(maxsize=None)
 def compiled_boxes(views):
-    """The boxes alone: (seed, size) -> i32[V,4].
+    """What hosts draw before they decode: (seed, size) -> (boxes, numbers).
 
-    On a host each tensor that leaves a compiled function costs more than to
-    draw it again, so that all the rest is drawn within `compiled_finish`.
+    On a host each tensor that leaves a compiled function costs as much as
+    hundreds of numbers drawn. So only the boxes, i32[V,4], leave this one, and
+    the uniform numbers from which `finish_crops` draws the rest.
     """
+    slices, count = _shares(views)
 
     def boxes(seed, size):
-        params = draw(seed, size, views=views)
-        return tf.stack([params[view.name]["box"] for view in views])
+        uniform = primitives.uniform(seed, shape=[count])
+        rows = [
+            _draw_box(view, _numbers(uniform, slices, view.name), size)
+            for view in views
+        ]
+        return tf.stack(rows), uniform
 
     return _compiled(boxes, [_SEED, _SIZE])
 
 
-@functools.lru_cache(maxsize=None)
-def compiled_finish(views):
-    """`finish` for what `crop_views` returns: (crops, seed, size) -> views."""
+def finish_crops(crops, numbers, *, views):
+    """`finish` on the host, for one image.
 
-    def finish_one(crops, seed, size):
-        crops = tf.nest.map_structure(crop.to_bytes, crops)
-        rows = tf.nest.map_structure(
-            lambda x: x[tf.newaxis], (crops, draw(seed, size, views=views))
+    Args:
+        crops: what `crop_views` returns.
+        numbers: f32[n], from `compiled_boxes`.
+        views: tuple of `View`.
+
+    Returns:
+        dict, view name -> u8[size,size,3], row by row.
+    """
+    slices, _ = _shares(views)
+    result = {}
+    for view in views:
+        own = [slices[view.name, part] for part in (*weak.NEEDS, "strong")]
+        index = np.concatenate([np.r_[x] for x in own]).astype(np.int32)
+        # Views that differ in none of the other fields share one program.
+        kind = dataclasses.replace(
+            view, name="", like="", shared=(), min_area=1, max_area=1
         )
-        return {
-            name: images[0]
-            for name, images in finish(*rows, views=views).items()
-        }
+        result[view.name] = _compiled_chain(kind)(
+            crops[view.name], tf.gather(numbers, index)
+        )
+    return result
 
-    crops = {
-        view.name: tf.TensorSpec([view.size, view.size, 3], tf.float32)
-        for view in views
-    }
-    return _compiled(finish_one, [crops, _SEED, _SIZE])
+
+@functools.lru_cache(maxsize=None)
+def _compiled_chain(view):
+    """(crop f32[size,size,3], numbers f32[n]) -> u8[size,size,3]."""
+
+    def chain(pixels, numbers):
+        parts = {**weak.NEEDS, "strong": strong.NEEDS * view.strong_ops}
+        split = tf.split(numbers, list(parts.values()))
+        params = _draw_chain(view, dict(zip(parts, split)))
+        images, params = tf.nest.map_structure(
+            lambda x: x[tf.newaxis], (crop.to_bytes(pixels), params)
+        )
+        return _chain(images, params)[0]
+
+    needs = sum(weak.NEEDS.values()) + strong.NEEDS * view.strong_ops
+    return _compiled(
+        chain,
+        [
+            tf.TensorSpec([view.size, view.size, 3], tf.float32),
+            tf.TensorSpec([needs], tf.float32),
+        ],
+    )
 
 
 @functools.lru_cache(maxsize=None)

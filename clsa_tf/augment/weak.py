@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from clsa_tf.augment import primitives
-from clsa_tf.augment.blur import MAX_SIGMA, gaussian_blur
+from clsa_tf.augment.blur import MAX_SIGMA, blur_and_transpose
 from clsa_tf.augment.hue import shift_hue
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
@@ -54,24 +54,28 @@ def draw(jitter, gray, blur, flip, *, blur_probability=0.5):
 
 
 def apply(images, params):
-    """Executes drawn weak chains.
+    """Executes drawn weak chains, and turns the images upright.
 
     Args:
-        images: u8[N,3,H,W].
+        images: u8[N,3,W,H], transposed, as `crop.resize_boxes` leaves them.
         params: what `draw` returns, with a leading axis N.
 
     Returns:
         u8[N,3,H,W].
     """
     images = _jitter(images, params)
-    for name, step in (
-        ("gray", primitives.grayscale),
-        ("blur", lambda x: gaussian_blur(x, params["sigma"])),
-        ("flip", lambda x: tf.reverse(x, axis=[3])),
+    for name, without, step in (
+        ("gray", tf.identity, primitives.grayscale),
+        (
+            "blur",
+            lambda x: tf.transpose(x, [0, 1, 3, 2]),
+            lambda x: blur_and_transpose(x, params["sigma"]),
+        ),
+        ("flip", tf.identity, lambda x: tf.reverse(x, axis=[3])),
     ):
         images = primitives.choose(
             tf.cast(params[name], tf.int32),
-            [lambda x=images: x, lambda x=images, step=step: step(x)],
+            [lambda f=f, x=images: f(x) for f in (without, step)],
         )
     return images
 
@@ -96,5 +100,6 @@ def _jitter(images, params):
         )
         return i + 1, tf.ensure_shape(result, images.shape)
 
-    loop = (lambda i, _: i < len(JITTERS)), step, (0, images)
+    steps = len(JITTERS) * tf.reduce_max(tf.cast(params["jitter"], tf.int32))
+    loop = (lambda i, _: i < steps), step, (0, images)
     return tf.while_loop(*loop)[1]

@@ -248,18 +248,24 @@ def try_decode(encoded):
     return worked, tf.ensure_shape(image, [None, None, 3])
 
 
-def try_open(encoded, *, whole_below=0) -> Opened:
+def try_open(stored, *, load=None, whole_below=0) -> Opened:
     """Like `open_image`, but a failure gives one black pixel.
+
+    Args:
+        stored: string[], the contents of the file, or what `load` takes.
+        load: function that returns the contents, and may fail.
+        whole_below: see `open_image`.
 
     Returns:
         (worked bool[], `Opened`).
     """
+
+    def load_and_open(stored):
+        encoded = load(stored) if load else stored
+        return open_image(encoded, whole_below=whole_below)
+
     size = tf.ones([2], tf.int32)
-    return attempt(
-        lambda encoded: open_image(encoded, whole_below=whole_below),
-        encoded,
-        otherwise=Opened(encoded, size, _black()),
-    )
+    return attempt(load_and_open, stored, otherwise=Opened("", size, _black()))
 
 
 def try_decode_boxes(opened, boxes, *, sizes):

@@ -8,7 +8,6 @@ from typing import List, Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
-from clsa_tf.data.decode import attempt
 from clsa_tf.data.order import Source, indexed
 from clsa_tf.errors import UserError
 
@@ -202,7 +201,8 @@ def _source(root, prefix, chosen, class_names):
 
     def read(index):
         name = files[index]
-        _, contents = attempt(tf.io.read_file, name, otherwise="")
-        return {"name": name, "bytes": contents, "label": labels[index]}
+        return {"name": name, "bytes": name, "label": labels[index]}
 
-    return indexed(f"folder:{root}", len(chosen), class_names, read)
+    return indexed(
+        f"folder:{root}", len(chosen), class_names, read, tf.io.read_file
+    )

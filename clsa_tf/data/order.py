@@ -10,6 +10,8 @@ from typing import Callable, Dict, Optional, Tuple
 
 import tensorflow as tf
 
+from clsa_tf.data.decode import attempt
+
 Example = Dict[str, tf.Tensor]
 
 # What a seed is used for; each use draws from a sequence of its own.
@@ -48,7 +50,9 @@ class Source:
             before it.
         epoch: `epoch(seed, e)` is the dataset of what identifies or holds
             each example of epoch `e`, in order; not shuffled if seed is None.
-        read: from an element of that dataset to name, bytes and label.
+        read: from an element of that dataset to name, label and bytes.
+        load: from those bytes to the encoded image; it may fail. None if they
+            are the encoded image, and not where it is.
     """
 
     name: str
@@ -57,11 +61,12 @@ class Source:
     random_access: bool
     epoch: Callable[[Optional[int], tf.Tensor], tf.data.Dataset]
     read: Callable[[tf.Tensor], Example]
+    load: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
 
-    def examples(
+    def items(
         self, *, start: int, seed: int, shuffle: bool, repeat: bool
     ) -> tf.data.Dataset:
-        """Returns the examples from counter `start` on.
+        """Returns (counter i64[], what `read` takes) from a counter on.
 
         A start in the middle of an epoch passes over what comes before it:
         at most one epoch of indices (about 0.4 s per million), or of raw
@@ -75,10 +80,7 @@ class Source:
                 dataset ends with counter `size - 1`.
 
         Returns:
-            Dataset of `{"counter": i64[], "name": string[], "bytes": string[],
-            "label": i64[]}`: `bytes` is the encoded image, empty if it could
-            not be read; `label` is -1 if there is none; `name` is a path or
-            such as `"imagenet2012/train #123"`.
+            Dataset of (counter, element for `read`).
         """
         first, offset = divmod(start, self.size)
         epochs = tf.data.Dataset.range(first, 2**40 if repeat else 1)
@@ -88,16 +90,37 @@ class Source:
             order = self.epoch(seed if shuffle else None, epoch)
             return order.skip(skipped)
 
-        def example(counter, item):
-            return {"counter": counter, **self.read(item)}
-
         counters = tf.data.Dataset.counter(start)
-        return tf.data.Dataset.zip((counters, epochs.flat_map(items))).map(
+        return tf.data.Dataset.zip((counters, epochs.flat_map(items)))
+
+    def examples(
+        self, *, start: int, seed: int, shuffle: bool, repeat: bool
+    ) -> tf.data.Dataset:
+        """Returns the examples of `items`, with the same arguments.
+
+        Returns:
+            Dataset of `{"counter": i64[], "name": string[], "bytes": string[],
+            "label": i64[]}`: `bytes` is the encoded image, empty if it could
+            not be read; `label` is -1 if there is none; `name` is a path or
+            such as `"imagenet2012/train #123"`.
+        """
+
+        def example(counter, item):
+            found = {"counter": counter, **self.read(item)}
+            if self.load:
+                _, encoded = attempt(self.load, found["bytes"], otherwise="")
+                found["bytes"] = encoded
+            return found
+
+        items = self.items(
+            start=start, seed=seed, shuffle=shuffle, repeat=repeat
+        )
+        return items.map(
             example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
 
 
-def indexed(name, size, class_names, read) -> Source:
+def indexed(name, size, class_names, read, load=None) -> Source:
     """Builds a source of which any example can be had by its index.
 
     Args:
@@ -105,7 +128,8 @@ def indexed(name, size, class_names, read) -> Source:
         size: see `Source`.
         class_names: see `Source`.
         read: function from the index i64[] of an example, in [0, size), to
-            its name, bytes and label.
+            its name, label and bytes.
+        load: see `Source`.
 
     Returns:
         A `Source` whose epochs are uniformly drawn permutations.
@@ -121,4 +145,4 @@ def indexed(name, size, class_names, read) -> Source:
         )  # [size]
         return tf.data.Dataset.from_tensor_slices(indices)
 
-    return Source(name, size, class_names, True, epoch, read)
+    return Source(name, size, class_names, True, epoch, read, load)

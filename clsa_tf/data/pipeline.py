@@ -86,11 +86,11 @@ def training_batches(
             donors = _next_valid(batch["valid"])  # [G]
         return _arrange(batch, donors, views, seed, step)
 
-    examples = source.examples(
+    items = source.items(
         start=start_step * batch_size, seed=seed, shuffle=True, repeat=True
     )
-    batches = examples.map(
-        _views_of_example(views, seed, finished, keep_params),
+    batches = items.map(
+        _views_of_item(source, views, seed, finished, keep_params),
         num_parallel_calls=parallel_calls or tf.data.AUTOTUNE,
         deterministic=True,
     ).batch(batch_size, drop_remainder=True)
@@ -153,24 +153,25 @@ def evaluation_batches(
     return _finished(batches, prefetch=2)
 
 
-def _views_of_example(views, seed, finished, keep_params):
-    """Returns the function from an example to its views."""
+def _views_of_item(source, views, seed, finished, keep_params):
+    """Returns the function from an item of a source to its views."""
     largest = max(view.size for view in views)
-    boxes_of = augment.compiled_boxes(views)
+    draw_boxes = augment.compiled_boxes(views)
     draw = augment.compiled_draw(views)
-    finish = augment.compiled_finish(views)
 
-    def make_views(example):
-        opens, opened = try_open(example["bytes"], whole_below=2 * largest)
-        view_seed = _view_seed(seed, example["counter"])
+    def make_views(counter, item):
+        example = source.read(item)
+        opens, opened = try_open(
+            example["bytes"], load=source.load, whole_below=2 * largest
+        )
+        view_seed = _view_seed(seed, counter)
+        boxes, numbers = draw_boxes(view_seed, opened.size)
         decodes, image, boxes = try_decode_boxes(
-            opened,
-            boxes_of(view_seed, opened.size),
-            sizes=[view.size for view in views],
+            opened, boxes, sizes=[view.size for view in views]
         )
         result = augment.crop_views(image, boxes, views=views)
         if finished:
-            result = finish(result, view_seed, opened.size)
+            result = augment.finish_crops(result, numbers, views=views)
         else:
             result = tf.nest.map_structure(crop.to_bytes, result)
         if keep_params:
@@ -180,7 +181,7 @@ def _views_of_example(views, seed, finished, keep_params):
         return {
             "valid": opens & decodes,
             "name": example["name"],
-            "counter": example["counter"],
+            "counter": counter,
             **result,
         }
 
