@@ -12,6 +12,9 @@ _REDUCTIONS = (1, 2, 4, 8)  # what libjpeg can divide sizes by as it decodes
 # Pixels that a reduction must leave per pixel of the result, in each
 # direction. Pillow has the same default (`reducing_gap` of `thumbnail`).
 _GAP = 2
+# Shorter side, as a multiple of the largest square, of the smallest image that
+# can be reduced at all.
+REDUCIBLE = _GAP * _REDUCTIONS[1]
 # The accurate transform is libjpeg's (and Pillow's) default and costs no more;
 # TensorFlow's default is the fast one.
 _DCT_METHOD = "INTEGER_ACCURATE"

@@ -12,7 +12,12 @@ import tensorflow as tf
 from clsa_tf.augment import crop
 from clsa_tf.augment import views as augment
 from clsa_tf.augment.views import View
-from clsa_tf.data.decode import try_decode, try_decode_boxes, try_open
+from clsa_tf.data.decode import (
+    REDUCIBLE,
+    try_decode,
+    try_decode_boxes,
+    try_open,
+)
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.order import ROWS, VIEWS, Source, key
 from clsa_tf.errors import UserError
@@ -155,20 +160,20 @@ def evaluation_batches(
 
 def _views_of_item(source, views, seed, finished, keep_params):
     """Returns the function from an item of a source to its views."""
-    largest = max(view.size for view in views)
+    sizes = [view.size for view in views]
     draw_boxes = augment.compiled_boxes(views)
     draw = augment.compiled_draw(views)
 
     def make_views(counter, item):
         example = source.read(item)
         opens, opened = try_open(
-            example["bytes"], load=source.load, whole_below=2 * largest
+            example["bytes"],
+            load=source.load,
+            whole_below=REDUCIBLE * max(sizes),
         )
         view_seed = _view_seed(seed, counter)
         boxes, numbers = draw_boxes(view_seed, opened.size)
-        decodes, image, boxes = try_decode_boxes(
-            opened, boxes, sizes=[view.size for view in views]
-        )
+        decodes, image, boxes = try_decode_boxes(opened, boxes, sizes=sizes)
         result = augment.crop_views(image, boxes, views=views)
         if finished:
             result = augment.finish_crops(result, numbers, views=views)
