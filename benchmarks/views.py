@@ -4,8 +4,8 @@ Each figure is a ratio of two loaders that took turns on the same photographs
 within one run, on one processor core unless `--cores` says otherwise.
 """
 
-import contextlib
 import io
+import itertools
 import os
 import pathlib
 import statistics
@@ -189,11 +189,10 @@ def pillow(views, folder):
             size = tf.constant(image.size[::-1])
         params = draw(tf.constant([i, 0]), size)
         work.append((path, tf.nest.map_structure(lambda x: x.numpy(), params)))
-    turns = iter(range(10**9))
+    turns = itertools.cycle(work)
 
     def run():
-        for _ in range(_PHASE * _BATCH):
-            path, params = work[next(turns) % len(work)]
+        for path, params in itertools.islice(turns, _PHASE * _BATCH):
             with open(path, "rb") as file:
                 image = Image.open(io.BytesIO(file.read())).convert("RGB")
             for view in views:
@@ -283,21 +282,12 @@ def take_turns(loaders):
     times = {name: [] for name in loaders}
     for _ in range(_ROUNDS.value):
         for name, run in loaders.items():
-            with settled():
-                run()  # what was made ahead while the others ran
-                start = time.perf_counter()
-                images = run()
-                times[name].append(
-                    1000 * (time.perf_counter() - start) / images
-                )
+            time.sleep(1)  # the threads of the others fill their buffers
+            run()  # what was made ahead meanwhile
+            start = time.perf_counter()
+            images = run()
+            times[name].append(1000 * (time.perf_counter() - start) / images)
     return times
-
-
-@contextlib.contextmanager
-def settled():
-    """Lets the threads of the others fill their buffers and go idle."""
-    time.sleep(1)
-    yield
 
 
 def report(title, times, reference):
