@@ -126,23 +126,13 @@ def device():
     from clsa_tf.augment import views as augment
 
     views = views_of(_SINGLE)
-    size = tf.constant([300, 400])
-    drawn = [
-        augment.compiled_draw(tuple(views))(tf.constant([i, 1]), size)
-        for i in range(_BATCH)
-    ]
-    batch = {
-        view.name: tf.random.stateless_uniform(
-            [_BATCH, view.size, view.size, 3], [1, 2], 0, 256, tf.int32
-        )
-        for view in views
-    }
-    batch = {name: tf.cast(x, tf.uint8) for name, x in batch.items()}
+    packed = draw_all(views, [[300, 400]] * _BATCH)
+    batch = {augment.params_key(view): packed[view.name] for view in views}
     for view in views:
-        rows = [params[view.name] for params in drawn]
-        batch[augment.params_key(view)] = tf.nest.map_structure(
-            lambda *x: tf.stack(x), *rows
+        pixels = tf.random.stateless_uniform(
+            [_BATCH, view.size, 3, view.size], [1, 2], 0, 256, tf.int32
         )
+        batch[view.name] = tf.cast(pixels, tf.uint8)
 
     def run():
         for _ in range(_PHASE):
@@ -150,6 +140,17 @@ def device():
         return _PHASE * _BATCH
 
     report(f"{_SINGLE}, device part", take_turns({"all views": run}), None)
+
+
+def draw_all(views, sizes):
+    """Draws for images of these sizes; {view name: packed parameters}."""
+    import tensorflow as tf
+
+    from clsa_tf.augment import views as augment
+
+    seeds = tf.stack([tf.range(len(sizes)), tf.zeros(len(sizes), tf.int32)], 1)
+    _, packed = augment.compiled_draw(tuple(views))(seeds, tf.constant(sizes))
+    return augment.split_packed(packed, views=views)
 
 
 def published(views):
@@ -178,17 +179,20 @@ def pillow(views, folder):
     from PIL import Image
 
     from benchmarks import pillow_chain
-    from clsa_tf.augment import views as augment
+    from clsa_tf.augment.views import unpack
 
-    paths = sorted(os.listdir(folder))
-    draw = augment.compiled_draw(tuple(views))
-    work = []
-    for i, name in enumerate(paths):
-        path = os.path.join(folder, name)
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    sizes = []
+    for path in paths:
         with Image.open(path) as image:
-            size = tf.constant(image.size[::-1])
-        params = draw(tf.constant([i, 0]), size)
-        work.append((path, tf.nest.map_structure(lambda x: x.numpy(), params)))
+            sizes.append(image.size[::-1])
+    packed = draw_all(views, sizes)
+    columns = {view.name: unpack(packed[view.name], view) for view in views}
+    columns = tf.nest.map_structure(lambda x: x.numpy(), columns)
+    work = [
+        (path, tf.nest.map_structure(lambda x, i=i: x[i], columns))
+        for i, path in enumerate(paths)
+    ]
     turns = itertools.cycle(work)
 
     def run():

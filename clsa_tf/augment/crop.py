@@ -1,7 +1,10 @@
 """Crops: where they lie, and Pillow's antialiased bilinear resize."""
 
+import itertools
 import math
+from typing import NamedTuple, Tuple
 
+import numpy as np
 import tensorflow as tf
 
 _ASPECTS = (3.0 / 4.0, 4.0 / 3.0)  # width / height
@@ -64,76 +67,106 @@ def _central_box(sides):
 
 
 def _pass(pixels, scale, translation, size):
-    """Resamples f32 or u8 [1,L,1,C] along L, antialiased: f32[1,size,1,C]."""
+    """Resamples f32 or u8 [1,L,1,C] along L, antialiased: f32[1,size,1,C].
+
+    Scale and translation are f32[2], the second one 1 and 0.
+    """
     return tf.raw_ops.ScaleAndTranslate(
         images=pixels,
         size=[size, 1],
-        scale=scale,  # [2], the second one 1
-        translation=translation,  # [2], the second one 0
+        scale=scale,
+        translation=translation,
         kernel_type="triangle",
         antialias=True,
     )
 
 
-def resize_boxes(image, boxes, *, sizes):
-    """Cuts rectangles out and resizes them, bilinear with antialiasing.
+class Rectangle(NamedTuple):
+    """A rectangle of an image and the square that it is resized to.
 
-    The results are stored column by column. They fall out that way when both
-    passes run along contiguous memory, and the augmentations, which transpose
-    to planes anyway, turn them back for nothing. Per rectangle there are as
-    few graph nodes as possible: on small images each costs as much as
-    thousands of pixels.
+    Attributes:
+        image: u8[1,H,1,W*3], as the passes below want it.
+        size: side of the square in pixels.
+        begin: i32[4], where the rectangle begins in `image`.
+        extent: i32[4], how far it reaches.
+        down: scale f32[2] and translation f32[2] of the pass along H.
+        across: likewise along W.
+    """
+
+    image: tf.Tensor
+    size: int
+    begin: tf.Tensor
+    extent: tf.Tensor
+    down: Tuple[tf.Tensor, tf.Tensor]
+    across: Tuple[tf.Tensor, tf.Tensor]
+
+    def resize(self):
+        """Bilinear with antialiasing.
+
+        The result is stored column by column, channel by channel. It falls
+        out that way when both passes run along contiguous memory, and the
+        augmentations, which transpose to planes anyway, turn it back for
+        nothing.
+
+        Returns:
+            f32[size,3,size] for `to_bytes`, of which [x,c,y] is channel c of
+            the pixel in column x of row y.
+
+        Source: Pillow, `Image.crop` then `Image.resize(BILINEAR)`. Pillow
+        rounds to bytes between its two passes and this does not: bytes differ
+        by at most 1/255.
+        """
+        pixels = tf.slice(self.image, self.begin, self.extent)
+        pixels = _pass(pixels, *self.down, self.size)
+        pixels = tf.transpose(tf.reshape(pixels, [self.size, -1]))  # [W*3,size]
+        pixels = tf.reshape(pixels, [1, -1, 1, 3 * self.size])
+        pixels = _pass(pixels, *self.across, self.size)
+        return tf.reshape(pixels, [self.size, 3, self.size])
+
+
+def rectangles(images, boxes, *, sizes):
+    """Prepares rectangles of several images for resizing.
+
+    All at once, with as few graph nodes as possible: on small images each node
+    costs as much as thousands of pixels.
 
     Args:
-        image: u8[H,W,3].
-        boxes: f32[V,4] or i32[V,4], rows (top, left, height, width) in pixels,
-            inside the image. Pixels that a box covers in part count in full
-            at its edge.
-        sizes: V ints, sides of the results in pixels.
+        images: list of K u8[H,W,3], of any sizes.
+        boxes: f32[K,V,4] or i32[K,V,4], for each image V rows (top, left,
+            height, width) in pixels, inside it. Pixels that a box covers in
+            part count in full at its edge.
+        sizes: V ints, sides in pixels of the squares.
 
     Returns:
-        V tensors f32[size,size,3] for `to_bytes`, of which [x,y] is the pixel
-        in column x of row y.
-
-    Source: Pillow, `Image.crop` then `Image.resize(BILINEAR)`. Pillow rounds
-    to bytes between its two passes and this does not: bytes differ by at most
-    1/255.
+        V lists of K `Rectangle`s.
     """
-    count = len(sizes)
-    boxes = tf.cast(boxes, tf.float32)
-    corner, sides = boxes[:, :2], boxes[:, 2:]  # f32[V,2]
+    count = len(images) * len(sizes)
+    boxes = tf.reshape(tf.cast(boxes, tf.float32), [count, 4])
+    corner, sides = boxes[:, :2], boxes[:, 2:]  # f32[count,2]
     begin = tf.floor(corner)
     end = tf.math.ceil(corner + sides)
-    scale = tf.constant(sizes, tf.float32)[:, tf.newaxis] / sides
+    squares = np.tile(np.float32(sizes), len(images))[:, np.newaxis]
+    scale = squares / sides
     shift = (begin - corner) * scale
 
-    def columns(*parts):
-        """Puts scalars or [V] side by side, and returns the V rows."""
-        parts = [tf.broadcast_to(x, [count]) for x in parts]
-        return tf.unstack(tf.stack(parts, axis=1), num=count)
+    def rows(*columns):
+        """Puts scalars or [count] side by side; returns the rows."""
+        columns = [tf.broadcast_to(x, [count]) for x in columns]
+        return tf.unstack(tf.stack(columns, axis=1), num=count)
 
     top, left = tf.unstack(tf.cast(begin, tf.int32), num=2, axis=1)
     height, width = tf.unstack(tf.cast(end - begin, tf.int32), num=2, axis=1)
-    image = tf.reshape(image, [1, tf.shape(image)[0], 1, -1])  # [1,H,1,W*3]
-    rows = zip(
-        sizes,
-        columns(0, top, 0, left * 3),
-        columns(1, height, 1, width * 3),
-        columns(scale[:, 0], 1.0),
-        columns(shift[:, 0], 0.0),
-        columns(1, width, 1, 3 * tf.constant(sizes)),
-        columns(scale[:, 1], 1.0),
-        columns(shift[:, 1], 0.0),
-    )
-    results = []
-    for size, start, extent, down, move_down, shape, across, move in rows:
-        pixels = tf.slice(image, start, extent)
-        pixels = _pass(pixels, down, move_down, size)
-        pixels = tf.reshape(pixels, [size, -1, 3])
-        pixels = tf.transpose(pixels, [1, 0, 2])  # [width,size,3]
-        pixels = _pass(tf.reshape(pixels, shape), across, move, size)
-        results.append(tf.reshape(pixels, [size, size, 3]))
-    return results
+    begins = rows(0, top, 0, left * 3)
+    extents = rows(1, height, 1, width * 3)
+    downs = zip(rows(scale[:, 0], 1.0), rows(shift[:, 0], 0.0))
+    acrosses = zip(rows(scale[:, 1], 1.0), rows(shift[:, 1], 0.0))
+    images = [tf.reshape(x, [1, tf.shape(x)[0], 1, -1]) for x in images]
+    pairs = itertools.product(images, sizes)
+    result = [
+        Rectangle(*pair, *rest)
+        for pair, *rest in zip(pairs, begins, extents, downs, acrosses)
+    ]
+    return [result[v :: len(sizes)] for v in range(len(sizes))]
 
 
 def to_bytes(pixels):

@@ -1,4 +1,8 @@
-"""Turning the colour circle, as Pillow's byte-valued HSV does, to the bit."""
+"""Turning the colour circle, as Pillow's byte-valued HSV does, to the bit.
+
+Pillow computes in float64 here and there. Float32 alone cuts to the same bytes,
+for all 2**24 colours and all 256 hues; accelerators are slow at more.
+"""
 
 import tensorflow as tf
 
@@ -21,27 +25,41 @@ def _to_hsv(images):
     base = tf.where(is_green, 2.0 - blue_low, 4.0 - red_low)
     base = tf.where(is_red, blue_low, base)
     sign = tf.where(is_red, -blue_low, tf.where(is_green, blue_low, red_low))
-    sixths = tf.cast(base + sign * gap, tf.float64)
-    # Pillow's mixture of float64 and float32 decides the cut to a byte.
-    turn = sixths / 6.0 + 1.0
-    turn = tf.cast(turn - tf.floor(turn), tf.float32)
-    hue = tf.cast(tf.cast(turn, tf.float64) * 255.0, tf.int32)
-    return hue, saturation, high
+    # The gap is at most 1: that is 6. By a constant XLA does not divide, it
+    # multiplies with the reciprocal, which rounds differently.
+    turn = (base + sign * gap) / tf.maximum(gap, 6.0)
+    turn = tf.where(turn < 0.0, turn + 1.0, turn)
+    return tf.cast(turn * 255.0, tf.int32), saturation, high
 
 
-def _weight(position):
-    """Share of the saturation that one channel loses.
+def _from_hsv(hue, saturation, value):
+    """Back to u8[N,3,H,W] from i32 and f32 [N,H,W] of bytes."""
+    sixths = tf.cast(hue * 6, tf.float32)  # in 1/255: 0..1530
+    # Half a step keeps the quotient from falling short of a whole number.
+    sextant = tf.floor((sixths + 0.5) * (1.0 / 255.0))  # 0..6
+    part = (sixths - 255.0 * sextant) / 255.0
+    is_odd = tf.not_equal(tf.floor(sextant * 0.5) * 2.0, sextant)
+    weight = tf.where(is_odd, part, 1.0 - part)
+    # One channel is the highest, one the lowest, and one in between.
+    share = saturation / 255.0
+    low = tf.floor(value * (1.0 - share) + 0.5)
+    middle = tf.floor(value * (1.0 - share * weight) + 0.5)
+    sextant = tf.where(tf.equal(sextant, 6.0), 0.0, sextant)
 
-    0 where the channel is the highest, 1 where it is the lowest of the three.
+    def channel(centre, nearest, farthest):
+        """The sextants whose middles are that far from `centre` differ."""
+        distance = tf.abs(sextant - centre)
+        other = tf.where(tf.equal(distance, 1.5), middle, farthest)
+        return tf.where(tf.equal(distance, 0.5), nearest, other)
 
-    Args:
-        position: f32, whole numbers: hue relative to the channel's own, in
-            1/255 of a sixth of the circle, in 0..1530.
-    """
-    rising = tf.clip_by_value(510.0 - tf.abs(position - 765.0), 0.0, 255.0)
-    # Pillow takes 1 - x, not x, on the one side; they round differently.
-    falling = 1.0 - (255.0 - rising) / 255.0
-    return tf.where(position > 765.0, falling, rising / 255.0)
+    # Red is the lowest in sextants 2 and 3, green the highest in 1 and 2, blue
+    # in 3 and 4.
+    planes = [
+        channel(2.5, low, value),
+        channel(1.5, value, low),
+        channel(3.5, value, low),
+    ]
+    return tf.cast(tf.stack(planes, axis=1), tf.uint8)
 
 
 def shift_hue(images, shift):
@@ -60,12 +78,4 @@ def shift_hue(images, shift):
     hue, saturation, value = _to_hsv(images)
     # Where all channels are equal the saturation is 0 and hue plays no part.
     hue = tf.bitwise.bitwise_and(hue + tf.reshape(shift, [-1, 1, 1]), 255)
-    red = tf.cast(hue * 6, tf.float32)
-    # Green and blue follow red at a distance of a third of the circle.
-    positions = [red, red - 510.0, red - 1020.0]
-    share = saturation / 255.0
-    planes = [
-        value * (1.0 - share * _weight(tf.where(x < 0.0, x + 1530.0, x)))
-        for x in positions
-    ]
-    return tf.cast(tf.stack(planes, axis=1) + 0.5, tf.uint8)
+    return _from_hsv(hue, saturation, value)

@@ -253,15 +253,24 @@ def smooth(images):
     Source: Pillow, `ImageFilter.SMOOTH`.
     """
     height, width = size(images)
-    pixels = tf.cast(images, tf.float32)
-    # Frame of one pixel, of whatever value: the border is put back below.
-    padded = tf.concat([pixels[:, :, :1], pixels, pixels[:, :, :1]], axis=2)
-    padded = tf.concat([padded[..., :1], padded, padded[..., :1]], axis=3)
-    total = 4.0 * pixels
-    for row, column in itertools.product(range(3), range(3)):
-        total += padded[:, :, row : row + height, column : column + width]
+    # A neighbour is a step along the rows that follow one another. Across the
+    # border it is a wrong one, and there is none at both ends; no matter.
+    flat = tf.cast(tf.reshape(images, [-1, 3, height * width]), tf.float32)
+    margin = tf.minimum(width + 1, height * width)
+    count = tf.maximum(height * width - 2 * margin, 0)
+
+    def shifted(rows, columns):
+        begin = margin + rows * width + columns
+        return flat[:, :, begin : begin + count]
+
+    total = 4.0 * shifted(0, 0)
+    for row, column in itertools.product((-1, 0, 1), (-1, 0, 1)):
+        total += shifted(row, column)
     # A thirteenth is never half-way between two bytes: float32 is exact.
     smoothed = tf.cast(total * (1.0 / 13.0) + 0.5, tf.uint8)
+    after = height * width - margin - count
+    smoothed = tf.pad(smoothed, [[0, 0], [0, 0], [margin, after]])
+    smoothed = tf.reshape(smoothed, tf.shape(images))
     rows, columns = tf.range(height), tf.range(width)
     inner_rows = (rows > 0) & (rows < height - 1)
     inner_columns = (columns > 0) & (columns < width - 1)

@@ -199,6 +199,12 @@ POOLS = {
 NEEDS = 4
 
 
+def specs(num_ops):
+    """What `draw` returns for so many operations."""
+    dtypes = dict(op=tf.int32, level=tf.int32, apply=tf.bool, sign=tf.int32)
+    return {k: tf.TensorSpec([num_ops], v) for k, v in dtypes.items()}
+
+
 def draw(uniform, *, pool="released", max_level=MAX_LEVEL):
     """Draws a sequence of operations for one view.
 

@@ -1,15 +1,14 @@
 """Views: what is drawn for each, and how crops become views.
 
 Three steps, which may run in different places: `draw` decides everything
-random about the views of one image; `crop_views` cuts and resizes (always on
-the host: its shapes vary); `finish` does the rest, on the host or on the
-accelerator, and gives the same bytes in both.
+random about the views of one image; `make_views` cuts and resizes (always on
+the host: its shapes vary); `finish` does the rest, on the accelerator, or
+`make_views` does it too. The bytes are the same.
 """
 
 import dataclasses
 import functools
 
-import numpy as np
 import tensorflow as tf
 
 from clsa_tf.augment import crop, primitives, strong, weak
@@ -180,35 +179,15 @@ def draw(seed, size, *, views):
     return result
 
 
-def crop_views(image, boxes, *, views):
-    """Cuts one crop per view out of an image and resizes it.
-
-    Args:
-        image: u8[H,W,3].
-        boxes: f32[V,4] or i32[V,4], a row per view (see `crop.resize_boxes`).
-        views: sequence of V `View`s.
-
-    Returns:
-        dict, view name -> f32[size,size,3], column by column (see
-        `crop.resize_boxes`).
-    """
-    sizes = [view.size for view in views]
-    crops = crop.resize_boxes(image, boxes, sizes=sizes)
-    return {view.name: pixels for view, pixels in zip(views, crops)}
-
-
-def finish(crops, params, *, views):
+def finish(crops, packed, *, views):
     """Turns crops into views: the weak chain, then strong operations if any.
 
     Crops of one size and kind go through together: through everything, and
-    each keeps what was drawn, which is best for accelerators. Hosts have
-    `finish_crops`, in which a view runs through what was drawn for it only.
-    The bytes are the same.
+    each keeps what was drawn, which is best for accelerators.
 
     Args:
-        crops: dict, view name -> u8[N,size,size,3], column by column.
-        params: dict, view name -> what `draw` returns for it, with a leading
-            axis N throughout.
+        crops: dict, view name -> u8[N,size,3,size], column by column.
+        packed: dict, view name -> what was drawn, f32[N,p] for `unpack`.
         views: sequence of `View`.
 
     Returns:
@@ -219,23 +198,24 @@ def finish(crops, params, *, views):
     """
     kinds = {}
     for view in views:
-        kind = (view.size, view.strong_ops)
-        kinds.setdefault(kind, []).append(view.name)
+        kinds.setdefault(_kind(view), []).append(view.name)
     result = {}
-    for names in kinds.values():
+    for kind, names in kinds.items():
         images = tf.concat([crops[name] for name in names], axis=0)
-        columns = [params[name] for name in names]
-        stacked = tf.nest.map_structure(
-            lambda *rows: tf.concat(rows, axis=0), *columns
-        )
-        images = _chain(images, stacked)
+        rows = tf.concat([packed[name] for name in names], axis=0)
+        images = _chain(images, unpack(rows, kind))
         result.update(zip(names, tf.split(images, len(names), axis=0)))
     return result
 
 
+def _kind(view):
+    """Views of one kind differ in what is drawn only."""
+    return View("", view.size, 1.0, 1.0, strong_ops=view.strong_ops)
+
+
 def _chain(images, params):
-    """u8[N,x,y,3] column by column -> u8[N,y,x,3] row by row."""
-    planes = tf.transpose(images, [0, 3, 1, 2])  # [N,3,x,y]
+    """u8[N,x,3,y] column by column -> u8[N,y,x,3] row by row."""
+    planes = tf.transpose(images, [0, 2, 1, 3])  # [N,3,x,y]
     planes = weak.apply(planes, params)  # [N,3,y,x]
     if "strong" in params:
         planes = strong.apply(planes, params["strong"])
@@ -244,8 +224,6 @@ def _chain(images, params):
 
 # --- compiled by XLA, which fuses what would else be hundreds of passes ------
 
-_SEED = _SIZE = tf.TensorSpec([2], tf.int32)
-
 
 def _compiled(function, signature=None):
     return tf.function(
@@ -253,80 +231,126 @@ def _compiled(function, signature=None):
     )
 
 
-@functools.lru_cache(maxsize=None)
-def compiled_draw(views):
-    """`draw` for a tuple of views: (seed, size) -> parameters."""
-    return _compiled(functools.partial(draw, views=views), [_SEED, _SIZE])
+def _specs(view):
+    """What `draw` returns for a view."""
+    specs = {"box": tf.TensorSpec([4], tf.int32), **weak.SPECS}
+    if view.strong_ops:
+        specs["strong"] = strong.specs(view.strong_ops)
+    return specs
 
 
-@functools.lru_cache(maxsize=None)
-def compiled_boxes(views):
-    """What hosts draw before they decode: (seed, size) -> (boxes, numbers).
-
-    On a host each tensor that leaves a compiled function costs as much as
-    hundreds of numbers drawn. So only the boxes, i32[V,4], leave this one, and
-    the uniform numbers from which `finish_crops` draws the rest.
-    """
-    slices, count = _shares(views)
-
-    def boxes(seed, size):
-        uniform = primitives.uniform(seed, shape=[count])
-        rows = [
-            _draw_box(view, _numbers(uniform, slices, view.name), size)
-            for view in views
-        ]
-        return tf.stack(rows), uniform
-
-    return _compiled(boxes, [_SEED, _SIZE])
+def _width(view):
+    specs = tf.nest.flatten(_specs(view))
+    return sum(x.shape.num_elements() for x in specs)
 
 
-def finish_crops(crops, numbers, *, views):
-    """`finish` on the host, for one image.
+def unpack(packed, view):
+    """Gives what was drawn for a view its names and types back.
 
     Args:
-        crops: what `crop_views` returns.
-        numbers: f32[n], from `compiled_boxes`.
-        views: tuple of `View`.
+        packed: f32[N,p], rows of a batch's `params_key(view)`.
+        view: the `View`.
 
     Returns:
-        dict, view name -> u8[size,size,3], row by row.
+        dict of what `draw` returns for it, with a leading axis N throughout.
     """
-    slices, _ = _shares(views)
-    result = {}
-    for view in views:
-        own = [slices[view.name, part] for part in (*weak.NEEDS, "strong")]
-        index = np.concatenate([np.r_[x] for x in own]).astype(np.int32)
-        # Views that differ in none of the other fields share one program.
-        kind = dataclasses.replace(
-            view, name="", like="", shared=(), min_area=1, max_area=1
+    specs = _specs(view)
+    flat = tf.nest.flatten(specs)
+    parts = tf.split(packed, [x.shape.num_elements() for x in flat], axis=1)
+    values = [
+        tf.cast(tf.reshape(part, [-1, *x.shape]), x.dtype)
+        for part, x in zip(parts, flat)
+    ]
+    return tf.nest.pack_sequence_as(specs, values)
+
+
+@functools.lru_cache(maxsize=None)
+def compiled_draw(views):
+    """`draw` for K images and a tuple of V views, compiled.
+
+    Each tensor that leaves a compiled function costs a host as much as
+    hundreds of numbers drawn, so that all but the boxes leave as one.
+
+    Returns:
+        function (seeds i32[K,2], sizes i32[K,2]) -> (boxes i32[K,V,4], packed
+        f32[K,n]): all that was drawn, view by view, as numbers that float32
+        holds exactly. `unpack` takes the columns of one view.
+    """
+
+    def draw_one(arguments):
+        params = draw(*arguments, views=views)
+        boxes = tf.stack([params[view.name]["box"] for view in views])
+        flat = tf.nest.flatten([params[view.name] for view in views])
+        flat = [tf.reshape(tf.cast(x, tf.float32), [-1]) for x in flat]
+        return boxes, tf.concat(flat, axis=0)
+
+    def draw_all(seeds, sizes):
+        return tf.map_fn(
+            draw_one, (seeds, sizes), fn_output_signature=(tf.int32, tf.float32)
         )
-        result[view.name] = _compiled_chain(kind)(
-            crops[view.name], tf.gather(numbers, index)
-        )
+
+    pairs = tf.TensorSpec([None, 2], tf.int32)
+    return _compiled(draw_all, [pairs, pairs])
+
+
+def split_packed(packed, *, views):
+    """Splits f32[N,n] from `compiled_draw`: dict, view name -> f32[N,p]."""
+    parts = tf.split(packed, [_width(view) for view in views], axis=1)
+    return {view.name: part for view, part in zip(views, parts)}
+
+
+def make_views(images, boxes, packed, *, views, finished=True):
+    """Cuts the crops of all views out of K images; on the host.
+
+    Args:
+        images: list of K u8[H,W,3].
+        boxes: i32[K,V,4] or f32[K,V,4], from `compiled_draw`, in pixels of
+            these images.
+        packed: f32[K,n], from `compiled_draw`.
+        views: sequence of V `View`s.
+        finished: whether to do what `finish` does too.
+
+    Returns:
+        dict, view name -> u8[K,size,size,3], row by row; unfinished
+        u8[K,size,3,size], column by column.
+    """
+    sizes = [view.size for view in views]
+    crops = crop.rectangles(images, boxes, sizes=sizes)
+    drawn = split_packed(packed, views=views)
+    result, before = {}, []
+    for view, row in zip(views, crops):
+        # One view after the other, each while it is in the processor's cache.
+        with tf.control_dependencies(before):
+            pixels = [rectangle.resize() for rectangle in row]
+        program = _compiled_view(_kind(view), len(images), finished)
+        result[view.name] = program(pixels, drawn[view.name])
+        before = [result[view.name]]
     return result
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled_chain(view):
-    """(crop f32[size,size,3], numbers f32[n]) -> u8[size,size,3]."""
+def _compiled_view(view, count, finished):
+    """(list of K f32[size,3,size], f32[K,p]) -> K views, crops if unfinished.
 
-    def chain(pixels, numbers):
-        parts = {**weak.NEEDS, "strong": strong.NEEDS * view.strong_ops}
-        split = tf.split(numbers, list(parts.values()))
-        params = _draw_chain(view, dict(zip(parts, split)))
-        images, params = tf.nest.map_structure(
-            lambda x: x[tf.newaxis], (crop.to_bytes(pixels), params)
-        )
-        return _chain(images, params)[0]
+    A view runs through what was drawn for it only.
+    """
 
-    needs = sum(weak.NEEDS.values()) + strong.NEEDS * view.strong_ops
-    return _compiled(
-        chain,
-        [
-            tf.TensorSpec([view.size, view.size, 3], tf.float32),
-            tf.TensorSpec([needs], tf.float32),
-        ],
-    )
+    def program(crops, packed):
+        def make(i):
+            # Only this one is rounded; stacked, all would be, for each.
+            image = tf.switch_case(
+                i, [lambda x=x: crop.to_bytes(x) for x in crops]
+            )
+            if not finished:
+                return image
+            params = unpack(tf.gather(packed, [i]), view)
+            return _chain(image[tf.newaxis], params)[0]
+
+        return tf.map_fn(make, tf.range(count), fn_output_signature=tf.uint8)
+
+    pixels = tf.TensorSpec([view.size, 3, view.size], tf.float32)
+    drawn = tf.TensorSpec([count, _width(view)], tf.float32)
+    return _compiled(program, [[pixels] * count, drawn])
 
 
 @functools.lru_cache(maxsize=None)
@@ -335,7 +359,7 @@ def _compiled_finish_batch(views):
 
 
 def params_key(view):
-    """Key, in a batch, of what was drawn for a view."""
+    """Key, in a batch, of what was drawn for a view: f32[N,p], see `unpack`."""
     return f"{view.name}_params"
 
 
@@ -346,7 +370,7 @@ def finish_batch(batch, *, views):
 
     Args:
         batch: rows of a batch of `training_batches(..., finished=False)`: for
-            each view its name -> u8[N,size,size,3], column by column, and
+            each view its name -> u8[N,size,3,size], column by column, and
             `params_key` -> what was drawn.
         views: those that it was made with.
 
@@ -354,5 +378,5 @@ def finish_batch(batch, *, views):
         the batch with finished views.
     """
     crops = {view.name: batch[view.name] for view in views}
-    params = {view.name: batch[params_key(view)] for view in views}
-    return batch | _compiled_finish_batch(tuple(views))(crops, params)
+    packed = {view.name: batch[params_key(view)] for view in views}
+    return batch | _compiled_finish_batch(tuple(views))(crops, packed)

@@ -23,6 +23,16 @@ _MIN_SIGMA = 0.1  # pixels
 
 # Uniform numbers that each part of the chain is drawn from.
 NEEDS = {"jitter": 6, "gray": 1, "blur": 2, "flip": 1}
+# What `draw` returns.
+SPECS = {
+    "jitter": tf.TensorSpec([], tf.bool),
+    "factors": tf.TensorSpec([4], tf.float32),
+    "order": tf.TensorSpec([4], tf.int32),
+    "gray": tf.TensorSpec([], tf.bool),
+    "blur": tf.TensorSpec([], tf.bool),
+    "sigma": tf.TensorSpec([], tf.float32),
+    "flip": tf.TensorSpec([], tf.bool),
+}
 
 
 def draw(jitter, gray, blur, flip, *, blur_probability=0.5):

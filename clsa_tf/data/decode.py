@@ -230,12 +230,45 @@ def attempt(function, arguments, *, otherwise):
     Returns:
         (worked bool[], result).
     """
+    # A function of one node: all nodes of the mapped function are looked at
+    # again, by name, in each call.
+    opaque = tf.function(
+        function, experimental_attributes={"_noinline": True}, autograph=False
+    )
     good = tf.data.Dataset.from_tensors(arguments).map(
-        lambda *tensors: (True, function(*tensors))
+        lambda *tensors: (True, opaque(*tensors))
     )
     bad = tf.data.Dataset.from_tensors((False, otherwise))
     both = good.ignore_errors().concatenate(bad)
     return both.take(1).get_single_element()
+
+
+def attempt_each(function, arguments, *, otherwise):
+    """Like `attempt` for each of several, at the price of one if none fails.
+
+    Args:
+        function: from a tensor to a structure of tensors.
+        arguments: list of K tensors.
+        otherwise: see `attempt`.
+
+    Returns:
+        (worked bool[K], list of K results).
+    """
+    count = len(arguments)
+    all_worked, together = attempt(
+        lambda *tensors: tuple(map(function, tensors)),
+        tuple(arguments),
+        otherwise=(otherwise,) * count,
+    )
+
+    def one_by_one():
+        each = [attempt(function, x, otherwise=otherwise) for x in arguments]
+        worked, results = zip(*each)
+        return tf.stack(worked), results
+
+    return tf.cond(
+        all_worked, lambda: (tf.fill([count], True), together), one_by_one
+    )
 
 
 def try_decode(encoded):
@@ -251,24 +284,25 @@ def try_decode(encoded):
     return worked, tf.ensure_shape(image, [None, None, 3])
 
 
-def try_open(stored, *, load=None, whole_below=0) -> Opened:
-    """Like `open_image`, but a failure gives one black pixel.
+def try_open(stored, *, load=None, whole_below=0):
+    """Like `open_image` for each of several, but a failure gives a black pixel.
 
     Args:
-        stored: string[], the contents of the file, or what `load` takes.
+        stored: list of K string[], the contents of the files, or what `load`
+            takes.
         load: function that returns the contents, and may fail.
         whole_below: see `open_image`.
 
     Returns:
-        (worked bool[], `Opened`).
+        (worked bool[K], list of K `Opened`).
     """
 
     def load_and_open(stored):
         encoded = load(stored) if load else stored
         return open_image(encoded, whole_below=whole_below)
 
-    size = tf.ones([2], tf.int32)
-    return attempt(load_and_open, stored, otherwise=Opened("", size, _black()))
+    nothing = Opened("", tf.ones([2], tf.int32), _black())
+    return attempt_each(load_and_open, stored, otherwise=nothing)
 
 
 def try_decode_boxes(opened, boxes, *, sizes):

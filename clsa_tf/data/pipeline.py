@@ -5,6 +5,7 @@ holds the examples with counters `s * G` to `s * G + G - 1`, whatever the
 number of threads and wherever the dataset was started.
 """
 
+import math
 from typing import Optional, Sequence
 
 import tensorflow as tf
@@ -21,6 +22,9 @@ from clsa_tf.data.decode import (
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.order import ROWS, VIEWS, Source, key
 from clsa_tf.errors import UserError
+
+# Images made by one call, at most.
+_TOGETHER = 4
 
 
 def training_batches(
@@ -84,6 +88,10 @@ def training_batches(
         )
 
     def finish(batch):
+        # From groups of `count` examples to examples.
+        batch = {
+            name: tf.reshape(x, [-1, *x.shape[2:]]) for name, x in batch.items()
+        }
         step = batch["counter"][0] // batch_size
         with tf.control_dependencies(
             [_report(batch, step - start_step + 1, source, faults)]
@@ -94,11 +102,16 @@ def training_batches(
     items = source.items(
         start=start_step * batch_size, seed=seed, shuffle=True, repeat=True
     )
-    batches = items.map(
-        _views_of_item(source, views, seed, finished, keep_params),
-        num_parallel_calls=parallel_calls or tf.data.AUTOTUNE,
-        deterministic=True,
-    ).batch(batch_size, drop_remainder=True)
+    count = math.gcd(batch_size, _TOGETHER)
+    batches = (
+        items.batch(count, drop_remainder=True)
+        .map(
+            _views_of_items(source, views, seed, count, finished, keep_params),
+            num_parallel_calls=parallel_calls or tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        .batch(batch_size // count, drop_remainder=True)
+    )
     return _finished(batches.map(finish), prefetch=prefetch)
 
 
@@ -158,47 +171,54 @@ def evaluation_batches(
     return _finished(batches, prefetch=2)
 
 
-def _views_of_item(source, views, seed, finished, keep_params):
-    """Returns the function from an item of a source to its views."""
+def _views_of_items(source, views, seed, count, finished, keep_params):
+    """Returns the function from `count` items of a source to their views."""
     sizes = [view.size for view in views]
-    draw_boxes = augment.compiled_boxes(views)
     draw = augment.compiled_draw(views)
 
-    def make_views(counter, item):
-        example = source.read(item)
+    def make_views(counters, items):
+        columns = [tf.unstack(x, num=count) for x in tf.nest.flatten(items)]
+        rows = [tf.nest.pack_sequence_as(items, row) for row in zip(*columns)]
+        examples = [source.read(row) for row in rows]
         opens, opened = try_open(
-            example["bytes"],
+            [example["bytes"] for example in examples],
             load=source.load,
             whole_below=REDUCIBLE * max(sizes),
         )
-        view_seed = _view_seed(seed, counter)
-        boxes, numbers = draw_boxes(view_seed, opened.size)
-        decodes, image, boxes = try_decode_boxes(opened, boxes, sizes=sizes)
-        result = augment.crop_views(image, boxes, views=views)
-        if finished:
-            result = augment.finish_crops(result, numbers, views=views)
-        else:
-            result = tf.nest.map_structure(crop.to_bytes, result)
+        boxes, packed = draw(
+            _view_seeds(seed, counters), tf.stack([x.size for x in opened])
+        )
+        decoded = [
+            try_decode_boxes(x, boxes[i], sizes=sizes)
+            for i, x in enumerate(opened)
+        ]
+        decodes, images, boxes = zip(*decoded)
+        result = augment.make_views(
+            images, tf.stack(boxes), packed, views=views, finished=finished
+        )
         if keep_params:
-            params = draw(view_seed, opened.size)
+            drawn = augment.split_packed(packed, views=views)
             for view in views:
-                result[augment.params_key(view)] = params[view.name]
+                result[augment.params_key(view)] = drawn[view.name]
         return {
-            "valid": opens & decodes,
-            "name": example["name"],
-            "counter": counter,
+            "valid": opens & tf.stack(decodes),
+            "name": tf.stack([example["name"] for example in examples]),
+            "counter": counters,
             **result,
         }
 
     return make_views
 
 
-def _view_seed(seed, counter):
-    """Returns i32[2], of which all 64 bits depend on all arguments."""
-    bits = tf.random.stateless_uniform(
-        [], key(seed, VIEWS, counter), None, None, tf.int64
-    )
-    return tf.bitcast(bits, tf.int32)  # [2]
+def _view_seeds(seed, counters):
+    """Returns i32[K,2]; all 64 bits of a row depend on all arguments."""
+    bits = [
+        tf.random.stateless_uniform(
+            [], key(seed, VIEWS, counter), None, None, tf.int64
+        )
+        for counter in tf.unstack(counters)
+    ]
+    return tf.bitcast(tf.stack(bits), tf.int32)
 
 
 def _next_valid(valid):
