@@ -16,7 +16,7 @@ from absl import flags
 import clsa_tf.config
 from clsa_tf import entry, methods, pictures
 from clsa_tf.augment import crop, strong
-from clsa_tf.augment.views import params_key
+from clsa_tf.augment.views import params_key, unpack
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import training_batches
@@ -146,7 +146,8 @@ def captions(batch, view):
         for each example of the batch, in its order, a list of strings: the
         operations applied, first to last; empty lists for a weak view.
     """
-    params = pictures.in_order(batch, view.name, batch[params_key(view)])
+    params = unpack(batch[params_key(view)], view)
+    params = pictures.in_order(batch, view.name, params)
     count = len(params["box"])
     if "strong" not in params:
         return [[] for _ in range(count)]

@@ -26,11 +26,14 @@ def draw_boxes(count, height, width, min_area, max_area, seed=3):
 
 def resize_boxes(image, boxes, *sizes):
     """Bytes, row by row, as pictures are."""
-    results = crop.resize_boxes(image, np.array(boxes), sizes=sizes)
-    results = [crop.to_bytes(result) for result in results]
+    boxes = np.array(boxes)[np.newaxis]
+    results = [
+        crop.to_bytes(rectangle.resize())
+        for (rectangle,) in crop.rectangles([image], boxes, sizes=sizes)
+    ]
     for size, result in zip(sizes, results):
-        assert result.dtype == tf.uint8 and result.shape == (size, size, 3)
-    return [result.numpy().swapaxes(0, 1) for result in results]
+        assert result.dtype == tf.uint8 and result.shape == (size, 3, size)
+    return [result.numpy().transpose(2, 0, 1) for result in results]
 
 
 def test_to_bytes_rounds_half_up():
@@ -143,6 +146,20 @@ def test_boxes_do_not_mix():
         np.testing.assert_array_equal(result, alone)
 
 
+def test_images_do_not_mix():
+    """Three of different sizes, two views of each."""
+    images = [pillow_chain.photograph(9 + i, 14, seed=i) for i in range(3)]
+    boxes = np.array(
+        [[[i, 2, 5, 7 + i], [1 + i, i, 6, 8]] for i in range(3)], np.int32
+    )
+    together = crop.rectangles(images, boxes, sizes=[4, 6])
+    assert [len(row) for row in together] == [3, 3]
+    for i, image in enumerate(images):
+        alone = crop.rectangles([image], boxes[i : i + 1], sizes=[4, 6])
+        for row, (rectangle,) in zip(together, alone):
+            np.testing.assert_array_equal(row[i].resize(), rectangle.resize())
+
+
 def float_boxes(height, width, count=20):
     """(top, left, height, width), f32[count,4], within the image."""
     rng = np.random.default_rng(6)
@@ -233,7 +250,8 @@ def test_eager_map_and_function_agree():
         )
         part = tf.cast(box, tf.float32) + [0.2, 0.3, -0.4, -0.4]
         boxes = tf.stack([tf.cast(box, tf.float32), part])
-        resized = crop.resize_boxes(image, boxes, sizes=[24, 16])
+        both_sizes = crop.rectangles([image], boxes[tf.newaxis], sizes=[24, 16])
+        resized = [rectangle.resize() for (rectangle,) in both_sizes]
         return box, *resized, crop.central(image, size=24, keep=0.875)
 
     eager = both(image)

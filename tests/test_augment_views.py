@@ -1,11 +1,12 @@
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from benchmarks import pillow_chain
-from clsa_tf.augment import crop, strong, views
+from clsa_tf.augment import strong, views
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 
@@ -40,30 +41,45 @@ def seed_of(i):
     return np.array([11, i], np.int32)
 
 
-def make(image, seed, sequence=VIEWS):
-    """What the pipeline makes of an image, and of what it was made."""
-    size = tf.shape(image)[:2]
-    boxes, numbers = views.compiled_boxes(sequence)(seed, size)
-    crops = views.crop_views(image, boxes, views=sequence)
-    return {
-        "boxes": boxes,
-        "crops": tf.nest.map_structure(crop.to_bytes, crops),
-        "params": views.compiled_draw(sequence)(seed, size),
-        "finished": views.finish_crops(crops, numbers, views=sequence),
-    }
+def drawn(seeds, sizes, sequence=VIEWS):
+    """What the compiled program draws for several images."""
+    boxes, packed = views.compiled_draw(tuple(sequence))(seeds, sizes)
+    parts = views.split_packed(packed, views=sequence)
+    params = {v.name: views.unpack(parts[v.name], v) for v in sequence}
+    return boxes, packed, params
+
+
+def make(images, seeds, sequence=VIEWS):
+    """What the pipeline makes of some images, and of what it was made."""
+    sizes = tf.stack([tf.shape(image)[:2] for image in images])
+    boxes, packed, params = drawn(seeds, sizes, sequence)
+    result = {"boxes": boxes, "packed": packed, "params": params}
+    for kind, finished in ("crops", False), ("finished", True):
+        result[kind] = views.make_views(
+            images, boxes, packed, views=sequence, finished=finished
+        )
+    return result
 
 
 @pytest.fixture(scope="module")
 def made():
-    """`make` in a dataset, for all images, as arrays with COUNT rows."""
+    """`make` in a dataset, three at a time, as arrays with COUNT rows."""
+
+    def triples():
+        for i in range(0, COUNT, 3):
+            rows = range(i, i + 3)
+            yield tuple(IMAGES[j] for j in rows), [seed_of(j) for j in rows]
+
     image = tf.TensorSpec([None, None, 3], tf.uint8)
-    seed = tf.TensorSpec([2], tf.int32)
     examples = tf.data.Dataset.from_generator(
-        lambda: ((x, seed_of(i)) for i, x in enumerate(IMAGES)),
-        output_signature=(image, seed),
+        triples,
+        output_signature=((image,) * 3, tf.TensorSpec([3, 2], tf.int32)),
     )
-    rows = next(iter(examples.map(make, 2).batch(COUNT)))
-    return tf.nest.map_structure(lambda x: x.numpy(), rows)
+    groups = examples.map(lambda x, seeds: make(list(x), seeds), 2)
+    rows = next(iter(groups.batch(COUNT // 3)))
+    return tf.nest.map_structure(
+        lambda x: x.numpy().reshape(COUNT, *x.shape[2:]), rows
+    )
 
 
 def row(nest, i):
@@ -92,10 +108,10 @@ def test_views_are_functions_of_their_seed(made):
     """In a dataset of several threads as outside, with others or alone."""
     first, name = VIEWS[:1], VIEWS[0].name
     for i in reversed(range(COUNT)):
-        alone = make(tf.constant(IMAGES[i]), tf.constant(seed_of(i)), first)
-        np.testing.assert_array_equal(alone["boxes"][0], made["boxes"][i, 0])
+        alone = make([tf.constant(IMAGES[i])], seed_of(i)[np.newaxis], first)
+        np.testing.assert_array_equal(alone["boxes"][0, 0], made["boxes"][i, 0])
         for kind in ("crops", "params", "finished"):
-            assert_equal(alone[kind][name], row(made[kind][name], i))
+            assert_equal(row(alone[kind][name], 0), row(made[kind][name], i))
     for view in VIEWS:
         images = made["finished"][view.name]
         assert images.shape == (COUNT, view.size, view.size, 3)
@@ -104,10 +120,26 @@ def test_views_are_functions_of_their_seed(made):
         assert len(set(large)) == len(large)
 
 
+def test_what_was_drawn_survives_packing(made):
+    """Compiled, packed and unpacked equals drawn one by one."""
+    # Compilers may fuse products and sums of floats.
+    assert_near = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    for i in range(0, COUNT, 7):
+        size = tf.constant(IMAGES[i].shape[:2])
+        one = views.draw(seed_of(i), size, views=VIEWS)
+        one = tf.nest.map_structure(lambda x: x.numpy(), one)
+        tf.nest.map_structure(assert_near, one, row(made["params"], i))
+
+
 def test_boxes_are_those_of_the_whole_draw(made):
     for i, view in enumerate(VIEWS):
         boxes = made["params"][view.name]["box"]
         np.testing.assert_array_equal(made["boxes"][:, i], boxes)
+
+
+def upright(cut):
+    """u8[x,c,y] -> u8[y,x,c]."""
+    return cut.transpose(2, 0, 1)
 
 
 def test_crops_equal_pillow(made):
@@ -116,7 +148,7 @@ def test_crops_equal_pillow(made):
         boxes = made["params"][view.name]["box"]
         for image, box, cut in zip(IMAGES, boxes, made["crops"][view.name]):
             expected = pillow_chain.resize_box(image, box, view.size)
-            difference = cut.swapaxes(0, 1).astype(int) - expected
+            difference = upright(cut).astype(int) - expected
             assert np.abs(difference).max() <= 1
 
 
@@ -126,7 +158,7 @@ def test_the_chain_from_the_crop_on_equals_pillow(made, view):
     params = made["params"][view.name]
     assert ("strong" in params) == bool(view.strong_ops)
     for i, image in enumerate(made["finished"][view.name]):
-        cut = made["crops"][view.name][i].swapaxes(0, 1)
+        cut = upright(made["crops"][view.name][i])
         expected = pillow_chain.chain(cut, row(params, i))
         np.testing.assert_array_equal(image, expected)
 
@@ -145,8 +177,9 @@ def test_weak_views_equal_pillow_up_to_the_rounding_of_the_crop(made):
 
 def batch_of(made, **others):
     """An unfinished batch, as the pipeline gives it to accelerators."""
-    params = {views.params_key(v): made["params"][v.name] for v in VIEWS}
-    batch = made["crops"] | params | others
+    parts = views.split_packed(made["packed"], views=VIEWS)
+    packed = {views.params_key(v): parts[v.name] for v in VIEWS}
+    batch = made["crops"] | packed | others
     return tf.nest.map_structure(tf.constant, batch)
 
 
@@ -168,8 +201,10 @@ def test_host_equals_device(made):
 @pytest.mark.parametrize("begin, count", [(7, 1), (0, 6)])
 def test_eager_finish_equals_compiled(made, begin, count):
     some = row(made, slice(begin, begin + count))
-    rows = tf.nest.map_structure(tf.constant, (some["crops"], some["params"]))
-    assert_equal(views.finish(*rows, views=VIEWS), some["finished"])
+    crops = tf.nest.map_structure(tf.constant, some["crops"])
+    packed = views.split_packed(some["packed"], views=VIEWS)
+    finished = views.finish(crops, packed, views=VIEWS)
+    assert_equal(finished, some["finished"])
 
 
 # --- what is drawn -----------------------------------------------------------
@@ -202,8 +237,8 @@ def correlations(one, other):
 
 def test_all_parts_of_all_views_are_drawn_independently():
     plain = [dataclasses.replace(v, like="", shared=()) for v in VIEWS]
-    drawn = draws(1000, plain)
-    rows = [np.concatenate([*columns_of(p).values()]) for p in drawn.values()]
+    params = draws(1000, plain)
+    rows = [np.concatenate([*columns_of(p).values()]) for p in params.values()]
     rows = np.concatenate(rows)
     assert len(rows) == 5 * 12 + 4 * (5 + 5 + 3)
     # About 6000 pairs; 5 standard deviations.
@@ -254,13 +289,8 @@ def test_a_view_does_not_depend_on_those_after_it():
         some = draws(20, VIEWS[:count])
         assert list(some) == [view.name for view in VIEWS[:count]]
         assert_equal(some, {name: everything[name] for name in some})
-    call, seed = views.compiled_draw(VIEWS[:1]), tf.constant([5, 3])
-    some = call(seed, tf.constant([500, 500]))["query"]
-    all_ = views.compiled_draw(VIEWS)(seed, tf.constant([500, 500]))["query"]
-    assert_equal(some, all_)
-    np.testing.assert_array_equal(
-        some["order"], everything["query"]["order"][3]
-    )
+    some = drawn([[5, 3]], [[500, 500]], VIEWS[:1])[2]["query"]
+    assert_equal(row(some, 0), row(everything["query"], 3))
 
 
 def test_settings_reach_what_is_drawn():
@@ -334,4 +364,4 @@ def test_views_that_cannot_share_are_refused(changes):
         views.draw([1, 2], [50, 50], views=sequence)
     assert_one_sentence(error, "'b'")
     with pytest.raises(UserError):
-        views.compiled_draw(tuple(sequence))([1, 2], [50, 50])
+        views.compiled_draw(tuple(sequence))([[1, 2]], [[50, 50]])

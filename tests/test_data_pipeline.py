@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from clsa_tf.augment.views import View, finish_batch
+from clsa_tf.augment.views import View, finish_batch, params_key, unpack
 from clsa_tf.data import decode
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults
@@ -229,11 +229,14 @@ def test_a_view_does_not_depend_on_the_views_after_it(whole, strong):
         np.testing.assert_array_equal(a["key"], b["key"])
 
 
-def test_a_row_depends_on_its_counter_alone(source, whole):
-    single = batches(source, 15, batch_size=1)  # step = counter
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 12])
+def test_a_row_depends_on_its_counter_alone(source, whole, batch_size):
+    """Not on how many examples one call makes."""
+    count = -(-15 // batch_size)
+    others = batches(source, count, batch_size=batch_size)
     rows = np.concatenate([b["query"] for b in whole[:3]])
     np.testing.assert_array_equal(
-        rows, np.concatenate([b["query"] for b in single])
+        rows, np.concatenate([b["query"] for b in others])[:15]
     )
 
 
@@ -404,9 +407,11 @@ def test_what_was_drawn_comes_with_the_views(source, strong):
         for name, images in expected.items():
             np.testing.assert_array_equal(batch[name], images)
         # Of a shuffled view in its order: equal to drawing for that row.
-        unshuffled = batch["query_params"]["box"][batch["key_rows"]]
-        assert not np.array_equal(batch["key_params"]["box"], unshuffled)
-        assert batch["strong_0_params"]["strong"]["op"].shape == (5, 2)
+        params = {v.name: unpack(batch[params_key(v)], v) for v in VIEWS}
+        boxes = {name: drawn["box"].numpy() for name, drawn in params.items()}
+        unshuffled = boxes["query"][batch["key_rows"]]
+        assert not np.array_equal(boxes["key"], unshuffled)
+        assert params["strong_0"]["strong"]["op"].shape == (5, 2)
 
 
 def test_strange_files_make_views_or_are_counted(tmp_path):

@@ -291,11 +291,15 @@ def test_reduced_crops_are_close_to_those_of_the_whole_image(tmp_path):
     boxes = [(13, 27, 161, 203), (101, 50, 190, 161)]
     pixels, moved = decode_boxes(encoded, boxes, [20, 20])
     assert moved[0, 2] == 161 / 4
-    reduced = crop.resize_boxes(pixels, moved, sizes=[20, 20])
     whole_image = pillow(tmp_path / "a.jpg")
-    exact = crop.resize_boxes(whole_image, tf.constant(boxes), sizes=[20, 20])
-    for one, two in zip(reduced, exact):
-        assert np.abs(one - two).mean() < 1.5  # of 255
+    pairs = crop.rectangles(
+        [pixels, whole_image],
+        np.stack([moved, boxes]).astype(np.float32),
+        sizes=[20, 20],
+    )
+    for reduced, exact in pairs:
+        difference = np.abs(reduced.resize() - exact.resize())
+        assert difference.mean() < 1.5  # of 255
 
 
 # Damage
@@ -338,15 +342,27 @@ def test_damage_does_not_end_a_guarded_dataset(tmp_path, whole_below):
     contents = [jpeg, jpeg[:-30], b"", png[:-60], png]
 
     def guarded(encoded):
-        opens, opened = decode.try_open(encoded, whole_below=whole_below)
-        boxes = whole(opened.size)[None]
-        decodes, image, boxes = decode.try_decode_boxes(
-            opened, boxes, sizes=[1]
+        opens, opened = decode.try_open(
+            tf.unstack(encoded), whole_below=whole_below
         )
-        return opens & decodes, image, boxes
+        results = []
+        for i, one in enumerate(opened):
+            decodes, image, boxes = decode.try_decode_boxes(
+                one, whole(one.size)[None], sizes=[1]
+            )
+            results.append((opens[i] & decodes, image, boxes))
+        return tuple(results)
 
-    data = tf.data.Dataset.from_tensor_slices(contents).map(guarded)
-    worked, images, boxes = zip(*data.as_numpy_iterator())
+    # One by one, and all at once.
+    one_by_one = tf.data.Dataset.from_tensor_slices(contents).batch(
+        1, drop_remainder=True
+    )
+    rows = [row for (row,) in one_by_one.map(guarded).as_numpy_iterator()]
+    together = tf.data.Dataset.from_tensors(contents).map(guarded)
+    for one, other in zip(rows, next(together.as_numpy_iterator())):
+        for x, y in zip(one, other):
+            np.testing.assert_array_equal(x, y)
+    worked, images, boxes = zip(*rows)
     assert worked == (True, False, False, False, True)
     # Reduced by 8, unless it was small enough to be decoded whole.
     first = (23, 31) if whole_below else (3, 4)

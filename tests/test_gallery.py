@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from clsa_tf import gallery, methods, pictures
 from clsa_tf.augment import strong
-from clsa_tf.augment.views import View
+from clsa_tf.augment.views import View, unpack
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import UserError
 from tests import tiny
@@ -120,7 +120,7 @@ def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
     assert grid.columns == ["image\n", "x\n16 px"] and len(grid.cells) == 4
     # A crop of all the area is too wide for its aspect ratio: it is central.
     centers = {60 + level: (60 + level - 53) // 2 for level in levels}
-    boxes = batch["x_params"]["box"].numpy()
+    boxes = unpack(batch["x_params"], views[0])["box"].numpy()
     seen = []
     for (image, (size,)), (view, words) in grid.cells:
         level = image[0, 0, 0]
