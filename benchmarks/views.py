@@ -102,6 +102,7 @@ def recipes(flagfile, photos):
                 views, folder, finished=False
             ),
             "decode and crop only": bare(views, folder),
+            "the same, antialiased": bare(views, folder, antialias=True),
         }
         title = f"{flagfile}, {len(views)} views, photographs {description}"
         report(title, take_turns(loaders), "Pillow, as published")
@@ -123,11 +124,12 @@ def device():
     """Time of the part that --augment_on=device moves, on this processor."""
     import tensorflow as tf
 
-    from clsa_tf.augment import views as augment
+    from clsa_tf.augment.chain import finish_batch
+    from clsa_tf.augment.views import params_key
 
     views = views_of(_SINGLE)
     packed = draw_all(views, [[300, 400]] * _BATCH)
-    batch = {augment.params_key(view): packed[view.name] for view in views}
+    batch = {params_key(view): packed[view.name] for view in views}
     for view in views:
         pixels = tf.random.stateless_uniform(
             [_BATCH, view.size, 3, view.size], [1, 2], 0, 256, tf.int32
@@ -136,7 +138,7 @@ def device():
 
     def run():
         for _ in range(_PHASE):
-            augment.finish_batch(batch, views=views)
+            finish_batch(batch, views=views)
         return _PHASE * _BATCH
 
     report(f"{_SINGLE}, device part", take_turns({"all views": run}), None)
@@ -146,11 +148,12 @@ def draw_all(views, sizes):
     """Draws for images of these sizes; {view name: packed parameters}."""
     import tensorflow as tf
 
-    from clsa_tf.augment import views as augment
+    from clsa_tf.augment.chain import compiled_draw
+    from clsa_tf.augment.views import split_packed
 
     seeds = tf.stack([tf.range(len(sizes)), tf.zeros(len(sizes), tf.int32)], 1)
-    _, packed = augment.compiled_draw(tuple(views))(seeds, tf.constant(sizes))
-    return augment.split_packed(packed, views=views)
+    _, packed = compiled_draw(tuple(views))(seeds, tf.constant(sizes))
+    return split_packed(packed, views=views)
 
 
 def published(views):
@@ -248,10 +251,11 @@ def source_of(folder):
     return open_train_source(config)
 
 
-def bare(views, folder):
+def bare(views, folder, antialias=False):
     """Returns a loader of TensorFlow's own pieces: decode, crop, resize.
 
-    Bilinear without antialiasing, which is the least that one can do.
+    Bilinear, by default without antialiasing, which is the least that one can
+    do; views as published are antialiased.
     """
     import tensorflow as tf
 
@@ -268,7 +272,9 @@ def bare(views, folder):
                 use_image_if_no_bounding_boxes=True,
             )
             crop = tf.slice(image, begin, size)
-            crop = tf.image.resize(crop, [view.size, view.size])
+            crop = tf.image.resize(
+                crop, [view.size, view.size], antialias=antialias
+            )
             result[view.name] = tf.cast(crop + 0.5, tf.uint8)
         return result
 

@@ -11,7 +11,7 @@ from absl import flags
 
 import clsa_tf.config
 from clsa_tf import distribute, entry, methods, metrics, optimizer, pictures
-from clsa_tf.augment.views import finish_batch
+from clsa_tf.augment.chain import finish_batch
 from clsa_tf.callbacks import Log, Monitor, Save
 from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.data.checks import check_sizes

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import pillow_chain
-from clsa_tf.augment import strong, views
+from clsa_tf.augment import chain, strong, views
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 
@@ -43,10 +43,10 @@ def seed_of(i):
 
 def drawn(seeds, sizes, sequence=VIEWS):
     """What the compiled program draws for several images."""
-    boxes, packed = views.compiled_draw(tuple(sequence))(seeds, sizes)
+    boxes, packed = chain.compiled_draw(tuple(sequence))(seeds, sizes)
     parts = views.split_packed(packed, views=sequence)
     params = {v.name: views.unpack(parts[v.name], v) for v in sequence}
-    return boxes, packed, params
+    return boxes, parts, params
 
 
 def make(images, seeds, sequence=VIEWS):
@@ -55,7 +55,7 @@ def make(images, seeds, sequence=VIEWS):
     boxes, packed, params = drawn(seeds, sizes, sequence)
     result = {"boxes": boxes, "packed": packed, "params": params}
     for kind, finished in ("crops", False), ("finished", True):
-        result[kind] = views.make_views(
+        result[kind] = chain.make_views(
             images, boxes, packed, views=sequence, finished=finished
         )
     return result
@@ -177,8 +177,7 @@ def test_weak_views_equal_pillow_up_to_the_rounding_of_the_crop(made):
 
 def batch_of(made, **others):
     """An unfinished batch, as the pipeline gives it to accelerators."""
-    parts = views.split_packed(made["packed"], views=VIEWS)
-    packed = {views.params_key(v): parts[v.name] for v in VIEWS}
+    packed = {views.params_key(v): made["packed"][v.name] for v in VIEWS}
     batch = made["crops"] | packed | others
     return tf.nest.map_structure(tf.constant, batch)
 
@@ -186,7 +185,7 @@ def batch_of(made, **others):
 def test_host_equals_device(made):
     """One by one, each through its own branches, and all through all."""
     batch = batch_of(made, key_rows=np.arange(COUNT))
-    step = tf.function(lambda x: views.finish_batch(x, views=list(VIEWS)))
+    step = tf.function(lambda x: chain.finish_batch(x, views=list(VIEWS)))
     finished = step(batch)
     assert set(finished) == set(batch)
     for view in VIEWS:
@@ -202,8 +201,7 @@ def test_host_equals_device(made):
 def test_eager_finish_equals_compiled(made, begin, count):
     some = row(made, slice(begin, begin + count))
     crops = tf.nest.map_structure(tf.constant, some["crops"])
-    packed = views.split_packed(some["packed"], views=VIEWS)
-    finished = views.finish(crops, packed, views=VIEWS)
+    finished = chain.finish(crops, some["packed"], views=VIEWS)
     assert_equal(finished, some["finished"])
 
 
@@ -364,4 +362,4 @@ def test_views_that_cannot_share_are_refused(changes):
         views.draw([1, 2], [50, 50], views=sequence)
     assert_one_sentence(error, "'b'")
     with pytest.raises(UserError):
-        views.compiled_draw(tuple(sequence))([[1, 2]], [[50, 50]])
+        chain.compiled_draw(tuple(sequence))([[1, 2]], [[50, 50]])

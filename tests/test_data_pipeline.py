@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from clsa_tf.augment.views import View, finish_batch, params_key, unpack
+from clsa_tf.augment.chain import finish_batch
+from clsa_tf.augment.views import View, params_key, unpack
 from clsa_tf.data import decode
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults

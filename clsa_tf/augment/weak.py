@@ -67,7 +67,7 @@ def apply(images, params):
     """Executes drawn weak chains, and turns the images upright.
 
     Args:
-        images: u8[N,3,W,H], transposed, as `crop.resize_boxes` leaves them.
+        images: u8[N,3,W,H], transposed, as crops come.
         params: what `draw` returns, with a leading axis N.
 
     Returns:

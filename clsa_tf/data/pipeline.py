@@ -11,8 +11,8 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from clsa_tf.augment import crop
-from clsa_tf.augment import views as augment
-from clsa_tf.augment.views import View
+from clsa_tf.augment.chain import compiled_draw, make_views
+from clsa_tf.augment.views import View, params_key, split_packed
 from clsa_tf.data.decode import (
     REDUCIBLE,
     try_decode,
@@ -175,9 +175,9 @@ def evaluation_batches(
 def _views_of_items(source, views, seed, count, finished, keep_params):
     """Returns the function from `count` items of a source to their views."""
     sizes = [view.size for view in views]
-    draw = augment.compiled_draw(views)
+    draw = compiled_draw(views)
 
-    def make_views(counters, items):
+    def views_of_items(counters, items):
         columns = [tf.unstack(x, num=count) for x in tf.nest.flatten(items)]
         rows = [tf.nest.pack_sequence_as(items, row) for row in zip(*columns)]
         examples = [source.read(row) for row in rows]
@@ -186,7 +186,7 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
             load=source.load,
             whole_below=REDUCIBLE * max(sizes),
         )
-        boxes, packed = draw(
+        boxes, drawn = draw(
             _view_seeds(seed, counters), tf.stack([x.size for x in opened])
         )
         decoded = [
@@ -194,13 +194,13 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
             for i, x in enumerate(opened)
         ]
         decodes, images, boxes = zip(*decoded)
-        result = augment.make_views(
+        packed = split_packed(drawn, views=views)
+        result = make_views(
             images, tf.stack(boxes), packed, views=views, finished=finished
         )
         if keep_params:
-            drawn = augment.split_packed(packed, views=views)
             for view in views:
-                result[augment.params_key(view)] = drawn[view.name]
+                result[params_key(view)] = packed[view.name]
         return {
             "valid": opens & tf.stack(decodes),
             "name": tf.stack([example["name"] for example in examples]),
@@ -208,7 +208,7 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
             **result,
         }
 
-    return make_views
+    return views_of_items
 
 
 def _view_seeds(seed, counters):
@@ -235,7 +235,7 @@ def _arrange(batch, donors, views, seed, step):
     size = donors.shape[0]
     result = {}
     for i, view in enumerate(views):
-        names = [view.name, augment.params_key(view)]
+        names = [view.name, params_key(view)]
         rows = {name: batch[name] for name in names if name in batch}
         if view.shuffle:
             order = tf.random.experimental.stateless_shuffle(

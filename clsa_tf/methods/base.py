@@ -4,7 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf import distribute
-from clsa_tf.augment.views import finish_batch
+from clsa_tf.augment.chain import finish_batch
 from clsa_tf.networks.encoder import Encoder
 
 

@@ -1,0 +1,175 @@
+"""From decoded images to views, by way of crops.
+
+`compiled_draw` decides everything random; `make_views` cuts and resizes (always
+on the host: shapes vary) and does the rest too, or leaves it to `finish_batch`
+on the accelerator. The bytes are the same.
+"""
+
+import functools
+
+import tensorflow as tf
+
+from clsa_tf.augment import crop, strong, weak
+from clsa_tf.augment.views import (
+    View,
+    draw,
+    pack,
+    packed_width,
+    params_key,
+    unpack,
+)
+
+
+def finish(crops, packed, *, views):
+    """Turns crops into views: the weak chain, then strong operations if any.
+
+    Crops of one size and kind go through together: through everything, and
+    each keeps what was drawn, which is best for accelerators.
+
+    Args:
+        crops: dict, view name -> u8[N,size,3,size], column by column.
+        packed: dict, view name -> what was drawn, f32[N,p] for `unpack`.
+        views: sequence of `View`.
+
+    Returns:
+        dict, view name -> u8[N,size,size,3], row by row.
+
+    Source: maple-research-lab/CLSA@37df76c, Multi_FixTransform.py, up to the
+    conversion to float.
+    """
+    kinds = {}
+    for view in views:
+        kinds.setdefault(_kind(view), []).append(view.name)
+    result = {}
+    for kind, names in kinds.items():
+        images = tf.concat([crops[name] for name in names], axis=0)
+        rows = tf.concat([packed[name] for name in names], axis=0)
+        images = _chain(images, unpack(rows, kind))
+        result.update(zip(names, tf.split(images, len(names), axis=0)))
+    return result
+
+
+def _kind(view):
+    """Views of one kind differ in what is drawn only."""
+    return View("", view.size, 1.0, 1.0, strong_ops=view.strong_ops)
+
+
+def _chain(images, params):
+    """u8[N,x,3,y] column by column -> u8[N,y,x,3] row by row."""
+    planes = tf.transpose(images, [0, 2, 1, 3])  # [N,3,x,y]
+    planes = weak.apply(planes, params)  # [N,3,y,x]
+    if "strong" in params:
+        planes = strong.apply(planes, params["strong"])
+    return tf.transpose(planes, [0, 2, 3, 1])
+
+
+# --- compiled by XLA, which fuses what would else be hundreds of passes ------
+
+
+def _compiled(function, signature=None):
+    return tf.function(
+        function, input_signature=signature, jit_compile=True, autograph=False
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def compiled_draw(views):
+    """`draw` for K images and a tuple of V views, compiled.
+
+    Each tensor that leaves a compiled function costs a host as much as
+    hundreds of numbers drawn, so that all but the boxes leave as one.
+
+    Returns:
+        function (seeds i32[K,2], sizes i32[K,2]) -> (boxes i32[K,V,4],
+        rows of `pack` f32[K,n]).
+    """
+
+    def draw_one(arguments):
+        params = draw(*arguments, views=views)
+        boxes = tf.stack([params[view.name]["box"] for view in views])
+        return boxes, pack(params)
+
+    def draw_all(seeds, sizes):
+        return tf.map_fn(
+            draw_one, (seeds, sizes), fn_output_signature=(tf.int32, tf.float32)
+        )
+
+    pairs = tf.TensorSpec([None, 2], tf.int32)
+    return _compiled(draw_all, [pairs, pairs])
+
+
+def make_views(images, boxes, packed, *, views, finished=True):
+    """Cuts the crops of all views out of K images; on the host.
+
+    Args:
+        images: list of K u8[H,W,3].
+        boxes: i32[K,V,4] or f32[K,V,4], from `compiled_draw`, in pixels of
+            these images.
+        packed: dict, view name -> f32[K,p], from `split_packed`.
+        views: sequence of V `View`s.
+        finished: whether to do what `finish` does too.
+
+    Returns:
+        dict, view name -> u8[K,size,size,3], row by row; unfinished
+        u8[K,size,3,size], column by column.
+    """
+    sizes = [view.size for view in views]
+    crops = crop.rectangles(images, boxes, sizes=sizes)
+    result, before = {}, []
+    for view, row in zip(views, crops):
+        # One view after the other, each while it is in the processor's cache.
+        with tf.control_dependencies(before):
+            pixels = [rectangle.resize() for rectangle in row]
+        program = _compiled_view(_kind(view), len(images), finished)
+        result[view.name] = program(pixels, packed[view.name])
+        before = [result[view.name]]
+    return result
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled_view(view, count, finished):
+    """(list of K f32[size,3,size], f32[K,p]) -> K views, crops if unfinished.
+
+    A view runs through what was drawn for it only.
+    """
+
+    def program(crops, packed):
+        def make(i):
+            # Only this one is rounded; stacked, all would be, for each.
+            image = tf.switch_case(
+                i, [lambda x=x: crop.to_bytes(x) for x in crops]
+            )
+            if not finished:
+                return image
+            params = unpack(tf.gather(packed, [i]), view)
+            return _chain(image[tf.newaxis], params)[0]
+
+        return tf.map_fn(make, tf.range(count), fn_output_signature=tf.uint8)
+
+    pixels = tf.TensorSpec([view.size, 3, view.size], tf.float32)
+    drawn = tf.TensorSpec([count, packed_width(view)], tf.float32)
+    return _compiled(program, [[pixels] * count, drawn])
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled_finish_batch(views):
+    return _compiled(functools.partial(finish, views=views))
+
+
+def finish_batch(batch, *, views):
+    """Completes the views of an unfinished batch, for accelerators.
+
+    Compiled by XLA, also if the caller is not.
+
+    Args:
+        batch: rows of a batch of `training_batches(..., finished=False)`: for
+            each view its name -> u8[N,size,3,size], column by column, and
+            `params_key` -> what was drawn.
+        views: those that it was made with.
+
+    Returns:
+        the batch with finished views.
+    """
+    crops = {view.name: batch[view.name] for view in views}
+    packed = {view.name: batch[params_key(view)] for view in views}
+    return batch | _compiled_finish_batch(tuple(views))(crops, packed)
