@@ -32,8 +32,9 @@ def key(seed, purpose, *numbers) -> tf.Tensor:
     """
     result = tf.constant([seed, purpose], tf.int64)  # [2]
     for number in numbers:
+        # Philox, also under XLA, which has a preference of its own.
         result = tf.random.experimental.stateless_fold_in(
-            result, tf.cast(number, tf.int64)
+            result, tf.cast(number, tf.int64), alg="philox"
         )
     return result
 

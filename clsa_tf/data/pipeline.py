@@ -175,7 +175,7 @@ def evaluation_batches(
 def _views_of_items(source, views, seed, count, finished, keep_params):
     """Returns the function from `count` items of a source to their views."""
     sizes = [view.size for view in views]
-    draw = compiled_draw(views)
+    draw = _draw(views, seed)
 
     def views_of_items(counters, items):
         columns = [tf.unstack(x, num=count) for x in tf.nest.flatten(items)]
@@ -186,9 +186,7 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
             load=source.load,
             whole_below=REDUCIBLE * max(sizes),
         )
-        boxes, drawn = draw(
-            _view_seeds(seed, counters), tf.stack([x.size for x in opened])
-        )
+        boxes, drawn = draw(counters, tf.stack([x.size for x in opened]))
         decoded = [
             try_decode_boxes(x, boxes[i], sizes=sizes)
             for i, x in enumerate(opened)
@@ -211,15 +209,25 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
     return views_of_items
 
 
-def _view_seeds(seed, counters):
-    """Returns i32[K,2]; all 64 bits of a row depend on all arguments."""
-    bits = [
-        tf.random.stateless_uniform(
-            [], key(seed, VIEWS, counter), None, None, tf.int64
+def _draw(views, seed):
+    """Returns the function that draws for examples by their counters.
+
+    From counters i64[K] and sizes i32[K, 2] to what `compiled_draw` says.
+    """
+
+    def view_seed(counter):
+        """Returns i32[2], of which all 64 bits depend on all arguments."""
+        bits = tf.random.stateless_uniform(
+            [], key(seed, VIEWS, counter), None, None, tf.int64, alg="philox"
         )
-        for counter in tf.unstack(counters)
-    ]
-    return tf.bitcast(tf.stack(bits), tf.int32)
+        return tf.bitcast(bits, tf.int32)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def draw(counters, sizes):
+        seeds = tf.map_fn(view_seed, counters, fn_output_signature=tf.int32)
+        return compiled_draw(views)(seeds, sizes)
+
+    return draw
 
 
 def _next_valid(valid):
