@@ -4,6 +4,7 @@ Each figure is a ratio of two loaders that took turns on the same photographs
 within one run, on one processor core unless `--cores` says otherwise.
 """
 
+import functools
 import io
 import itertools
 import os
@@ -24,9 +25,10 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "turns of each loader")
 _CORES = flags.DEFINE_integer("cores", 1, "processor cores to run on")
 _ONLY = flags.DEFINE_list(
     "only",
-    ["single", "multi", "ops", "device"],
+    ["single", "multi", "ops", "cores", "device"],
     "parts to run: single and multi (the two recipes of configs/), ops (cost "
-    "of more strong operations), device (what --augment_on=device leaves)",
+    "of more strong operations), cores (--cores of them against one), device "
+    "(what --augment_on=device leaves to the accelerator, here on --cores)",
 )
 _LONG_SIDE = 500  # pixels, of the larger copies
 _BATCH = 16  # images
@@ -49,6 +51,7 @@ def main(argv):
             "single": lambda: recipes(_SINGLE, photos),
             "multi": lambda: recipes(_MULTI, photos),
             "ops": lambda: strong_ops(photos),
+            "cores": lambda: scaling(photos),
             "device": device,
         }
         for name in _ONLY.value:
@@ -118,6 +121,24 @@ def strong_ops(photos):
         for count in (0, 1, 2, 5, 10)
     }
     report(f"{_SINGLE}, strong operations", take_turns(loaders), "strong_ops=0")
+
+
+def scaling(photos):
+    """The same loader, with as many threads, on one core and on several."""
+    load = pipeline(views_of(_SINGLE), photos["as they are"])
+    cores = sorted(os.sched_getaffinity(0))
+
+    def pinned(count):
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores[:count])
+        return load()
+
+    loaders = {
+        f"{count} core(s)": functools.partial(pinned, count)
+        for count in sorted({1, len(cores)})
+    }
+    report(f"{_SINGLE}, cores", take_turns(loaders), "1 core(s)")
+    pinned(len(cores))
 
 
 def device():
@@ -237,7 +258,6 @@ def pipeline(views, folder, finished=True):
             start_step=0,
             faults=Faults(max_bad_share=0),
             finished=finished,
-            parallel_calls=_CORES.value,
         )
     )
 
