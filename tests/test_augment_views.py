@@ -363,3 +363,5 @@ def test_views_that_cannot_share_are_refused(changes):
     assert_one_sentence(error, "'b'")
     with pytest.raises(UserError):
         chain.compiled_draw(tuple(sequence))([[1, 2]], [[50, 50]])
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        pass  # Models can be built still.

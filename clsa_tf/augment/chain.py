@@ -13,6 +13,7 @@ from clsa_tf.augment import crop, strong, weak
 from clsa_tf.augment.views import (
     View,
     draw,
+    number_slices,
     pack,
     packed_width,
     params_key,
@@ -82,7 +83,13 @@ def compiled_draw(views):
     Returns:
         function (seeds i32[K,2], sizes i32[K,2]) -> (boxes i32[K,V,4],
         rows of `pack` f32[K,n]).
+
+    Raises:
+        UserError: views that cannot share what they are to share.
     """
+    # Here too: an error within `tf.map_fn` would leave its variable scope in a
+    # state in which no model can be built.
+    number_slices(views)
 
     def draw_one(arguments):
         params = draw(*arguments, views=views)

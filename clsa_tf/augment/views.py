@@ -87,8 +87,11 @@ class View:
             )
 
 
-def _shares(views):
+def number_slices(views):
     """Which uniform numbers each part of each view is drawn from.
+
+    Args:
+        views: sequence of `View`.
 
     Returns:
         (dict of (view name, part) -> slice, count of numbers).
@@ -158,7 +161,7 @@ def draw(seed, size, *, views):
     Raises:
         UserError: views that cannot share what they are to share.
     """
-    slices, count = _shares(views)
+    slices, count = number_slices(views)
     uniform = primitives.uniform(seed, shape=[count])
     result = {}
     for view in views:

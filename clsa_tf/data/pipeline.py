@@ -228,6 +228,7 @@ def _draw(views, seed):
 
     From counters i64[K] and sizes i32[K, 2] to what `compiled_draw` says.
     """
+    program = compiled_draw(views)
 
     def view_seed(counter):
         """Returns i32[2], of which all 64 bits depend on all arguments."""
@@ -239,7 +240,7 @@ def _draw(views, seed):
     @tf.function(jit_compile=True, autograph=False)
     def draw(counters, sizes):
         seeds = tf.map_fn(view_seed, counters, fn_output_signature=tf.int32)
-        return compiled_draw(views)(seeds, sizes)
+        return program(seeds, sizes)
 
     return draw
 
