@@ -67,7 +67,8 @@ def training_batches(
             always do.
         prefetch: finished batches kept ready.
         parallel_calls: groups of images made at the same time; None is two
-            for each processor core. It does not change the batches.
+            for each processor core (one if there is one). It does not change
+            the batches.
 
     Returns:
         Dataset of dicts: for each view its name -> u8[G, S, S, 3]. The rows
@@ -104,7 +105,10 @@ def training_batches(
     items = source.items(
         start=start_step * batch_size, seed=seed, shuffle=True, repeat=True
     )
-    parallel_calls = parallel_calls or 2 * _cores()
+    cores = _cores()
+    # A call waits now and then, for XLA's threads and the guard's: with one per
+    # core two cores were idle for a fifth of the time. A single core never is.
+    parallel_calls = parallel_calls or (2 * cores if cores > 1 else 1)
     count = math.gcd(batch_size, _TOGETHER)
     batches = (
         items.batch(count, drop_remainder=True)
@@ -116,8 +120,6 @@ def training_batches(
         .batch(batch_size // count, drop_remainder=True)
     )
     options = tf.data.Options()
-    # A call waits now and then, for XLA and for the guard: with no more threads
-    # than cores the cores were idle for a fifth of the time.
     options.threading.private_threadpool_size = max(2, parallel_calls)
     batches = batches.map(finish).with_options(options)
     return _finished(batches, prefetch=prefetch)
