@@ -131,9 +131,12 @@ def scaling(photos):
     load = pipeline(views_of(_SINGLE), photos["as they are"])
     cores = sorted(os.sched_getaffinity(0))
 
-    def pinned(count):
+    def pin(count):
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), cores[:count])
+
+    def pinned(count):
+        pin(count)
         return load()
 
     loaders = {
@@ -141,7 +144,7 @@ def scaling(photos):
         for count in sorted({1, len(cores)})
     }
     report(f"{_SINGLE}, cores", take_turns(loaders), ["1 core(s)"])
-    pinned(len(cores))
+    pin(len(cores))
 
 
 def device():

@@ -56,7 +56,7 @@ def training_batches(
     Args:
         source: where the images come from.
         views: what each image is made into.
-        batch_size: G, examples in a global batch.
+        batch_size: G, examples in a global batch; fastest if divisible by 4.
         seed: seed of everything random.
         start_step: step of the first batch.
         faults: told about unreadable images; after an error from the iterator
