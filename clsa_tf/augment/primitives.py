@@ -9,6 +9,7 @@ of float operations decides how a fraction is cut, it is Pillow's.
 
 import itertools
 
+import numpy as np
 import tensorflow as tf
 
 # Luma of ITU-R 601-2 in units of 1/65536, as Pillow has it.
@@ -142,33 +143,48 @@ def lookup(images, tables):
 def histogram(images):
     """Counts the values of each channel: u8[N,3,H,W] -> i32[N,3,256].
 
+    Counters that are incremented one by one, as in `tf.math.bincount`, take
+    XLA on a CPU microseconds for each pixel. So 64 pixels at a time: a word
+    has one bit of each; what has a value is a conjunction of words.
+
     Source: Pillow, `Image.histogram`.
     """
     height, width = size(images)
-    # Counters that are incremented one by one, as in `tf.math.bincount`, take
-    # XLA on a CPU microseconds for each pixel.
-    if images.shape[0] == 1:
-        # High and low half of each byte, as two indicator matrices; their
-        # product counts. Counts below 2**24 are exact in float32.
-        values = tf.cast(tf.reshape(images, [3, height * width]), tf.int32)
-        counts = [
-            tf.matmul(
-                tf.one_hot(plane // 16, 16, axis=0), tf.one_hot(plane % 16, 16)
-            )
-            for plane in tf.unstack(values, num=3)
-        ]
-        return tf.cast(tf.reshape(tf.stack(counts), [1, 3, 256]), tf.int32)
-    # Matrices for a whole batch would take gigabytes. Comparisons take a
-    # sixteenth per block of bins, and nothing where they fuse with the sum.
-    values = tf.reshape(images, [-1, 3, 1, height * width])
+    missing = -height * width % 64
+    pixels = tf.reshape(images, [-1, 3, height * width])
+    pixels = tf.pad(pixels, [[0, 0], [0, 0], [0, missing]])
+    pixels = tf.reshape(pixels, [-1, 3, 8, (height * width + missing) // 8])
 
-    def count(first):
-        bins = tf.cast(first + tf.range(16), tf.uint8)
-        hits = tf.equal(values, bins[:, tf.newaxis])  # [N,3,16,H*W]
-        return tf.reduce_sum(tf.cast(hits, tf.int32), axis=-1)
+    def bit_plane(bit):
+        """Bit `bit` of all pixels, in words, in any order: u64[N,3,words]."""
+        bits = tf.bitwise.right_shift(pixels, tf.constant(bit, tf.uint8))
+        bits = tf.bitwise.bitwise_and(bits, tf.constant(1, tf.uint8))
+        columns = tf.unstack(bits, num=8, axis=2)
+        packed = columns[0]
+        for place, column in enumerate(columns[1:], start=1):
+            column = tf.bitwise.left_shift(column, tf.constant(place, tf.uint8))
+            packed = tf.bitwise.bitwise_or(packed, column)
+        count = (height * width + missing) // 64
+        return tf.bitcast(tf.reshape(packed, [-1, 3, count, 8]), tf.uint64)
 
-    blocks = tf.map_fn(count, tf.range(0, 256, 16))  # i32[16,N,3,16]
-    return tf.reshape(tf.transpose(blocks, [1, 2, 0, 3]), [-1, 3, 256])
+    def halves(planes):
+        """Where half a byte has each of its values: u64[N,3,16,words]."""
+        found = tf.constant(tf.uint64.max, tf.uint64)
+        for place, plane in enumerate(planes):
+            ones = np.arange(16, dtype=np.uint64) >> place & 1
+            flip = (ones - 1)[:, np.newaxis]  # [16,1], all bits or none
+            same = tf.bitwise.bitwise_xor(plane[:, :, tf.newaxis], flip)
+            found = tf.bitwise.bitwise_and(found, same)
+        return found
+
+    planes = [bit_plane(bit) for bit in range(8)]
+    low, high = halves(planes[:4]), halves(planes[4:])
+    found = tf.bitwise.bitwise_and(
+        high[:, :, :, tf.newaxis], low[:, :, tf.newaxis]
+    )  # [N,3,16,16,words]
+    counts = tf.cast(tf.raw_ops.PopulationCount(x=found), tf.int32)
+    counts = tf.reshape(tf.reduce_sum(counts, axis=-1), [-1, 3, 256])
+    return counts - missing * tf.one_hot(0, 256, dtype=tf.int32)
 
 
 def blend(first, second, factors):

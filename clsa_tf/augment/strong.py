@@ -1,9 +1,9 @@
 """CLSA's strong augmentation: a random sequence of operations on bytes.
 
-`draw` decides, `apply` executes. Each operation is one of three primitives
-with parameters per image: an affine transform (a matrix), a table lookup (a
-table per channel) or a blend (a factor); `OPS` says which. Levels are counted
-in hundredths, 0..1000; the tables below turn one into the operation's own
+`draw` decides, `apply` executes. An operation is an affine transform (a matrix
+per image), a table lookup (a table per channel), or arithmetic on pixels;
+`_AFFINES`, `_TABLES` and `_ARITHMETIC` say which. Levels are counted in
+hundredths, 0..1000; the tables below turn one into the operation's own
 parameter. Source: maple-research-lab/CLSA@37df76c, data_processing/
 RandAugment.py; the operations are Pillow's.
 """
@@ -87,7 +87,7 @@ def _translate_y(level, sign, height, width):
     return _matrix(sign, f=_pixels(level, height) * sign)
 
 
-# --- tables: u8[N,3,256] or u8[N,1,256], see primitives.lookup ---------------
+# --- tables: u8[N,3,256], see primitives.lookup -----------------------------
 
 _VALUES = np.arange(256)[np.newaxis, np.newaxis]  # [1,1,256]
 
@@ -106,22 +106,6 @@ def _auto_contrast(images, level):
     return tf.cast(tf.where(tf.equal(low, high), values, tables), tf.uint8)
 
 
-def _brightness(images, level):
-    del images
-    return primitives.brightness(_bytes_for(level), tf.gather(_FACTOR, level))
-
-
-def _contrast(images, level):
-    mean = primitives.per_image(primitives.mean_luma(images), rank=3)
-    return primitives.blend(mean, _bytes_for(level), tf.gather(_FACTOR, level))
-
-
-def _bytes_for(level):
-    """Every byte for every image: u8[N,1,256]."""
-    values = tf.constant(_VALUES.astype(np.uint8))
-    return tf.tile(values, [tf.size(level), 1, 1])
-
-
 def _equalize(images, level):
     del level
     counts = primitives.histogram(images)  # i32[N,3,256]
@@ -135,36 +119,41 @@ def _equalize(images, level):
     return tf.cast(tables, tf.uint8)
 
 
-def _invert(images, level):
-    del images
-    return 255 - _bytes_for(level)
+# --- arithmetic: u8[N,3,H,W] -------------------------------------------------
 
 
-def _posterize(images, level):
-    del images
-    masks = (256 - 2 ** (8 - _BITS)).astype(np.uint8)
-    mask = primitives.per_image(tf.gather(masks, level), rank=3)
-    return tf.bitwise.bitwise_and(_bytes_for(level), mask)
-
-
-def _solarize(images, level):
-    del images
-    threshold = primitives.per_image(tf.gather(_THRESHOLD, level), rank=3)
-    light = tf.cast(_VALUES >= threshold, tf.uint8)
-    # 255 - p is p with every bit flipped.
-    return tf.bitwise.bitwise_xor(_bytes_for(level), light * 255)
-
-
-# --- blends: u8[N,3,H,W] -----------------------------------------------------
+def _brightness(images, level):
+    return primitives.brightness(images, tf.gather(_FACTOR, level))
 
 
 def _color(images, level):
     return primitives.color(images, tf.gather(_FACTOR, level))
 
 
+def _contrast(images, level):
+    return primitives.contrast(images, tf.gather(_FACTOR, level))
+
+
 def _sharpness(images, level):
     smoothed = primitives.smooth(images)
     return primitives.blend(smoothed, images, tf.gather(_FACTOR, level))
+
+
+def _invert(images, level):
+    del level
+    return 255 - images
+
+
+def _posterize(images, level):
+    masks = (256 - 2 ** (8 - _BITS)).astype(np.uint8)
+    mask = primitives.per_image(tf.gather(masks, level))
+    return tf.bitwise.bitwise_and(images, mask)
+
+
+def _solarize(images, level):
+    threshold = primitives.per_image(tf.gather(_THRESHOLD, level))
+    light = tf.cast(images, tf.int32) >= threshold  # up to 256: no byte
+    return tf.where(light, 255 - images, images)
 
 
 # --- the sequence ------------------------------------------------------------
@@ -176,17 +165,17 @@ _AFFINES = {
     "TranslateX": _translate_x,
     "TranslateY": _translate_y,
 }
-_TABLES = {
-    "AutoContrast": _auto_contrast,
+_TABLES = {"AutoContrast": _auto_contrast, "Equalize": _equalize}
+_ARITHMETIC = {
     "Brightness": _brightness,
+    "Color": _color,
     "Contrast": _contrast,
-    "Equalize": _equalize,
     "Invert": _invert,
     "Posterize": _posterize,
+    "Sharpness": _sharpness,
     "Solarize": _solarize,
 }
-_BLENDS = {"Color": _color, "Sharpness": _sharpness}
-NAMES = tuple(sorted(["Identity", *_AFFINES, *_TABLES, *_BLENDS]))
+NAMES = tuple(sorted(["Identity", *_AFFINES, *_TABLES, *_ARITHMETIC]))
 SIGNED = tuple(_AFFINES)
 WITHOUT_LEVEL = ("AutoContrast", "Equalize", "Identity", "Invert")
 
@@ -302,23 +291,20 @@ def apply_one(images, op, level, sign):
         return primitives.take(images, index)
 
     def lookup():
-        shape = [tf.size(op), 3, 256]
-        tables = _pick(
-            op,
-            _TABLES,
-            lambda f: tf.broadcast_to(f(images, level), shape),
-        )
+        tables = _pick(op, _TABLES, lambda f: f(images, level))
         return primitives.lookup(images, tables)
 
-    def blend():
-        return _pick(op, _BLENDS, lambda f: f(images, level))
+    def arithmetic():
+        return _pick(op, _ARITHMETIC, lambda f: f(images, level))
 
-    kinds = [
-        1 * (name in _AFFINES) + 2 * (name in _TABLES) + 3 * (name in _BLENDS)
+    kinds = [_AFFINES, _TABLES, _ARITHMETIC]
+    numbers = [
+        sum(i * (name in kind) for i, kind in enumerate(kinds, start=1))
         for name in NAMES
     ]
-    kind = tf.gather(tf.constant(kinds), op)
-    return primitives.choose(kind, [lambda: images, affine, lookup, blend])
+    number = tf.gather(tf.constant(numbers), op)
+    branches = [lambda: images, affine, lookup, arithmetic]
+    return primitives.choose(number, branches)
 
 
 def _pick(op, functions, call):
