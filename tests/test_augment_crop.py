@@ -28,7 +28,7 @@ def resize_boxes(image, boxes, *sizes):
     """Bytes, row by row, as pictures are."""
     boxes = np.array(boxes)[np.newaxis]
     results = [
-        crop.to_bytes(rectangle.resize())
+        rectangle.resize()
         for (rectangle,) in crop.rectangles([image], boxes, sizes=sizes)
     ]
     for size, result in zip(sizes, results):

@@ -126,36 +126,32 @@ def make_views(images, boxes, packed, *, views, finished=True):
     for view, row in zip(views, crops):
         # One view after the other, each while it is in the processor's cache.
         with tf.control_dependencies(before):
-            pixels = [rectangle.resize() for rectangle in row]
-        program = _compiled_view(_kind(view), len(images), finished)
-        result[view.name] = program(pixels, packed[view.name])
-        before = [result[view.name]]
+            pixels = tf.stack([rectangle.resize() for rectangle in row])
+        if finished:
+            program = _compiled_view(_kind(view), len(images))
+            pixels = program(pixels, packed[view.name])
+        result[view.name] = pixels
+        before = [pixels]
     return result
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled_view(view, count, finished):
-    """(list of K f32[size,3,size], f32[K,p]) -> K views, crops if unfinished.
+def _compiled_view(view, count):
+    """(crops u8[K,size,3,size], f32[K,p]) -> views u8[K,size,size,3].
 
-    A view runs through what was drawn for it only.
+    A crop runs through what was drawn for it only.
     """
 
-    def program(crops, packed):
-        def make(i):
-            # Only this one is rounded; stacked, all would be, for each.
-            image = tf.switch_case(
-                i, [lambda x=x: crop.to_bytes(x) for x in crops]
-            )
-            if not finished:
-                return image
-            params = unpack(tf.gather(packed, [i]), view)
-            return _chain(image[tf.newaxis], params)[0]
+    def make(arguments):
+        image, packed = (x[tf.newaxis] for x in arguments)
+        return _chain(image, unpack(packed, view))[0]
 
-        return tf.map_fn(make, tf.range(count), fn_output_signature=tf.uint8)
+    def make_all(crops, packed):
+        return tf.map_fn(make, (crops, packed), fn_output_signature=tf.uint8)
 
-    pixels = tf.TensorSpec([view.size, 3, view.size], tf.float32)
+    crops = tf.TensorSpec([count, view.size, 3, view.size], tf.uint8)
     drawn = tf.TensorSpec([count, packed_width(view)], tf.float32)
-    return _compiled(program, [[pixels] * count, drawn])
+    return _compiled(make_all, [crops, drawn])
 
 
 @functools.lru_cache(maxsize=None)

@@ -109,8 +109,8 @@ class Rectangle(NamedTuple):
         nothing.
 
         Returns:
-            f32[size,3,size] for `to_bytes`, of which [x,c,y] is channel c of
-            the pixel in column x of row y.
+            u8[size,3,size], of which [x,c,y] is channel c of the pixel in
+            column x of row y.
 
         Source: Pillow, `Image.crop` then `Image.resize(BILINEAR)`. Pillow
         rounds to bytes between its two passes and this does not: bytes differ
@@ -121,7 +121,8 @@ class Rectangle(NamedTuple):
         pixels = tf.transpose(tf.reshape(pixels, [self.size, -1]))  # [W*3,size]
         pixels = tf.reshape(pixels, [1, -1, 1, 3 * self.size])
         pixels = _pass(pixels, *self.across, self.size)
-        return tf.reshape(pixels, [self.size, 3, self.size])
+        # At once, while it is in the processor's cache.
+        return to_bytes(tf.reshape(pixels, [self.size, 3, self.size]))
 
 
 def rectangles(images, boxes, *, sizes):
