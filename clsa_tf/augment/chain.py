@@ -124,9 +124,13 @@ def make_views(images, boxes, packed, *, views, finished=True):
     crops = crop.rectangles(images, boxes, sizes=sizes)
     result, before = {}, []
     for view, row in zip(views, crops):
-        # One view after the other, each while it is in the processor's cache.
-        with tf.control_dependencies(before):
-            pixels = tf.stack([rectangle.resize() for rectangle in row])
+        # One after the other, each while it is in the processor's cache.
+        pixels = []
+        for rectangle in row:
+            with tf.control_dependencies(before):
+                before = [rectangle.resize()]
+            pixels += before
+        pixels = tf.stack(pixels)
         if finished:
             program = _compiled_view(_kind(view), len(images))
             pixels = program(pixels, packed[view.name])
