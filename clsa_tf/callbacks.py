@@ -1,8 +1,12 @@
-"""What happens beside the training steps: reporting, evaluating, saving.
+"""What happens beside the training steps: reporting, saving, evaluating.
 
 Keras calls them in the order of the list, and order matters: what is logged at
 a step is written before that step's checkpoint, so that a run that dies in
-between neither loses a line nor writes it twice.
+between neither loses a line nor writes it twice. Evaluation comes after it: a
+run that dies while it evaluates repeats the evaluation, not the epoch.
+
+With several workers all of them call everything, since reading a variable may
+take all of them; only the chief writes.
 """
 
 import math
@@ -13,8 +17,8 @@ import tensorflow as tf
 import tqdm
 from tensorflow import keras
 
-from clsa_tf import metrics
-from clsa_tf.errors import UserError
+from clsa_tf import collapse, metrics
+from clsa_tf.errors import Stopped, UserError
 
 # Reports shown in the progress bar, with their short names.
 _SHOWN = {
@@ -58,21 +62,38 @@ class Log(StepCallback):
         config: `Config`.
         steps_per_epoch: int.
         schedule: step -> learning rate.
-        seconds: variable that counts the seconds spent in training.
+        checkpoints: `Checkpoints`.
+        watch: `collapse.Watch`.
+        chief: whether this process writes and shows anything.
     """
 
     def __init__(
-        self, workdir, step, *, config, steps_per_epoch, schedule, seconds
+        self,
+        workdir,
+        step,
+        *,
+        config,
+        steps_per_epoch,
+        schedule,
+        checkpoints,
+        watch,
+        chief=True,
     ):
         """See the class."""
         super().__init__(step)
         self._workdir = workdir
         self._config = config
-        self._steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch
         self._schedule = schedule
-        self._seconds = seconds
-        self._writer = tf.summary.create_file_writer(f"{workdir}/tensorboard")
+        self._checkpoints = checkpoints
+        self._watch = watch
+        self._chief = chief
+        if chief:
+            self._writer = tf.summary.create_file_writer(
+                f"{workdir}/tensorboard"
+            )
         self._shown = {}
+        self._unchecked = None  # the last step and its loss
         self._bar = None
         # Of the next line: step before it, seconds of training so far, and
         # since when the clock runs (not during evaluation and saving).
@@ -82,13 +103,14 @@ class Log(StepCallback):
 
     def on_train_begin(self, logs=None):
         """Opens the bar."""
-        total = self._config.total_epochs * self._steps_per_epoch
+        total = self._config.total_epochs * self.steps_per_epoch
         self._bar = tqdm.tqdm(
             total=total * self._config.batch_size,
             initial=self.step * self._config.batch_size,
             unit="images",
             unit_scale=True,
             dynamic_ncols=True,
+            disable=not self._chief,
             # In a log file: a line every so often instead of a moving bar.
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
             bar_format="{l_bar}{bar:12}| {elapsed}<{remaining}, "
@@ -109,21 +131,31 @@ class Log(StepCallback):
 
     def after_step(self, logs):
         """Moves the bar; every `log_steps` reads and writes the reports."""
-        last = self.step == self._config.total_epochs * self._steps_per_epoch
+        # The loss of the step before: to read this one's would make the host
+        # wait for it.
+        self._check()
+        self._unchecked = self.step, logs["loss"]
+        last = self.step == self._config.total_epochs * self.steps_per_epoch
         if self.step % self._config.log_steps == 0 or last:
-            values = {k: float(v) for k, v in logs.items()}
-            self._check(values)
+            self._check()
+            values = collapse.summary(
+                {k: float(v) for k, v in logs.items()},
+                dimension=self._config.options.projection_size,
+            )
             self._tick()
             images = (self.step - self._from_step) * self._config.batch_size
             values["lr"] = float(self._schedule(self.step - 1))
             values["images_per_second"] = images / self._elapsed
             self._from_step, self._elapsed = self.step, 0.0
             self.write(values)
+            self._tell(self._watch.words(self.step, values))
         self._bar.update(self._config.batch_size)
 
     def write(self, values):
         """Writes one line of values at the present step, and shows them."""
-        epoch = self.step / self._steps_per_epoch
+        if not self._chief:
+            return
+        epoch = self.step / self.steps_per_epoch
         metrics.append(
             self._workdir,
             {"step": self.step, "epoch": round(epoch, 4)} | values,
@@ -141,22 +173,32 @@ class Log(StepCallback):
 
     def picture(self, name, image):
         """Shows uint8 `[H, W, 3]` in TensorBoard."""
+        if not self._chief:
+            return
         with self._writer.as_default(self.step):
             tf.summary.image(name, image[tf.newaxis])
+
+    def _tell(self, words):
+        if words and self._chief:
+            self._bar.write(words, file=sys.stderr)
 
     def _tick(self):
         now = time.perf_counter()
         self._elapsed += now - self._since
-        self._seconds.assign_add(now - self._since)
+        self._checkpoints.seconds.assign_add(now - self._since)
         self._since = now
 
-    def _check(self, values):
-        if not math.isfinite(values["loss"]):
+    def _check(self):
+        if self._unchecked is None:
+            return
+        step, loss = self._unchecked[0], float(self._unchecked[1])
+        self._unchecked = None
+        if not math.isfinite(loss):
             raise UserError(
-                f"Expected a finite loss, received {values['loss']} at step "
-                f"{self.step} with learning rate "
-                f"{float(self._schedule(self.step - 1)):.3g}; lower --base_lr "
-                "or raise the temperatures."
+                f"Expected a finite loss, received {loss} at step {step} with "
+                f"learning rate {float(self._schedule(step - 1)):.3g}; the "
+                f"newest good checkpoint is {self._checkpoints.newest}: lower "
+                "--base_lr or raise the temperatures."
             )
 
 
@@ -166,22 +208,63 @@ class Monitor(StepCallback):
     Args:
         log: the `Log` that the result is written to.
         task: the `KnnTask`.
-        encode: compiled function, images -> features, see `KnnTask.features`.
+        encoder: the `Encoder` to evaluate.
+        copy: another one, without strategy, that is evaluated in its place.
+        encode: compiled function of `copy`, images -> features, see
+            `KnnTask.features`.
         every: epochs.
+        steps_per_epoch: int.
+        interruption: `Interruption`, which need not wait for an evaluation.
+        evaluated: steps at which the run was evaluated before.
+        chief: whether this process evaluates.
     """
 
-    def __init__(self, log, task, encode, *, every):
+    def __init__(
+        self,
+        log,
+        task,
+        encoder,
+        copy,
+        encode,
+        *,
+        every,
+        steps_per_epoch,
+        interruption,
+        evaluated,
+        chief=True,
+    ):
         """See the class."""
         super().__init__(log.step)
         self._log = log
         self._task = task
+        self._encoder = encoder
+        self._copy = copy
         self._encode = encode
         self._every = every
+        self._steps_per_epoch = steps_per_epoch
+        self._interruption = interruption
+        self._evaluated = evaluated
+        self._chief = chief
+
+    def catch_up(self):
+        """Evaluates if the run was stopped between saving and evaluating."""
+        if self.step and self.step % (self._every * self._steps_per_epoch) == 0:
+            self._evaluate()
 
     def on_epoch_end(self, epoch, logs=None):
         """Evaluates and writes."""
         if (epoch + 1) % self._every == 0:
-            self._log.write({"knn": self._task.accuracy(self._encode)})
+            self._evaluate()
+
+    def _evaluate(self):
+        for variable, source in zip(
+            self._copy.variables, self._encoder.variables
+        ):
+            variable.assign(source)
+        if self._chief and self.step not in self._evaluated:
+            with self._interruption.at_once():
+                accuracy = self._task.accuracy(self._encode)
+            self._log.write({"knn": accuracy})
 
 
 class Save(StepCallback):
@@ -211,3 +294,33 @@ class Save(StepCallback):
     def on_epoch_end(self, epoch, logs=None):
         """Saves at the end of an epoch."""
         self._checkpoints.save()
+
+
+class Stop(StepCallback):
+    """Saves and stops after the step in which a signal came.
+
+    Args:
+        checkpoints: `Checkpoints`.
+        step: steps taken before.
+        interruption: `Interruption`.
+        any_worker: function from this worker's signal (0: none) to that of
+            any worker; it is called every `every` steps.
+        every: steps.
+    """
+
+    def __init__(self, checkpoints, step, interruption, any_worker, *, every):
+        """See the class."""
+        super().__init__(step)
+        self._checkpoints = checkpoints
+        self._interruption = interruption
+        self._any_worker = any_worker
+        self._every = every
+
+    def after_step(self, logs):
+        """Saves and raises `Stopped` if it is time."""
+        if self.step % self._every:
+            return
+        number = self._any_worker(self._interruption.signal)
+        if number:
+            self._checkpoints.save()
+            raise Stopped(number)

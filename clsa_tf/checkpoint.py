@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 import typing
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks.encoder import Encoder
+from clsa_tf.strategy import LOST
 
 # Within the run's directory.
 DIRECTORY = "checkpoints"
@@ -40,15 +42,28 @@ class Checkpoints:
         method: compiled `Method` whose optimizer is built.
         workdir: directory of the run.
         keep: how many of the newest to keep.
+        chief: whether this process writes; the others of its job have to take
+            part in saving, too.
+
+    Attributes:
+        seconds: variable, seconds spent in training over all starts.
     """
 
-    def __init__(self, method, workdir, *, keep):
+    def __init__(self, method, workdir, *, keep, chief=True):
         """See the class."""
         self._method = method
         self._directory = os.path.join(workdir, DIRECTORY)
+        self._chief = chief
         self._saved = None  # step of the newest good checkpoint
-        # Seconds spent in training, over all starts of the run.
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self._weights_are_finite = tf.function(
+            lambda: tf.reduce_all(
+                [
+                    tf.reduce_all(tf.math.is_finite(v))
+                    for v in method.trainable_variables
+                ]
+            )
+        )
         self._checkpoint = tf.train.Checkpoint(
             method=method, optimizer=method.optimizer, seconds=self.seconds
         )
@@ -62,27 +77,52 @@ class Checkpoints:
     @property
     def step(self):
         """Steps taken so far, int."""
-        return int(self._method.optimizer.iterations.numpy())
+        return int(self._method.steps_taken.numpy())
+
+    @property
+    def newest(self):
+        """The newest good checkpoint, in words."""
+        if self._saved is None:
+            return "no checkpoint yet"
+        return os.path.join(self._directory, f"step-{self._saved}")
 
     def save(self):
         """Writes the present state unless it is the newest one already.
 
         Raises:
-            UserError: it cannot be written (disk full, no permission).
+            UserError: it cannot be written (disk full, no permission), or is
+                not worth it: weights that are not finite.
         """
         if self._saved == self.step:
             return
+        if not self._weights_are_finite():
+            raise UserError(
+                f"Expected finite weights, received others after step "
+                f"{self.step}, which were not saved; the newest good "
+                f"checkpoint is {self.newest}: lower --base_lr or raise the "
+                "temperatures."
+            )
         try:
-            self._manager.save(checkpoint_number=self.step)
+            self._write()
+        except LOST:
+            raise
         except (tf.errors.OpError, OSError) as e:
-            kept = "none" if self._saved is None else f"step-{self._saved}"
             raise UserError(
                 f"Expected to write the checkpoint of step {self.step} to "
-                f"{self._directory}, received: {_first_line(e)}; the newest "
-                f"good one is {kept}: make room or fix the permissions, then "
-                "start the same command again."
+                f"{self._directory}, received: {first_line(e)}; the newest "
+                f"good one is {self.newest}: make room or fix the permissions, "
+                "then start the same command again."
             ) from e
         self._saved = self.step
+
+    def _write(self):
+        if self._chief:
+            self._manager.save(checkpoint_number=self.step)
+            return
+        # Batch statistics are averaged over all workers when they are read, so
+        # that each has to read them, and TensorFlow reads to write.
+        with tempfile.TemporaryDirectory() as unused:
+            self._checkpoint.save(os.path.join(unused, "step"))
 
     def restore(self):
         """Restores the newest checkpoint that can be read; returns its step.
@@ -154,7 +194,7 @@ def _restore_newest(directory, restore):
                 "Checkpoint %s cannot be read (%s); falling back to the one "
                 "before.",
                 path,
-                _first_line(e),
+                first_line(e),
             )
             continue
         return _step_of(path)
@@ -181,7 +221,8 @@ def _step_of(path):
     return int(path.rsplit("-", 1)[1])
 
 
-def _first_line(error):
+def first_line(error):
+    """What an error says, in one line without TensorFlow's node names."""
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
     text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
     return text.strip().split("\n")[0][:300]

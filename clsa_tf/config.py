@@ -8,16 +8,18 @@ else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
 import dataclasses
 import os
 import typing
+import zlib
 
 from absl import flags
 
 from clsa_tf import methods
-from clsa_tf.distribute import STRATEGIES
 from clsa_tf.errors import UserError
 from clsa_tf.networks.batchnorm import KINDS
 from clsa_tf.networks.resnet import BLOCKS, STEMS
 from clsa_tf.optimizer import OPTIMIZERS
 from clsa_tf.options import Crop, option
+from clsa_tf.precision import PRECISIONS
+from clsa_tf.strategy import STRATEGIES
 
 # Within the run's directory: the flagfile that repeats it.
 RUN_FLAGS = "run.flags"
@@ -108,11 +110,15 @@ class Config:
     batch_norm: str = option(
         "local",
         "statistics of: each replica (local), the global batch (sync), or "
-        "--batch_norm_splits parts of each replica's batch (split)",
+        "--batch_norm_splits parts of the global batch (split), on as many or "
+        "fewer replicas; of each micro-batch with --accumulation_steps",
         choices=KINDS,
     )
     batch_norm_splits: int = option(
-        8, "parts for --batch_norm=split; divides the batch", minimum=1
+        8,
+        "parts for --batch_norm=split; divides the global batch, and is a "
+        "multiple of replicas x --accumulation_steps",
+        minimum=1,
     )
     # How it is learned
     total_epochs: int = option(200, "passes over the dataset", minimum=1)
@@ -135,6 +141,19 @@ class Config:
         minimum=0.0,
     )
     seed: int = option(0, "seed of everything random", minimum=0)
+    precision: str = option(
+        "float32",
+        "of the convolutions: float32, bfloat16, float16 with loss scaling, or "
+        "bfloat16 where processor or accelerator is made for it (auto); all "
+        "else is float32",
+        choices=PRECISIONS,
+    )
+    accumulation_steps: int = option(
+        1,
+        "micro-batches that each replica's share of the batch goes through "
+        "one after the other, for batches larger than its memory",
+        minimum=1,
+    )
     # Evaluation and export
     image_size: int = option(
         224, "side of images for evaluation and export, in px", minimum=8
@@ -169,9 +188,20 @@ class Config:
     )
     strategy: str = option(
         "auto",
-        "one device, all GPUs of the machine (mirrored), or what there is "
-        "(auto)",
+        "one device, all GPUs of the machine (mirrored), of several machines "
+        "(multiworker, by TF_CONFIG or SLURM), a TPU, or what there is (auto)",
         choices=STRATEGIES,
+        portable=True,
+    )
+    tpu: str = option(
+        "",
+        "name or address of the TPU, local on a TPU VM; for --strategy=tpu",
+        portable=True,
+    )
+    jit_compile: bool = option(
+        False,
+        "compile the whole training step with XLA: for GPUs (TPUs always do); "
+        "slower on CPUs",
         portable=True,
     )
     log_steps: int = option(
@@ -316,6 +346,17 @@ def differences(text, other):
         for name in sorted(one.keys() | two.keys())
         if name not in portable and one.get(name) != two.get(name)
     ]
+
+
+def identity(config):
+    """A 31-bit number that tells different runs apart; see `differences`."""
+    values = [
+        f"{field.name}={_spell(getattr(holder, field.name))}"
+        for holder in (config, config.options)
+        for field in _fields(type(holder))
+        if not field.metadata["portable"]
+    ]
+    return zlib.crc32("\n".join(values).encode()) >> 1
 
 
 def _fields(dataclass):

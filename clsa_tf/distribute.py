@@ -1,38 +1,6 @@
-"""Replicas: choosing a strategy, gathering over them, updating each alike."""
+"""Within a replica: gathering over all of them, updating each alike."""
 
 import tensorflow as tf
-
-from clsa_tf.errors import UserError
-
-STRATEGIES = ("auto", "one", "mirrored")
-
-
-def make_strategy(name):
-    """Returns the `tf.distribute.Strategy` called `name`.
-
-    Args:
-        name: `"one"` (first GPU, else the CPU), `"mirrored"` (all GPUs of this
-            machine) or `"auto"` (`"mirrored"` where there are several GPUs).
-
-    Raises:
-        UserError: unknown name, or `"mirrored"` on a machine without GPU.
-    """
-    if name not in STRATEGIES:
-        raise UserError(
-            f"Expected a strategy out of {', '.join(STRATEGIES)}, received "
-            f"{name!r}; set --strategy."
-        )
-    gpus = tf.config.list_logical_devices("GPU")
-    # Several logical CPUs are how the tests make replicas.
-    devices = gpus or tf.config.list_logical_devices("CPU")
-    if name == "mirrored" and len(devices) == 1 and not gpus:
-        raise UserError(
-            "Expected GPUs for --strategy=mirrored, received a machine "
-            "without any; use --strategy=auto or --strategy=one."
-        )
-    if name == "mirrored" or (name == "auto" and len(gpus) > 1):
-        return tf.distribute.MirroredStrategy([d.name for d in devices])
-    return tf.distribute.OneDeviceStrategy(devices[0].name)
 
 
 def num_replicas():
@@ -40,19 +8,67 @@ def num_replicas():
     return tf.distribute.get_replica_context().num_replicas_in_sync
 
 
+def num_loaders(strategy=None):
+    """Number of machines that each load a part of the global batch.
+
+    Args:
+        strategy: the present one unless given.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        cluster = strategy.cluster_resolver.cluster_spec().as_dict()
+        return sum(len(cluster.get(job, [])) for job in ("chief", "worker"))
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return strategy.extended.num_hosts
+    return 1
+
+
 def gather(rows):
     """Concatenates the rows of all replicas, in replica order.
 
     Args:
-        rows: `[N, ...]` on each replica.
+        rows: float or int32 `[N, ...]` on each replica; `N` is static.
 
     Returns:
-        `[G, ...]`, the same on each replica, `G = N R`. Differentiable.
+        `[G, ...]`, the same on each replica, `G = N R`. Differentiable: the
+        gradient is that of the sum over all replicas' losses.
     """
     context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
         return rows
-    return context.all_gather(rows, axis=0)
+    # A sum with zeros, which is exact, instead of `all_gather`: XLA compiles
+    # it on GPUs and TPUs.
+    place = tf.reshape(_replica_id(), [1, 1])
+    shape = [replicas, *rows.shape]
+    placed = tf.scatter_nd(place, rows[tf.newaxis], shape)
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, placed)
+    return tf.reshape(total, [replicas * rows.shape[0], *rows.shape[1:]])
+
+
+def exchange(images, rows):
+    """Rows of the global batch, most of which other replicas hold.
+
+    Args:
+        images: uint8 `[N, ...]` on each replica; the shape is static.
+        rows: int32 `[N]`, the rows of the global batch that are wanted here.
+
+    Returns:
+        uint8 `[N, ...]`.
+    """
+    context = tf.distribute.get_replica_context()
+    flat = tf.reshape(images, [images.shape[0], -1])  # [N, bytes]
+    width = flat.shape[1]
+    # No collective knows bytes; four of them travel as one number.
+    words = tf.pad(flat, [[0, 0], [0, -width % 4]])
+    words = tf.bitcast(
+        tf.reshape(words, [images.shape[0], -1, 4]), tf.float32
+    )  # [N, words]
+    if context.num_replicas_in_sync > 1:
+        words = context.all_gather(words, axis=0)  # [G, words]
+    wanted = tf.bitcast(tf.gather(words, rows), tf.uint8)  # [N, words, 4]
+    wanted = tf.reshape(wanted, [images.shape[0], -1])[:, :width]
+    return tf.reshape(wanted, images.shape)
 
 
 def positives(rows):
@@ -67,10 +83,13 @@ def positives(rows):
     Source: the published CLSA code uses the GPU's index *within its machine*,
     which is wrong on more than one machine (maple-research-lab/CLSA@37df76c).
     """
+    return _replica_id() * rows + tf.range(rows, dtype=tf.int32)
+
+
+def _replica_id():
     context = tf.distribute.get_replica_context()
-    # `replica_id_in_sync_group` is a tensor on every strategy.
-    first = tf.cast(context.replica_id_in_sync_group, tf.int32) * rows
-    return first + tf.range(rows, dtype=tf.int32)
+    # A tensor on every strategy.
+    return tf.cast(context.replica_id_in_sync_group, tf.int32)
 
 
 def mean(values):
@@ -98,7 +117,8 @@ def moving_average(variables, sources, momentum):
         for variable, source in zip(variables, sources):
             strategy.extended.update(variable, step, args=(source,))
 
-    # Mirrored variables are written from the cross-replica context.
-    tf.distribute.get_replica_context().merge_call(
-        update, args=(variables, sources)
+    # Mirrored variables are written from the cross-replica context, but where
+    # XLA compiles the replica's step; Keras' optimizers do likewise.
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        update, tf.distribute.get_strategy(), variables, sources
     )

@@ -5,7 +5,7 @@ import sys
 
 from absl import app, logging
 
-from clsa_tf.errors import UserError
+from clsa_tf.errors import Stopped, UserError, WorkerLost
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -13,8 +13,9 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 def launch(main):
     """Parses the flags, calls `main()` and exits.
 
-    The exit status is 0, or 1 after a `UserError` or an unusable disk, each
-    printed as one sentence without a traceback.
+    The exit status is 0; 1 after a `UserError` or an unusable disk; 128 + its
+    number after a signal that stopped the run; 138 after `WorkerLost`. Each is
+    said in one sentence without a traceback.
 
     Args:
         main: function without arguments; flags are parsed when it is called.
@@ -34,6 +35,21 @@ def launch(main):
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)
             return 1
+        except Stopped as e:
+            print(
+                f"Stopped by {e} and saved; the same command goes on from "
+                "there.",
+                file=sys.stderr,
+            )
+            return 128 + e.signal
+        except WorkerLost as e:
+            print(
+                f"error: Expected all workers of the job, lost one ({e}); "
+                "start the same command on all of them again: it goes on from "
+                "the last checkpoint.",
+                file=sys.stderr,
+            )
+            return WorkerLost.STATUS
         except OSError as e:
             if e.errno not in _DISK_ERRORS:
                 raise

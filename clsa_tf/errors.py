@@ -1,4 +1,6 @@
-"""The one exception that means: the input was wrong, not the program."""
+"""The exceptions that mean: not the program, but the world outside it."""
+
+import signal
 
 
 class UserError(Exception):
@@ -7,3 +9,28 @@ class UserError(Exception):
     The message is one sentence of the form *expected …, received …; do …*.
     Entry points print it without a traceback and exit with status 1.
     """
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal, and has saved what it did.
+
+    Entry points exit with status 128 + signal, as the shell says it.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, number):
+        """See the class."""
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class WorkerLost(Exception):
+    """Another process of the same job is gone; nothing can go on without it.
+
+    Entry points exit with status 138: Kubernetes' training operator takes it,
+    as those above it, for a failure that is worth a new start.
+    """
+
+    STATUS = 138

@@ -83,7 +83,7 @@ class CosineByEpoch(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def make_optimizer(name, learning_rate, *, momentum, l2):
+def make_optimizer(name, learning_rate, *, momentum, l2, precision="float32"):
     """Returns the optimizer called `name`.
 
     Args:
@@ -92,7 +92,17 @@ def make_optimizer(name, learning_rate, *, momentum, l2):
         learning_rate: float or schedule.
         momentum: of SGD, in [0, 1); LAMB keeps its betas of 0.9 and 0.999.
         l2: coefficient of L2 in SGD's gradient, of weight decay in LAMB.
+        precision: Keras policy of the network. With `"mixed_float16"` the loss
+            is scaled, by a factor that adapts, so that small gradients do not
+            vanish; steps whose gradients are not finite are left out.
     """
+    inner = _make_optimizer(name, learning_rate, momentum, l2)
+    if precision == "mixed_float16":
+        return keras.mixed_precision.LossScaleOptimizer(inner)
+    return inner
+
+
+def _make_optimizer(name, learning_rate, momentum, l2):
     if name == "sgd":
         return SGD(learning_rate, momentum=momentum, l2=l2)
     with warnings.catch_warnings():
@@ -105,6 +115,8 @@ def make_optimizer(name, learning_rate, *, momentum, l2):
 
 def build(optimizer, variables):
     """Creates the optimizer's variables, so that a checkpoint fills them."""
+    # Within one that scales the loss, if it does.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(optimizer, "build"):
         optimizer.build(variables)
     else:  # tensorflow-addons still builds on Keras' legacy optimizers

@@ -4,23 +4,31 @@ The same command again resumes where it stopped. Everything the run leaves is in
 `--workdir`; `--flagfile=<workdir>/run.flags` repeats it.
 """
 
+import contextlib
 import os
-import sys
 
+import tensorflow as tf
 from absl import flags
 
 import clsa_tf.config
-from clsa_tf import distribute, entry, methods, metrics, optimizer, pictures
+from clsa_tf import collapse, entry, methods, metrics, optimizer, pictures
 from clsa_tf.augment.chain import finish_batch
-from clsa_tf.callbacks import Log, Monitor, Save
-from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.callbacks import Log, Monitor, Save, Stop
+from clsa_tf.checkpoint import Checkpoints, first_line
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults
+from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
-from clsa_tf.errors import UserError
+from clsa_tf.errors import Stopped, UserError, WorkerLost
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import knn_task
+from clsa_tf.interruption import Interruption
+from clsa_tf.lock import acquire
+from clsa_tf.strategy import LOST, Workers, make_strategy
+
+# Several workers ask each other whether to stop every so many steps.
+_STEPS_BETWEEN_TALKS = 10
 
 
 def run(config):
@@ -34,17 +42,41 @@ def run(config):
 
     Raises:
         UserError: something from outside was wrong; its message says what.
+        Stopped: it was asked to stop by a signal, and is saved.
+        WorkerLost: another process of the same job is gone.
     """
+    # First of all: workers connect when TensorFlow starts.
+    strategy = make_strategy(config.strategy, tpu=config.tpu)
+    workers = Workers(strategy)
+
     # ---- Data
     source = open_train_source(config)
     views = methods.load(config.method).METHOD.views(config.options)
-    strategy = distribute.make_strategy(config.strategy)
-    check_batch(config, source.size, strategy.num_replicas_in_sync)
+    check_batch(config, source.size, strategy)
     check_sizes(source, views, allow_upscaling=config.allow_upscaling)
     faults = Faults(max_bad_share=config.max_bad_share)
     task = knn_task(config, source, faults) if config.knn_epochs else None
-    claim(config)
 
+    with contextlib.ExitStack() as stack:
+        if workers.chief:
+            stack.enter_context(claim(config))
+        interruption = stack.enter_context(Interruption())
+        try:
+            return _train(
+                config, strategy, workers, source, faults, task, interruption
+            )
+        except tf.errors.OpError as e:
+            if faults.error():
+                # The input pipeline stops the step with an error of its own.
+                raise faults.error() from e
+            if workers.count == 1 or not isinstance(e, LOST):
+                raise
+            if interruption.signal:  # so were the others, and are gone
+                raise Stopped(interruption.signal) from e
+            raise WorkerLost(first_line(e)) from e
+
+
+def _train(config, strategy, workers, source, faults, task, interruption):
     # ---- Model
     steps_per_epoch = source.size // config.batch_size
     schedule = optimizer.CosineByEpoch(
@@ -55,11 +87,20 @@ def run(config):
     with strategy.scope():
         method = make_method(config, schedule)
         checkpoints = Checkpoints(
-            method, config.workdir, keep=config.keep_checkpoints
+            method,
+            config.workdir,
+            keep=config.keep_checkpoints,
+            chief=workers.chief,
         )
     step = checkpoints.restore()
-    metrics.rewind(config.workdir, step)
-    announce(config, source, strategy, step, steps_per_epoch, task)
+    workers.check_same(
+        number_of_images=source.size,
+        flags=clsa_tf.config.identity(config),
+        step_to_resume_from=step,
+    )
+    if workers.chief:
+        metrics.rewind(config.workdir, step)
+        announce(config, source, strategy, step, steps_per_epoch, task)
 
     # ---- Train
     log = Log(
@@ -68,7 +109,11 @@ def run(config):
         config=config,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
-        seconds=checkpoints.seconds,
+        checkpoints=checkpoints,
+        watch=collapse.Watch(
+            config.options.projection_size, patience=max(500, steps_per_epoch)
+        ),
+        chief=workers.chief,
     )
     save = Save(
         checkpoints,
@@ -76,15 +121,25 @@ def run(config):
         every=config.checkpoint_steps,
         steps_per_epoch=steps_per_epoch,
     )
-
-    encode = compiled(lambda images: method.encoder(images, training=False))
-
-    # Logged, evaluated, then saved: see `callbacks`.
-    callbacks = [log, save]
+    stop = Stop(
+        checkpoints,
+        step,
+        interruption,
+        workers.maximum,
+        every=1 if workers.count == 1 else _STEPS_BETWEEN_TALKS,
+    )
+    # Logged, saved, then evaluated: see `callbacks`.
+    callbacks = [log, save, stop]
     if task:
-        callbacks.insert(1, Monitor(log, task, encode, every=config.knn_epochs))
+        monitor = make_monitor(
+            config, strategy, workers, method, log, task, interruption
+        )
+        monitor.catch_up()
+        callbacks.insert(2, monitor)
 
-    def batches(start_step):
+    views = method.views(config.options)
+
+    def batches(start_step, worker=ALONE, replicas=1):
         return training_batches(
             source,
             views,
@@ -94,45 +149,95 @@ def run(config):
             faults=faults,
             finished=config.augment_on == "host",
             prefetch=config.prefetch_batches,
+            worker=worker,
+            replicas=replicas,
         )
 
-    try:
+    def distributed(start_step):
+        def of_worker(context):
+            count = context.num_input_pipelines
+            return batches(
+                start_step,
+                Worker(context.input_pipeline_id, count),
+                context.num_replicas_in_sync // count,
+            )
+
+        return strategy.distribute_datasets_from_function(of_worker)
+
+    if workers.chief:
         draw_views(config, views, batches(step), log)
-        fit(
-            method,
-            batches,
-            callbacks,
-            legs(step, steps_per_epoch, config.total_epochs),
-        )
-    except KeyboardInterrupt:
-        checkpoints.save()
-        print(
-            f"\nStopped and saved at step {checkpoints.step}; the same command "
-            "goes on from there.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-    except Exception as e:
-        # The input pipeline stops the step with an error of its own.
-        if faults.error():
-            raise faults.error() from e
-        raise
+    fit(
+        method,
+        distributed,
+        callbacks,
+        legs(step, steps_per_epoch, config.total_epochs),
+    )
     if faults.count:
         print(f"{faults.count} unreadable images were left out.")
     return method
 
 
-def check_batch(config, size, replicas):
+def make_monitor(config, strategy, workers, method, log, task, interruption):
+    """Returns the `Monitor` of the kNN accuracy."""
+    # A copy, because batch statistics of an encoder under a strategy are read
+    # by all workers at once, and one of them is enough for the evaluation.
+    with tf.device(strategy.extended.worker_devices[0]):
+        copy = method.make_encoder("evaluated")
+    return Monitor(
+        log,
+        task,
+        method.encoder,
+        copy,
+        compiled(lambda images: copy(images, training=False)),
+        every=config.knn_epochs,
+        steps_per_epoch=log.steps_per_epoch,
+        interruption=interruption,
+        evaluated={
+            entry["step"]
+            for entry in metrics.read(config.workdir)
+            if "knn" in entry
+        },
+        chief=workers.chief,
+    )
+
+
+def check_batch(config, size, strategy):
     """Raises `UserError` unless the batch suits the dataset and replicas."""
+    replicas = strategy.num_replicas_in_sync
     if config.batch_size > size:
         raise UserError(
             f"Expected a batch no larger than the dataset of {size} images, "
             f"received --batch_size={config.batch_size}; lower it."
         )
-    if config.batch_size % replicas:
+    parts = replicas * config.accumulation_steps
+    if config.batch_size % parts:
         raise UserError(
-            "Expected a batch that divides among the replicas, received "
-            f"--batch_size={config.batch_size} for {replicas}; change it."
+            "Expected a batch that divides among the replicas and micro-"
+            f"batches, received --batch_size={config.batch_size} for "
+            f"{replicas} replica(s) and --accumulation_steps="
+            f"{config.accumulation_steps}; change one."
+        )
+    if config.batch_norm == "split" and config.batch_norm_splits % parts:
+        raise UserError(
+            "Expected --batch_norm_splits of the global batch that divide "
+            "among the replicas and micro-batches, received "
+            f"{config.batch_norm_splits} for {replicas} replica(s) and "
+            f"--accumulation_steps={config.accumulation_steps}; change one."
+        )
+    if replicas == 1:
+        return
+    if config.batch_norm == "sync" and config.accumulation_steps > 1:
+        raise UserError(
+            "Expected --batch_norm=local or split with --accumulation_steps on "
+            "several replicas, which cannot share the statistics of a micro-"
+            "batch, received sync; change one."
+        )
+    on_cpu = any("CPU" in d for d in strategy.extended.worker_devices)
+    if config.jit_compile and on_cpu:
+        raise UserError(
+            "Expected one replica, GPUs or TPUs with --jit_compile, received "
+            f"{replicas} CPUs, between which XLA cannot compile an exchange; "
+            "leave it out."
         )
 
 
@@ -157,9 +262,10 @@ def make_method(config, schedule):
         schedule,
         momentum=config.sgd_momentum,
         l2=config.l2,
+        precision=method.precision,
     )
     optimizer.build(sgd, method.learned)
-    method.compile(optimizer=sgd)
+    method.compile(optimizer=sgd, jit_compile=config.jit_compile)
     return method
 
 
@@ -188,8 +294,12 @@ def legs(step, steps_per_epoch, total_epochs):
 def claim(config):
     """Makes the working directory this run's; writes `run.flags` into it.
 
+    Returns:
+        the lock: a context manager that gives the directory back.
+
     Raises:
-        UserError: it belongs to a run with other flags, or cannot be written.
+        UserError: it belongs to a run with other flags, is used by another
+            process, or cannot be written.
     """
     text = clsa_tf.config.to_flagfile(config)
     path = os.path.join(config.workdir, clsa_tf.config.RUN_FLAGS)
@@ -206,6 +316,7 @@ def claim(config):
             )
     try:
         os.makedirs(config.workdir, exist_ok=True)
+        lock = acquire(config.workdir)
         metrics.write_atomically(path, text)
     except OSError as e:
         raise UserError(
@@ -213,6 +324,7 @@ def claim(config):
             f"{config.workdir!r} ({e.strerror}); choose another or fix its "
             "permissions."
         ) from e
+    return lock
 
 
 def announce(config, source, strategy, step, steps_per_epoch, task):

@@ -1,49 +1,73 @@
-"""Trains a few steps on R replicas and writes what came of it.
+"""Trains a few steps on R replicas, in each way that has to come out equal.
 
-`python -m tests.replicas METHOD R OUTPUT.npz`: in a process of its own, since
-the number of devices is fixed at the start. One replica normalises its batch in
-two parts, as the two replicas do each theirs.
+`python -m tests.replicas METHOD PHOTOS OUTPUT R`: in a process of its own,
+since the number of devices is fixed at the start; with `TF_CONFIG` it is one
+of several workers of R replicas each. A directory of checkpoints and metrics
+is left for each of `CASES`.
 """
 
+import os
 import sys
 
-import numpy as np
 import tensorflow as tf
 
-from clsa_tf import distribute
+from clsa_tf import train
+from clsa_tf.strategy import make_strategy
 from tests import tiny
 
+STEPS = 4
+# Parts of the global batch with statistics of their own: as many as the
+# largest number of replicas.
+PARTS = 4
 
-def main(method, replicas, output):
+CASES = {
+    "split": dict(batch_norm="split", batch_norm_splits=PARTS),
+    "accumulated": dict(
+        batch_norm="split", batch_norm_splits=PARTS, accumulation_steps=2
+    ),
+    "local": dict(batch_norm="local"),
+    "sync": dict(batch_norm="sync"),
+}
+
+
+def possible(case, replicas):
+    """Whether `case` can equal the same global batch on other replicas."""
+    return {
+        "split": True,
+        "accumulated": 2 * replicas <= PARTS,
+        "local": replicas == PARTS,  # to be compared with "split"
+        "sync": True,
+    }[case]
+
+
+def main(method, photos, output, replicas):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
     )
-    kind = "split" if replicas == 1 else "local"
-    config = tiny.config(method, batch_norm=kind, batch_norm_splits=2)
-    strategy = distribute.make_strategy("mirrored" if replicas > 1 else "one")
-    assert strategy.num_replicas_in_sync == replicas
-    with strategy.scope():
-        model = tiny.make(config)
-    reports = tiny.fit(model, tiny.batches(config, 2))
-    arrays = {
-        f"report {i} {k}": v
-        for i, r in enumerate(reports)
-        for k, v in r.items()
-    }
-    for i, variable in enumerate(model.variables):
-        arrays[f"variable {i} {variable.name}"] = variable.numpy()
-        if replicas > 1:
-            copies = [
-                v.numpy() for v in strategy.experimental_local_results(variable)
-            ]
-            if "moving_" not in variable.name:
-                for copy in copies[1:]:
-                    np.testing.assert_array_equal(copy, copies[0])
-    arrays["queue"] = model.queue.keys.numpy()
-    arrays["pointer"] = model.queue.pointer.numpy()
-    np.savez(output, **arrays)
+    name = "mirrored" if replicas > 1 else "one"
+    strategy = make_strategy(
+        "multiworker" if "TF_CONFIG" in os.environ else name
+    )
+    # Several strategies in one process disturb each other's collectives.
+    train.make_strategy = lambda *_, **__: strategy
+    for case, changes in CASES.items():
+        if possible(case, strategy.num_replicas_in_sync):
+            train.run(
+                tiny.config(
+                    method,
+                    dataset=f"folder:{photos}",
+                    labels="none",
+                    workdir=os.path.join(output, case),
+                    base_lr=0.03,
+                    total_epochs=2,
+                    log_steps=1,
+                    checkpoint_steps=1,
+                    keep_checkpoints=STEPS,
+                    **changes,
+                )
+            )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(*sys.argv[1:4], int(sys.argv[4]))

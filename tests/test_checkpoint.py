@@ -22,6 +22,7 @@ def step(method):
         if variable.dtype.is_floating:
             variable.assign_add(tf.ones_like(variable))
     method.optimizer.iterations.assign_add(1)
+    method.steps_taken.assign_add(1)
 
 
 def trained(config, workdir, saves=3):
@@ -121,5 +122,5 @@ def test_an_unwritable_directory_is_explained(config, tmp_path):
     folder.rename(tmp_path / "aside")
     folder.write_text("")
     folder.chmod(stat.S_IRUSR)
-    with pytest.raises(UserError, match="newest good one is step-1"):
+    with pytest.raises(UserError, match="newest good one is .*step-1"):
         checkpoints.save()

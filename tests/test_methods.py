@@ -143,7 +143,7 @@ def test_objective_golden(name):
     ]
     method.queue.keys.assign(golden.QUEUE)
     per_example, reports = method.objective(
-        {}, tf.constant(golden.KEYS, tf.float32)
+        {"rows": tf.range(4)}, tf.constant(golden.KEYS, tf.float32)
     )
     assert per_example.shape == [4]
     expected = {

@@ -40,6 +40,27 @@ def key(seed, purpose, *numbers) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Worker:
+    """One of the processes that make each global batch together.
+
+    Attributes:
+        index: of this one, in [0, count); it makes the `index`-th part.
+        count: of all; it divides the batch.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size):
+        """Slice of the global batch that this worker makes."""
+        share = batch_size // self.count
+        return slice(self.index * share, (self.index + 1) * share)
+
+
+ALONE = Worker()
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where examples come from, and in which order.
 
@@ -51,6 +72,8 @@ class Source:
             before it.
         epoch: `epoch(seed, e)` is the dataset of what identifies or holds
             each example of epoch `e`, in order; not shuffled if seed is None.
+            Without random access `epoch(seed, e, worker)` is the part of it
+            that this `Worker` reads.
         read: from an element of that dataset to name, label and bytes.
         load: from those bytes to the encoded image; it may fail. None if they
             are the encoded image, and not where it is.
@@ -60,7 +83,7 @@ class Source:
     size: int
     class_names: Optional[Tuple[str, ...]]
     random_access: bool
-    epoch: Callable[[Optional[int], tf.Tensor], tf.data.Dataset]
+    epoch: Callable[..., tf.data.Dataset]
     read: Callable[[tf.Tensor], Example]
     load: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
 
@@ -83,16 +106,53 @@ class Source:
         Returns:
             Dataset of (counter, element for `read`).
         """
-        first, offset = divmod(start, self.size)
-        epochs = tf.data.Dataset.range(first, 2**40 if repeat else 1)
+        order = _epochs(
+            lambda epoch: self.epoch(seed if shuffle else None, epoch),
+            size=self.size,
+            start=start,
+            stop=2**40 if repeat else 1,
+        )
+        return tf.data.Dataset.zip((tf.data.Dataset.counter(start), order))
 
-        def items(epoch):
-            skipped = tf.where(epoch == first, tf.cast(offset, tf.int64), 0)
-            order = self.epoch(seed if shuffle else None, epoch)
-            return order.skip(skipped)
+    def items_of(
+        self, worker: Worker, *, start: int, seed: int, batch_size: int
+    ) -> tf.data.Dataset:
+        """Returns those of the endless, shuffled `items` that a worker makes.
 
-        counters = tf.data.Dataset.counter(start)
-        return tf.data.Dataset.zip((counters, epochs.flat_map(items)))
+        With random access these are its rows of each batch, so that the
+        batches are the same for any number of workers. Otherwise each worker
+        reads files of its own, an equal number of records per epoch: some
+        twice if it has fewer, not all if it has more, and other files in the
+        next epoch.
+
+        Args:
+            worker: which.
+            start: counter of the first example of a batch.
+            seed: seed of the order.
+            batch_size: G, examples in a global batch.
+
+        Returns:
+            Dataset of (counter, element for `read`).
+        """
+        items = self.items(start=start, seed=seed, shuffle=True, repeat=True)
+        if worker.count == 1:
+            return items
+        rows = worker.rows(batch_size)
+        if self.random_access:
+            batches = items.batch(batch_size, drop_remainder=True)
+            return batches.map(
+                lambda *batch: tf.nest.map_structure(lambda x: x[rows], batch)
+            ).unbatch()
+        share = self.size // worker.count
+        order = _epochs(
+            lambda epoch: self.epoch(seed, epoch, worker).repeat().take(share),
+            size=share,
+            start=start // worker.count,
+            stop=2**40,
+        )
+        counters = tf.data.Dataset.counter(start).batch(batch_size)
+        mine = counters.map(lambda batch: batch[rows]).unbatch()
+        return tf.data.Dataset.zip((mine, order))
 
     def examples(
         self, *, start: int, seed: int, shuffle: bool, repeat: bool
@@ -119,6 +179,17 @@ class Source:
         return items.map(
             example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
+
+
+def _epochs(epoch, *, size, start, stop):
+    """Concatenates `epoch(e)` of `size` elements each, from element `start`."""
+    first, offset = divmod(start, size)
+
+    def rest(number):
+        skipped = tf.where(number == first, tf.cast(offset, tf.int64), 0)
+        return epoch(number).skip(skipped)
+
+    return tf.data.Dataset.range(first, stop).flat_map(rest)
 
 
 def indexed(name, size, class_names, read, load=None) -> Source:

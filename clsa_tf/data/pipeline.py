@@ -21,7 +21,7 @@ from clsa_tf.data.decode import (
     try_open,
 )
 from clsa_tf.data.faults import Faults
-from clsa_tf.data.order import ROWS, VIEWS, Source, key
+from clsa_tf.data.order import ALONE, ROWS, VIEWS, Source, Worker, key
 from clsa_tf.errors import UserError
 
 # Images that one call makes, at most. A call of a compiled program costs a host
@@ -41,6 +41,8 @@ def training_batches(
     keep_params: bool = False,
     prefetch: int = 2,
     parallel_calls: Optional[int] = None,
+    worker: Worker = ALONE,
+    replicas: int = 1,
 ) -> tf.data.Dataset:
     """Returns the endless dataset of batches from a step on.
 
@@ -69,11 +71,15 @@ def training_batches(
         parallel_calls: groups of images made at the same time; None is two
             for each processor core (one if there is one). It does not change
             the batches.
+        worker: which part of each global batch is made here.
+        replicas: parts that this one is handed out in, one after the other.
 
     Returns:
         Dataset of dicts: for each view its name -> u8[G, S, S, 3]. The rows
         of a view with `shuffle` are permuted; `"<name>_rows"` i32[G] says
         which example (row of the unshuffled views) each of its rows shows.
+        With several workers they are not permuted, for their images are
+        elsewhere: it says which rows of the global batch belong here.
         `"<name>_params"`, if kept, is what was drawn for each row, f32[G, p];
         `augment.views.unpack` turns it into what `augment.views.draw` says.
 
@@ -90,6 +96,8 @@ def training_batches(
             "images."
         )
 
+    share = batch_size // worker.count  # rows that are made here
+
     def finish(batch):
         # From groups of `count` examples to examples.
         batch = {
@@ -100,16 +108,17 @@ def training_batches(
             [_report(batch, step - start_step + 1, source, faults)]
         ):
             donors = _next_valid(batch["valid"])  # [G]
-        return _arrange(batch, donors, views, seed, step)
+        result = _arrange(batch, donors, views, seed, step, worker)
+        return tf.nest.map_structure(_in_parts(replicas), result)
 
-    items = source.items(
-        start=start_step * batch_size, seed=seed, shuffle=True, repeat=True
+    items = source.items_of(
+        worker, start=start_step * batch_size, seed=seed, batch_size=batch_size
     )
     cores = _cores()
     # A call waits now and then, for XLA's threads and the guard's: with one per
     # core two cores were idle for a fifth of the time. A single core never is.
     parallel_calls = parallel_calls or (2 * cores if cores > 1 else 1)
-    count = math.gcd(batch_size, _TOGETHER)
+    count = math.gcd(share, _TOGETHER)
     batches = (
         items.batch(count, drop_remainder=True)
         .map(
@@ -117,12 +126,20 @@ def training_batches(
             num_parallel_calls=parallel_calls,
             deterministic=True,
         )
-        .batch(batch_size // count, drop_remainder=True)
+        .batch(share // count, drop_remainder=True)
     )
     options = tf.data.Options()
     options.threading.private_threadpool_size = max(2, parallel_calls)
     batches = batches.map(finish).with_options(options)
-    return _finished(batches, prefetch=prefetch)
+    batches = _finished(batches, prefetch=prefetch)
+    if replicas > 1:
+        batches = batches.unbatch()
+    # Said aloud, because several workers otherwise prepare for the end of the
+    # data, with batches whose size is not known.
+    endless = tf.data.experimental.assert_cardinality(
+        tf.data.experimental.INFINITE_CARDINALITY
+    )
+    return batches.apply(endless)
 
 
 def evaluation_batches(
@@ -255,7 +272,7 @@ def _next_valid(valid):
     return tf.gather(rows, following % tf.size(rows))  # [G]
 
 
-def _arrange(batch, donors, views, seed, step):
+def _arrange(batch, donors, views, seed, step, worker):
     """Replaces invalid rows, permutes those of shuffled views."""
     size = donors.shape[0]
     result = {}
@@ -264,9 +281,11 @@ def _arrange(batch, donors, views, seed, step):
         rows = {name: batch[name] for name in names if name in batch}
         if view.shuffle:
             order = tf.random.experimental.stateless_shuffle(
-                tf.range(size), key(seed, ROWS, step, i)
+                tf.range(size * worker.count), key(seed, ROWS, step, i)
             )  # [G]
+            order = order[worker.rows(size * worker.count)]
             result[f"{view.name}_rows"] = order
+        if view.shuffle and worker.count == 1:
             rows = _gather(rows, tf.gather(donors, order))
         else:
             rows = tf.cond(
@@ -276,6 +295,13 @@ def _arrange(batch, donors, views, seed, step):
             )
         result |= tf.nest.map_structure(_with_rows(size), rows)
     return result
+
+
+def _in_parts(count):
+    """Returns the function from [n, ...] to parts [count, n/count, ...]."""
+    if count == 1:
+        return lambda x: x
+    return lambda x: tf.reshape(x, [count, x.shape[0] // count, *x.shape[1:]])
 
 
 def _with_rows(count):
@@ -302,9 +328,4 @@ def _report(batch, batches_seen, source, faults):
 def _finished(batches, *, prefetch):
     options = tf.data.Options()
     options.deterministic = True
-    # With several workers, each takes its share of every pass; files (the
-    # default) may be fewer than workers.
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.DATA
-    )
     return batches.prefetch(prefetch).with_options(options)

@@ -6,7 +6,14 @@ from typing import Callable, Sequence, Tuple
 import numpy as np
 import tensorflow as tf
 
-from clsa_tf.data.order import SHARDS, WINDOW, Source, indexed, key
+from clsa_tf.data.order import (
+    ALONE,
+    SHARDS,
+    WINDOW,
+    Source,
+    indexed,
+    key,
+)
 
 WINDOW_RECORDS = 16_384  # for ImageNet about 1.8 GB
 MEMORY_BYTES = 512 * 2**20  # what is smaller is read into memory once
@@ -75,10 +82,11 @@ def from_shards(
         records than `size` ends in a `tf.errors.FailedPreconditionError`.
     """
 
-    def epoch(seed, number):
-        return _stream(shards, seed, number, window).apply(
-            tf.data.experimental.assert_cardinality(size)
-        )
+    def epoch(seed, number, worker=None):
+        stream = _stream(shards, seed, number, window, worker or ALONE)
+        if worker:  # how many it has is not known
+            return stream
+        return stream.apply(tf.data.experimental.assert_cardinality(size))
 
     def read(item):
         return _example(item["name"], item["number"], item["record"], form)
@@ -140,8 +148,8 @@ def _example(name, number, record, form):
     return {"name": name, "bytes": contents, "label": label}
 
 
-def _stream(shards, seed, epoch, window):
-    """Returns the dataset of {name, number, record} of one epoch."""
+def _stream(shards, seed, epoch, window, worker):
+    """Returns the dataset of {name, number, record} of one epoch and worker."""
     fields = {
         field.name: tf.constant([getattr(s, field.name) for s in shards])
         for field in dataclasses.fields(Shard)
@@ -151,6 +159,10 @@ def _stream(shards, seed, epoch, window):
             tf.range(len(shards)), key(seed, SHARDS, epoch)
         )
         fields = {name: tf.gather(f, order) for name, f in fields.items()}
+    by_file = len(shards) >= worker.count
+    if by_file:
+        mine = slice(worker.index, None, worker.count)
+        fields = {name: f[mine] for name, f in fields.items()}
 
     def records(shard):
         lines = tf.data.TFRecordDataset(shard["path"], buffer_size=BUFFER_BYTES)
@@ -167,6 +179,8 @@ def _stream(shards, seed, epoch, window):
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
+    if not by_file:  # too few: reads all, and keeps its share
+        result = result.shard(worker.count, worker.index)
     if seed is None:
         return result
     # Dataset.shuffle mixes its seed with the program-wide one; inside the

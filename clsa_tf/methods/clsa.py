@@ -13,7 +13,7 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import distribute, losses
+from clsa_tf import collapse, losses
 from clsa_tf.augment import strong
 from clsa_tf.methods import moco
 from clsa_tf.options import Crop, option
@@ -90,18 +90,17 @@ class CLSA(moco.MoCo):
         candidates = tf.concat([targets, self.queue.keys], axis=0)
         weak = [losses.cosines(x, candidates) for x in queries]
         strong = [losses.cosines(x, candidates) for x in students]
-        contrast, reports = self.contrast(
-            weak, distribute.positives(tf.shape(queries[0])[0])
-        )
+        contrast, reports = self.contrast(weak, batch["rows"])
         ddm = losses.ddm(weak, strong, temperature=options.ddm_temperature)
         floor = len(strong) * losses.teacher_entropy(
             weak, temperature=options.ddm_temperature
         )
-        return contrast + options.ddm_weight * ddm, reports | {
-            "contrast": contrast,
-            "ddm": ddm,
-            "ddm_kl": ddm - floor,
-        }
+        reports |= {"contrast": contrast, "ddm": ddm, "ddm_kl": ddm - floor}
+        cosines = weak[0][:, : targets.shape[0]]  # [n, G]
+        return (
+            contrast + options.ddm_weight * ddm,
+            reports | collapse.moments(cosines, batch["rows"]),
+        )
 
 
 check = moco.check

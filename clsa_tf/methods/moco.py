@@ -9,11 +9,11 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import distribute, losses
+from clsa_tf import collapse, distribute, losses
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 from clsa_tf.key_queue import KeyQueue
-from clsa_tf.methods.base import Method, make_encoder
+from clsa_tf.methods.base import Method
 from clsa_tf.options import Crop, option
 
 
@@ -79,7 +79,7 @@ class MoCo(Method):
     def __init__(self, config):
         """See `Method`."""
         super().__init__(config)
-        self.key_encoder = make_encoder(config, name="key_encoder")
+        self.key_encoder = self.make_encoder("key_encoder")
         for key, query in zip(
             self.key_encoder.variables, self.encoder.variables
         ):
@@ -108,7 +108,10 @@ class MoCo(Method):
     def targets(self, batch):
         """Keys float32 `[G, D]` of the global batch, in its order."""
         keys = distribute.gather(
-            self.key_encoder.project(batch["key"], training=True)
+            self.in_parts(
+                lambda images: self.key_encoder.project(images, training=True),
+                batch["key"],
+            )
         )
         # The loader shuffled the rows, so that a key's batch statistics say
         # nothing about its query; back into their places.
@@ -118,9 +121,8 @@ class MoCo(Method):
     def objective(self, batch, targets):
         """Contrast of each query; see `Method.objective`."""
         queries = self.project_all(batch, "query_")
-        own = distribute.positives(tf.shape(queries[0])[0])
-        own_keys = tf.gather(targets, own)
-        zeros = tf.zeros_like(own)
+        own_keys = tf.gather(targets, batch["rows"])
+        zeros = tf.zeros_like(batch["rows"])
         similarities = [
             tf.concat(
                 [
@@ -131,7 +133,9 @@ class MoCo(Method):
             )
             for query in queries
         ]
-        return self.contrast(similarities, zeros)
+        contrast, reports = self.contrast(similarities, zeros)
+        cosines = losses.cosines(queries[0], targets)  # [n, G]
+        return contrast, reports | collapse.moments(cosines, batch["rows"])
 
     def update(self, targets):
         """Moves the key encoder, then stores the new keys."""

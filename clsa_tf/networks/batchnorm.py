@@ -56,7 +56,7 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         return super().get_config() | {"splits": self.splits}
 
 
-def batch_norm(kind, *, splits=1, name):
+def batch_norm(kind, *, splits=1, dtype="float32", name):
     """Returns a batch normalisation layer with torch's constants.
 
     Args:
@@ -64,11 +64,14 @@ def batch_norm(kind, *, splits=1, name):
             choice), `"sync"` (statistics of the global batch) or `"split"`
             (see `SplitBatchNormalization`).
         splits: parts of the batch, for `"split"`.
+        dtype: Keras policy; statistics are float32 anyway.
         name: of the layer.
 
     Running variances are the unbiased ones, as torch's, except with `"sync"`.
     """
-    constants = dict(momentum=_MOMENTUM, epsilon=_EPSILON, name=name)
+    constants = dict(
+        momentum=_MOMENTUM, epsilon=_EPSILON, dtype=dtype, name=name
+    )
     if kind == "split":
         return SplitBatchNormalization(splits, **constants)
     return keras.layers.BatchNormalization(

@@ -75,6 +75,7 @@ class Encoder(keras.Model):
         bn_kind: see `clsa_tf.networks.batchnorm`.
         bn_splits: likewise.
         seed: int; same seed, same initial weights.
+        precision: Keras policy of the backbone, such as `"mixed_bfloat16"`.
         name: of the model.
 
     Attributes:
@@ -92,6 +93,7 @@ class Encoder(keras.Model):
         bn_kind="local",
         bn_splits=1,
         seed=0,
+        precision="float32",
         name="encoder",
     ):
         """See the class."""
@@ -103,6 +105,7 @@ class Encoder(keras.Model):
             bn_kind=bn_kind,
             bn_splits=bn_splits,
             seed=seed,
+            precision=precision,
         )
         features = self.backbone.output_shape[-1]
         self.head = mlp(

@@ -29,6 +29,7 @@ def resnet(
     bn_kind="local",
     bn_splits=1,
     seed=0,
+    precision="float32",
     name="backbone",
 ):
     """Builds a ResNet trunk, up to and including global average pooling.
@@ -41,6 +42,7 @@ def resnet(
         bn_kind: see `clsa_tf.networks.batchnorm.batch_norm`.
         bn_splits: likewise.
         seed: int; same seed, same initial weights.
+        precision: Keras policy of the layers; features are float32 anyway.
         name: of the model.
 
     Returns:
@@ -50,14 +52,14 @@ def resnet(
     Source: torchvision `models/resnet.py`.
     """
     bottleneck, blocks = BLOCKS[depth]
-    build = _Builder(bn_kind, bn_splits, seed)
+    build = _Builder(bn_kind, bn_splits, seed, precision)
     channels = int(64 * width)
     images = keras.Input([None, None, 3])
     if stem == "imagenet":
         x = build.conv_bn(images, channels, 7, 2, "conv1", "bn1")
         # torch pads the max-pool with -inf; behind a ReLU zeros do the same.
-        x = keras.layers.ZeroPadding2D(1, name="maxpool.pad")(x)
-        x = keras.layers.MaxPool2D(3, 2, name="maxpool")(x)
+        x = build.layer("ZeroPadding2D", 1, name="maxpool.pad")(x)
+        x = build.layer("MaxPool2D", 3, 2, name="maxpool")(x)
     else:
         x = build.conv_bn(images, channels, 3, 1, "conv1", "bn1")
     block = build.bottleneck if bottleneck else build.basic
@@ -74,15 +76,22 @@ def resnet(
 class _Builder:
     """Adds layers with torchvision's names, paddings and initial weights."""
 
-    def __init__(self, bn_kind, bn_splits, seed):
-        self._bn = dict(kind=bn_kind, splits=bn_splits)
+    def __init__(self, bn_kind, bn_splits, seed, precision):
+        self._bn = dict(kind=bn_kind, splits=bn_splits, dtype=precision)
         self._seed = seed
+        self._precision = precision
+
+    def layer(self, kind, *arguments, **options):
+        """Returns `keras.layers.<kind>` of the network's precision."""
+        make = getattr(keras.layers, kind)
+        return make(*arguments, dtype=self._precision, **options)
 
     def conv_bn(self, x, filters, kernel, stride, conv, bn, relu=True):
         if kernel > 1:
             # "same" would pad asymmetrically where the stride is 2.
-            x = keras.layers.ZeroPadding2D(kernel // 2, name=conv + ".pad")(x)
-        x = keras.layers.Conv2D(
+            x = self.layer("ZeroPadding2D", kernel // 2, name=conv + ".pad")(x)
+        x = self.layer(
+            "Conv2D",
             filters,
             kernel,
             stride,
@@ -96,7 +105,7 @@ class _Builder:
             name=conv,
         )(x)
         x = batch_norm(**self._bn, name=bn)(x)
-        return keras.layers.ReLU(name=bn + ".relu")(x) if relu else x
+        return self.layer("ReLU", name=bn + ".relu")(x) if relu else x
 
     def basic(self, x, filters, stride, name):
         y = self.conv_bn(x, filters, 3, stride, f"{name}.conv1", f"{name}.bn1")
@@ -119,8 +128,8 @@ class _Builder:
             x = self.conv_bn(
                 x, filters, 1, stride, shortcut + ".0", shortcut + ".1", False
             )
-        x = keras.layers.Add(name=f"{name}.add")([x, y])
-        return keras.layers.ReLU(name=f"{name}.relu")(x)
+        x = self.layer("Add", name=f"{name}.add")([x, y])
+        return self.layer("ReLU", name=f"{name}.relu")(x)
 
 
 def layer_seed(seed, name):

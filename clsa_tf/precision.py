@@ -1,0 +1,47 @@
+"""The precision of the convolutions; everything else is float32.
+
+Variables, batch statistics, heads, unit vectors, similarities and losses stay
+in float32 whatever is chosen: softmax over 65,536 keys underflows in float16
+and loses percents in bfloat16.
+"""
+
+import platform
+
+import tensorflow as tf
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
+
+# Instructions without which bfloat16 is slower than float32 on a CPU.
+_CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+
+
+def resolve(name):
+    """Returns the Keras policy that one of `PRECISIONS` stands for here.
+
+    `"auto"` is bfloat16 on TPUs, on GPUs of compute capability 8.0 and above
+    and on CPUs with instructions for it, and float32 elsewhere.
+    """
+    if name != "auto":
+        return name
+    return "mixed_bfloat16" if _fast_bfloat16() else "float32"
+
+
+def _fast_bfloat16():
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+        return True
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = map(tf.config.experimental.get_device_details, gpus)
+        return all(d.get("compute_capability", (0,)) >= (8,) for d in details)
+    return any(name in _cpu_flags() for name in _CPU_BFLOAT16)
+
+
+def _cpu_flags():
+    """Names of the processor's instruction sets; empty where not Linux."""
+    if platform.system() != "Linux":
+        return set()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
