@@ -6,7 +6,9 @@ of several workers of R replicas each. A directory of checkpoints and metrics
 is left for each of `CASES`.
 """
 
+import hashlib
 import os
+import pathlib
 import sys
 
 import tensorflow as tf
@@ -45,20 +47,23 @@ def main(method, photos, output, replicas):
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
     )
-    name = "mirrored" if replicas > 1 else "one"
-    strategy = make_strategy(
-        "multiworker" if "TF_CONFIG" in os.environ else name
-    )
+    kind = "mirrored" if replicas > 1 else "one"
+    if "TF_CONFIG" in os.environ:
+        kind = "multiworker"
+    strategy = make_strategy(kind)
     # Several strategies in one process disturb each other's collectives.
     train.make_strategy = lambda *_, **__: strategy
     for case, changes in CASES.items():
         if possible(case, strategy.num_replicas_in_sync):
-            train.run(
+            workdir = pathlib.Path(output, case)
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "views.png").touch()  # or it would be drawn: slow
+            model = train.run(
                 tiny.config(
                     method,
                     dataset=f"folder:{photos}",
                     labels="none",
-                    workdir=os.path.join(output, case),
+                    workdir=str(workdir),
                     base_lr=0.03,
                     total_epochs=2,
                     log_steps=1,
@@ -67,6 +72,21 @@ def main(method, photos, output, replicas):
                     **changes,
                 )
             )
+            worker = strategy.extended.worker_devices[0].count("task:1")
+            (workdir / f"digests-{worker}.txt").write_text(
+                "\n".join(digests(strategy, model))
+            )
+
+
+def digests(strategy, model):
+    """A digest per replica of this process: of its queue and its weights."""
+    variables = [*model.trainable_variables, *model.queue.variables]
+    copies = [strategy.experimental_local_results(v) for v in variables]
+    found = []
+    for copy in zip(*copies):
+        values = b"".join(value.numpy().tobytes() for value in copy)
+        found.append(hashlib.sha256(values).hexdigest())
+    return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""One global batch, whatever the number of devices and processes."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from benchmarks import pillow_chain
+from clsa_tf import methods, metrics
+from tests import cluster, replicas
+
+# Name -> (worker processes, replicas of each).
+TOPOLOGIES = {
+    "1": (1, 1),
+    "2": (1, 2),
+    "4": (1, 4),
+    "2 workers": (2, 1),
+    "2 workers of 2": (2, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(36):  # two batches of 16 per epoch
+        image = pillow_chain.photograph(40, 37, seed=i)
+        Image.fromarray(image).save(folder / f"{i:02}.png")
+    return folder
+
+
+def train_all(method, topologies, photos, folder):
+    """Trains in each topology; returns topology -> directory of its cases."""
+    found = {}
+    for name in topologies:
+        workers, each = TOPOLOGIES[name]
+        found[name] = folder / name.replace(" ", "-")
+        arguments = ["tests.replicas", method, photos, found[name], each]
+        log = folder / f"{found[name].name}.log"
+        processes = cluster.start(arguments, workers=workers, log=log)
+        for i, status in enumerate(cluster.wait(processes, timeout=600)):
+            text = pathlib.Path(f"{log}.{i}").read_text()
+            assert status == 0, f"{name}, worker {i}:\n{text[-5000:]}"
+    return found
+
+
+def state(workdir, step):
+    """All that is in a checkpoint but what the clock and the saver say."""
+    reader = tf.train.load_checkpoint(f"{workdir}/checkpoints/step-{step}")
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if not name.startswith(("seconds", "_CHECKPOINTABLE", "save_counter"))
+    }
+
+
+def assert_same_state(got, expected, *, but=()):
+    assert got.keys() == expected.keys() and len(expected) > 30
+    for name, value in expected.items():
+        if not any(word in name for word in but):
+            # Sums in another order, amplified a little by each step.
+            scale = np.max(np.abs(value)) if value.size else 0.0
+            np.testing.assert_allclose(
+                got[name], value, rtol=0, atol=1e-4 * scale, err_msg=name
+            )
+
+
+def assert_same_reports(got, expected):
+    got, expected = metrics.read(got), metrics.read(expected)
+    assert [e["step"] for e in got] == [1, 2, 3, 4]
+    for one, two in zip(got, expected):
+        assert one.keys() == two.keys() >= {"loss", "spread", "uniformity"}
+        for name in one.keys() - {"images_per_second", "rank"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-6)
+
+
+def assert_same_copies(workdir):
+    """Every replica of every worker holds the same queue and weights."""
+    digests = [path.read_text() for path in workdir.glob("digests-*.txt")]
+    copies = [line for text in digests for line in text.splitlines()]
+    assert copies and len(set(copies)) == 1
+
+
+QUICK = ("1", "2", "2 workers")
+REST = ("1", "4", "2 workers of 2")
+
+
+@pytest.mark.parametrize(
+    "topologies", [QUICK, pytest.param(REST, marks=pytest.mark.slow)], ids=str
+)
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_any_topology_equals_one_replica(method, topologies, photos, tmp_path):
+    """Losses, gradients, queue, weights and both networks' statistics.
+
+    Gradients: the momentum of the first checkpoint is the gradient plus L2.
+    """
+    found = train_all(method, topologies, photos, tmp_path)
+    compared = 0
+    for folder in found.values():
+        for case in sorted(path.name for path in folder.iterdir()):
+            # The same parts of the batch are normalised together in all cases
+            # but "sync".
+            reference = found["1"] / ("sync" if case == "sync" else "split")
+            # Each micro-batch moves the running statistics, which training
+            # does not read.
+            but = ("moving_",) if case == "accumulated" else ()
+            for step in (1, replicas.STEPS):
+                assert_same_state(
+                    state(folder / case, step), state(reference, step), but=but
+                )
+            assert_same_reports(folder / case, reference)
+            assert_same_copies(folder / case)
+            compared += 1
+    # Three of the cases are possible in each topology.
+    assert compared == 3 * len(topologies)

@@ -1,0 +1,148 @@
+"""Jobs of several processes: how they start, stop, break and go on."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+
+from clsa_tf import metrics
+from tests import cluster
+from tests.photos import TINY_FLAGS, write_folder
+from tests.test_distribution import assert_same_state, state
+
+LAST = 9  # step, of three epochs of three
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("photos"))
+
+
+def arguments(photos, workdir, *extra):
+    return [
+        "clsa_tf.train",
+        *TINY_FLAGS,
+        f"--dataset=folder:{photos}",
+        f"--workdir={workdir}",
+        "--batch_norm=sync",  # equal on any number of replicas
+        "--checkpoint_steps=1",
+        "--keep_checkpoints=9",
+        *extra,
+    ]
+
+
+def texts(log):
+    return [pathlib.Path(f"{log}.{i}").read_text() for i in (0, 1)]
+
+
+def wait_for_step(workdir, step, processes):
+    deadline = time.time() + 180
+    while not (workdir / "checkpoints" / f"step-{step}.index").exists():
+        assert time.time() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def straight(photos, tmp_path_factory):
+    """The run of one process that was never disturbed."""
+    folder = tmp_path_factory.mktemp("runs")
+    processes = cluster.start(
+        arguments(photos, folder / "straight"), log=folder / "log"
+    )
+    assert cluster.wait(processes, timeout=300) == [0]
+    return folder / "straight"
+
+
+def assert_same_end(workdir, straight):
+    assert_same_state(state(workdir, LAST), state(straight, LAST))
+    logged, expected = metrics.read(workdir), metrics.read(straight)
+    assert [e["step"] for e in logged] == [e["step"] for e in expected]
+    for one, two in zip(logged, expected):
+        for name in two.keys() & {"loss", "knn"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=0.02)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_dies(victim, photos, straight, tmp_path):
+    """The other ends soon and says why; the job goes on from there."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    command = arguments(photos, workdir)
+    processes = cluster.start(command, workers=2, log=log)
+    wait_for_step(workdir, 2, processes)
+    os.killpg(processes[victim].pid, signal.SIGKILL)
+    died = time.time()
+    status = cluster.wait(processes, timeout=120)
+    assert time.time() - died < 60
+    assert status[victim] == -signal.SIGKILL
+    survivor = texts(log)[1 - victim]
+    assert status[1 - victim] == 138, survivor[-3000:]
+    assert "error: Expected all workers of the job" in survivor
+    assert "Traceback" not in survivor
+    processes = cluster.start(command, workers=2, log=log)
+    assert cluster.wait(processes, timeout=300) == [0, 0]
+    assert "resuming" in texts(log)[0] and "resuming" not in texts(log)[1]
+    assert_same_end(workdir, straight)
+
+
+def test_one_worker_is_told_to_stop(photos, straight, tmp_path):
+    """All stop at the same step and save; the job goes on, here on one."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    command = arguments(photos, workdir, "--total_epochs=12")
+    processes = cluster.start(command, workers=2, log=log)
+    wait_for_step(workdir, 1, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert cluster.wait(processes, timeout=120) == [143, 143], texts(log)
+    assert all("Stopped by SIGTERM and saved" in text for text in texts(log))
+    newest = max(
+        int(path.stem.split("-")[1])
+        for path in (workdir / "checkpoints").glob("step-*.index")
+    )
+    processes = cluster.start(command, log=log)
+    assert cluster.wait(processes, timeout=300) == [0]
+    assert f"resuming {workdir} at step {newest} of 36" in texts(log)[0]
+    steps = [e["step"] for e in metrics.read(workdir) if "loss" in e]
+    assert steps == list(range(2, 37, 2))
+
+
+def test_slurm_starts_workers(photos, straight, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    environments = [
+        {
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_PROCID": str(i),
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+        }
+        for i in (0, 1)
+    ]
+    processes = cluster.start(
+        arguments(photos, workdir), log=log, environments=environments
+    )
+    assert cluster.wait(processes, timeout=300) == [0, 0], texts(log)
+    assert "on 2 device(s)" in texts(log)[0]
+    assert_same_end(workdir, straight)
+
+
+def test_workers_with_different_flags_are_refused(photos, tmp_path):
+    hosts = [f"127.0.0.1:{port}" for port in cluster.free_ports(2)]
+    processes = []
+    for i in (0, 1):
+        config = {
+            "cluster": {"worker": hosts},
+            "task": {"type": "worker", "index": i},
+        }
+        processes += cluster.start(
+            arguments(photos, tmp_path / "run", f"--temperature=0.{2 + i}"),
+            log=tmp_path / f"log{i}",
+            environments=[{"TF_CONFIG": json.dumps(config)}],
+        )
+    assert cluster.wait(processes, timeout=300) == [1, 1]
+    for i in (0, 1):
+        text = pathlib.Path(f"{tmp_path}/log{i}.0").read_text()
+        assert "Expected the same flags on all workers" in text
+        assert "Traceback" not in text
