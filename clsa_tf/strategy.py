@@ -141,7 +141,8 @@ def _tf_config():
         config = json.loads(text)
         cluster = config.get("cluster", {})
         if cluster:
-            config["task"]["index"], cluster[config["task"]["type"]]
+            task = config["task"]
+            cluster[task["type"]][int(task["index"])]  # is it there?
         return config
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise UserError(
@@ -166,12 +167,7 @@ def _multiworker_strategy():
     if _tf_config_tasks():
         resolver = resolvers.TFConfigClusterResolver()
     elif _slurm_tasks():
-        # Jobs that share a machine must not share ports.
-        job = int(os.environ.get("SLURM_JOB_ID", 0))
-        resolver = resolvers.SlurmClusterResolver(
-            port_base=20_000 + 100 * (job % 100)
-        )
-        resolver.get_task_info()
+        resolver = _slurm_resolver()
     else:
         raise UserError(
             "Expected TF_CONFIG, or a SLURM step (srun), for "
@@ -182,6 +178,38 @@ def _multiworker_strategy():
     workers = [f"{job} {', '.join(hosts)}" for job, hosts in cluster.items()]
     print(f"  waiting for all workers: {'; '.join(workers)}", file=sys.stderr)
     return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+
+
+def _slurm_resolver():
+    resolvers = tf.distribute.cluster_resolver
+    # Jobs that share a machine must not share ports.
+    job = int(os.environ.get("SLURM_JOB_ID", 0))
+    port = 20_000 + 100 * (job % 100)
+    tasks = _slurm_tasks()
+    # Which GPUs a task sees is SLURM's business (--gpus-per-task); the resolver
+    # wants some to count with.
+    cluster = resolvers.SlurmClusterResolver(
+        port_base=port,
+        gpus_per_node=tasks,
+        gpus_per_task=1,
+        auto_set_gpu=False,
+    ).cluster_spec()
+    # It sorts machines by name, where node10 comes before node2: a task's
+    # number there need not be SLURM's.
+    host = os.environ.get("SLURMD_NODENAME", "")
+    address = f"{host}:{port + int(os.environ.get('SLURM_LOCALID', 0))}"
+    addresses = cluster.as_dict()["worker"]
+    if address not in addresses:
+        raise UserError(
+            f"Expected this task's machine in {', '.join(addresses)}, received "
+            f"SLURMD_NODENAME={host!r}; start the training by srun."
+        )
+    return resolvers.SimpleClusterResolver(
+        cluster,
+        task_type="worker",
+        task_id=addresses.index(address),
+        rpc_layer="grpc",
+    )
 
 
 def _tpu_strategy(name):

@@ -43,7 +43,8 @@ def make(config):
             total_epochs=50,
         ),
         momentum=0.9,
-        l2=1e-4,
+        l2=config.l2,
+        precision=method.precision,
     )
     optimizer.build(sgd, method.learned)
     method.compile(optimizer=sgd)

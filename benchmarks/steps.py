@@ -1,0 +1,220 @@
+"""What a training step costs: `python -m benchmarks.steps`.
+
+Time and memory of the whole step as the queue and the number of crops grow, by
+precision and compiler, and the throughput of one and two worker processes.
+Every setting is a process of its own; those of a table take turns.
+"""
+
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+_ONLY = flags.DEFINE_list(
+    "only",
+    ["queue", "crops", "precision", "workers"],
+    "tables to make: queue (1,024 to 262,144 keys), crops (2 to 11 views), "
+    "precision (float32, bfloat16, XLA, micro-batches), workers (1 and 2 "
+    "processes)",
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each setting")
+_STEPS = flags.DEFINE_integer("steps", 6, "steps timed per turn")
+_PHOTOS = flags.DEFINE_string(
+    "photos", "", "folder of images that the worker processes train on"
+)
+_SETTING = flags.DEFINE_string(
+    "setting", "", "JSON; used by the processes that this one starts"
+)
+
+# A small network on small images, so that the queue's share can be seen.
+_SMALL = {
+    "backbone": "resnet18",
+    "width": 0.25,
+    "stem": "small",
+    "batch_size": 64,
+    "key_crop": "32:0.2:1",
+    "query_crops": "32:0.2:1",
+    "strong_crops": "32:0.2:1",
+}
+_QUEUES = (1024, 4096, 16_384, 65_536, 262_144)
+_SIZES = (64, 56, 48, 40, 32)  # px, in the proportions of the published crops
+
+
+def main(argv):
+    """Prints the tables that `--only` names."""
+    del argv
+    if _SETTING.value:
+        print(json.dumps(measure(json.loads(_SETTING.value))))
+        return
+    tables = {"queue": queue, "crops": crops, "precision": precision}
+    for name in _ONLY.value:
+        if name == "workers":
+            workers()
+        else:
+            table(name, tables[name]())
+
+
+def queue():
+    """Settings by the number of keys in the queue."""
+    return {f"{k:,} keys": _SMALL | {"queue_size": k} for k in _QUEUES}
+
+
+def crops():
+    """Settings by the number of views: one key, as many weak as strong ones.
+
+    (With two views there is no strong one: MoCo.)
+    """
+    common = {k: v for k, v in _SMALL.items() if "crop" not in k} | {
+        "queue_size": 16_384,
+        "key_crop": "64:0.2:1",
+    }
+    found = {"2 views": common | {"query_crops": "64:0.2:1", "method": "moco"}}
+    for count in range(1, 6):
+        views = ",".join(f"{size}:0.2:1" for size in _SIZES[:count])
+        found[f"{1 + 2 * count} views"] = common | {
+            "query_crops": views,
+            "strong_crops": views,
+        }
+    return found
+
+
+def precision():
+    """Settings of ResNet-50 at 96 px that compute the same step."""
+    common = {
+        "backbone": "resnet50",
+        "batch_size": 16,
+        "key_crop": "96:0.2:1",
+        "query_crops": "96:0.2:1",
+        "strong_crops": "96:0.2:1",
+        "queue_size": 65_536,
+    }
+    return {
+        "float32": common,
+        "mixed_bfloat16": common | {"precision": "mixed_bfloat16"},
+        "float32, XLA": common | {"jit_compile": "true"},
+        "float32, 4 micro-batches": common | {"accumulation_steps": 4},
+    }
+
+
+def table(title, settings):
+    """Measures the settings in turns and prints medians and ratios."""
+    found = {name: [] for name in settings}
+    for _, name in itertools.product(range(_ROUNDS.value), settings):
+        result = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.steps",
+                f"--steps={_STEPS.value}",
+                f"--setting={json.dumps(settings[name])}",
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        found[name].append(json.loads(result.stdout.splitlines()[-1]))
+    print(f"\n{title}: s per step (range), ratio; peak memory MiB, ratio")
+    first = None
+    for name, results in found.items():
+        seconds = [r["seconds"] for r in results]
+        memory = statistics.median(r["mebibytes"] for r in results)
+        middle = statistics.median(seconds)
+        first = first or (middle, memory)
+        spread = f"({min(seconds):.3f}-{max(seconds):.3f})"
+        print(
+            f"{name:<26} {middle:7.3f} {spread} {middle / first[0]:6.2f}   "
+            f"{memory:7.0f} {memory / first[1]:6.2f}",
+            flush=True,
+        )
+
+
+def measure(setting):
+    """Median seconds of a step, and the process' peak memory in MiB."""
+    import numpy as np
+    import tensorflow as tf
+
+    import clsa_tf.config
+    from clsa_tf import train
+
+    values = flags.FlagValues()
+    clsa_tf.config.define_flags(values)
+    values(["steps"] + [f"--{k}={v}" for k, v in setting.items()])
+    config = clsa_tf.config.from_flags(values)
+    method = train.make_method(config, 0.01)
+    rng = np.random.default_rng(0)
+    batch = {"key_rows": np.arange(config.batch_size, dtype=np.int32)}
+    for view in method.views(config.options):
+        shape = [config.batch_size, view.size, view.size, 3]
+        batch[view.name] = np.uint8(rng.integers(0, 256, shape))
+    dataset = tf.data.Dataset.from_tensors(batch).repeat()
+    times = []
+    clock = tf.keras.callbacks.LambdaCallback(
+        on_batch_end=lambda *_, **__: times.append(time.perf_counter())
+    )
+    method.fit(
+        dataset, steps_per_epoch=_STEPS.value + 2, verbose=0, callbacks=[clock]
+    )
+    seconds = np.diff(times)[1:]  # the first step compiles
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": float(np.median(seconds)), "mebibytes": peak / 1024}
+
+
+def workers():
+    """Images per second of one process on one core, on two, and of two."""
+    from tests import cluster  # starts processes as the tests do
+
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    settings = {
+        "1 process, 1 core": [cores[:1]],
+        "1 process, 2 cores": [cores],
+        "2 processes, 1 core each": [cores[:1], cores[1:]],
+    }
+    found = {name: [] for name in settings}
+    for _, name in itertools.product(range(_ROUNDS.value), settings):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [
+                "clsa_tf.train",
+                "--flagfile=configs/quickstart.flags",
+                f"--dataset=folder:{_PHOTOS.value}",
+                "--labels=none",
+                f"--workdir={folder}/run",
+                "--batch_norm=sync",
+                "--total_epochs=2",
+                "--log_steps=5",
+            ]
+            processes = cluster.start(
+                arguments,
+                workers=len(settings[name]),
+                log=f"{folder}/log",
+            )
+            for process, mine in zip(processes, settings[name]):
+                os.sched_setaffinity(process.pid, mine)
+            status = cluster.wait(processes, timeout=1800)
+            assert not any(status), open(f"{folder}/log.0").read()
+            with open(f"{folder}/run/metrics.jsonl") as file:
+                lines = [json.loads(line) for line in file]
+        found[name].append(
+            statistics.median(x["images_per_second"] for x in lines[1:])
+        )
+    print("\nworkers: images/s (range), ratio")
+    first = None
+    for name, speeds in found.items():
+        middle = statistics.median(speeds)
+        first = first or middle
+        print(
+            f"{name:<26} {middle:7.1f} ({min(speeds):.1f}-{max(speeds):.1f}) "
+            f"{middle / first:6.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

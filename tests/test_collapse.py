@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from clsa_tf import collapse
+
+
+def embeddings(kind, rng):
+    x = {
+        "even": rng.normal(size=[256, 32]),
+        "cone": rng.normal(size=[256, 32]) + 3.0,
+        "line": rng.normal(size=[256, 1]) * np.ones([1, 32]) + np.arange(32),
+        "five": rng.normal(size=[1024, 32]) * (np.arange(32) < 5) + 0.5,
+        "one": rng.normal(size=[256, 32]) * 1e-5 + 1.0,
+    }[kind]
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def measured(x):
+    cosines = tf.constant(x @ x.T, tf.float32)
+    moments = collapse.moments(cosines, tf.range(len(x)))
+    assert all(value.shape == [len(x)] for value in moments.values())
+    means = {k: float(np.mean(v)) for k, v in moments.items()}
+    found = collapse.summary(means | {"loss": 3.0}, dimension=x.shape[1])
+    assert found.pop("loss") == 3.0
+    return found
+
+
+@pytest.mark.parametrize("kind", ["even", "cone", "line", "five", "one"])
+def test_measures_are_those_of_the_covariance(kind):
+    x = embeddings(kind, np.random.default_rng(0))
+    found = measured(x)
+    covariance = np.cov(x.T)
+    assert found["spread"] == pytest.approx(np.trace(covariance), abs=2e-6)
+    distances = np.sum((x[:, None] - x[None]) ** 2, axis=-1)
+    others = ~np.eye(len(x), dtype=bool)
+    uniformity = np.log(np.mean(np.exp(-2 * distances[others])))
+    assert found["uniformity"] == pytest.approx(uniformity, abs=1e-4)
+    # NumPy's eigenvalues are those of few samples, ours of the distribution.
+    directions = {"even": 32, "cone": 31, "line": 1, "five": 5}
+    if kind in directions:
+        assert found["rank"] == pytest.approx(directions[kind], rel=0.08)
+
+
+def test_no_measures_without_moments():
+    assert collapse.summary({"loss": 1.0}, dimension=8) == {"loss": 1.0}
+
+
+def said(history, *, patience=100, rank=20.0):
+    watch = collapse.Watch(32, patience=patience)
+    values = [{"spread": s, "rank": rank, "uniformity": -1.0} for s in history]
+    return [watch.words(10 * i, v) for i, v in enumerate(values)]
+
+
+def test_a_collapse_is_told_as_it_develops():
+    words = said([0.02, 0.03, 0.5, 0.9, 0.8, 0.4, 0.42, 0.01, 0.01])
+    assert "as those of untrained networks do" in words[0]
+    assert "tells images apart" in words[2]
+    assert "below half of its best of 0.900" in words[5]
+    assert "have collapsed" in words[7] and "spread 0.010 of 1" in words[7]
+    assert [bool(w) for w in words] == [1, 0, 1, 0, 0, 1, 0, 1, 0]
+
+
+def test_a_cone_that_is_never_left_becomes_a_warning():
+    words = said([0.02] * 12)
+    assert "untrained" in words[0] and "not learning" in words[10]
+    assert not any(words[1:10]) and not words[11]
+
+
+def test_a_run_that_goes_well_is_not_commented():
+    assert said([0.6, 0.8, 0.9, 0.7, 0.9]) == [""] * 5
+
+
+def test_few_directions_are_told_after_the_beginning():
+    words = said([0.6] * 12, rank=1.3)
+    assert not any(words[:10])
+    assert "near one line" in words[10]

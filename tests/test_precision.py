@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from clsa_tf import precision
+from clsa_tf.methods.base import make_encoder
+from clsa_tf.options import Crop
+from tests import tiny
+
+SMALL = dict(
+    key_crop=Crop(8, 0.2, 1.0),
+    query_crops=(Crop(8, 0.2, 1.0),),
+    strong_crops=(Crop(8, 0.1, 0.6),),
+)
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({"avx2", "avx512_bf16"}, "mixed_bfloat16"),
+        ({"amx_bf16"}, "mixed_bfloat16"),
+        ({"avx2", "avx512f"}, "float32"),
+    ],
+)
+def test_auto_asks_the_processor(monkeypatch, flags, expected):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    assert precision.resolve("auto") == expected
+    assert precision.resolve("mixed_float16") == "mixed_float16"
+
+
+@pytest.mark.parametrize(
+    "capability, expected", [((8, 0), "mixed_bfloat16"), ((7, 5), "float32")]
+)
+def test_auto_asks_the_gpu(monkeypatch, capability, expected):
+    config = tf.config
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: [kind])
+    monkeypatch.setattr(
+        config.experimental,
+        "get_device_details",
+        lambda _: {"compute_capability": capability},
+    )
+    assert precision.resolve("auto") == expected
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_only_convolutions_are_low(policy):
+    encoder = make_encoder(tiny.config(), name="encoder", precision=policy)
+    low = tf.as_dtype(policy.removeprefix("mixed_"))
+    layers = encoder.backbone.layers
+    computes = {type(x).__name__: x.compute_dtype for x in layers}
+    assert computes["Conv2D"] == computes["ReLU"] == low.name
+    assert computes["GlobalAveragePooling2D"] == "float32"
+    assert {x.compute_dtype for x in encoder.head.layers} == {"float32"}
+    assert {v.dtype for v in encoder.variables} == {tf.float32}
+    images = tf.zeros([2, 8, 8, 3], tf.uint8)
+    assert encoder(images, training=True).dtype == tf.float32
+    assert encoder.project(images).dtype == tf.float32
+
+
+@pytest.mark.parametrize("kind", ["local", "sync", "split"])
+def test_bfloat16_trains_like_float32(kind):
+    """With statistics that stay in float32."""
+    found = {}
+    for policy in ("float32", "mixed_bfloat16"):
+        config = tiny.config(
+            precision=policy, batch_norm=kind, batch_norm_splits=2, base_lr=0.01
+        )
+        method = tiny.make(config)
+        reports = tiny.fit(method, tiny.batches(config, 3))
+        found[policy] = [r["loss"] for r in reports], method
+    losses, method = found["mixed_bfloat16"]
+    expected, reference = found["float32"]
+    # 8 bits of mantissa: about 0.4 % per rounding.
+    np.testing.assert_allclose(losses, expected, rtol=0.03)
+    assert losses != expected
+    for low, high in zip(method.variables, reference.variables):
+        if "moving_mean" in low.name:
+            scale = np.max(np.abs(high)) + 1e-3
+            np.testing.assert_allclose(low, high, atol=0.1 * scale)
+
+
+def scaled(**changes):
+    method = tiny.make(
+        tiny.config(precision="mixed_float16", **SMALL | changes)
+    )
+    assert isinstance(
+        method.optimizer, keras.mixed_precision.LossScaleOptimizer
+    )
+    return method
+
+
+def test_float16_steps_are_those_of_float32():
+    """The scale of the loss, 32,768, is taken out of the gradients again."""
+    low = scaled(l2=0.0)
+    high = tiny.make(tiny.config(**SMALL, l2=0.0))
+    for method in (low, high):
+        tiny.fit(method, tiny.batches(method.config, 1))
+    moved = [
+        np.concatenate(
+            [
+                np.ravel(v - start)
+                for v, start in zip(
+                    method.learned, tiny.make(high.config).learned
+                )
+            ]
+        )
+        for method in (low, high)
+    ]
+    cosine = np.dot(*moved) / np.prod(np.linalg.norm(moved, axis=1))
+    assert cosine > 0.98
+    ratio = np.linalg.norm(moved[0]) / np.linalg.norm(moved[1])
+    assert ratio == pytest.approx(1.0, rel=0.05)
+
+
+def test_float16_leaves_out_a_step_whose_gradients_are_not_finite():
+    """... and counts it, for the position in the data follows from that."""
+    method = scaled()
+    method.optimizer._loss_scale._current_loss_scale.assign(1e38)
+    before = [v.numpy() for v in method.learned]
+    tiny.fit(method, tiny.batches(method.config, 1))
+    for variable, old in zip(method.learned, before):
+        np.testing.assert_array_equal(variable, old)
+    assert method.steps_taken == 1
+    assert float(method.optimizer.loss_scale) == pytest.approx(5e37)

@@ -1,0 +1,144 @@
+"""Which devices are chosen; what they compute is in test_distribution.py."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from clsa_tf import strategy, train
+from clsa_tf.errors import UserError
+from tests import tiny
+
+CLUSTER = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+VARIABLES = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID")
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_auto_on_this_machine():
+    found = strategy.make_strategy("auto")
+    assert isinstance(found, tf.distribute.OneDeviceStrategy)
+    workers = strategy.Workers(found)
+    assert workers.chief and workers.count == 1
+    assert workers.maximum(15) == 15
+    workers.check_same(anything=3)
+
+
+@pytest.mark.parametrize(
+    "variables, tpu, gpus, expected",
+    [
+        ({}, "", 1, "one"),
+        ({}, "", 8, "mirrored"),
+        ({}, "local", 0, "tpu"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "", 8, "multiworker"),
+        # The script around the steps, or a step of one task.
+        ({"SLURM_JOB_ID": "7"}, "", 0, "one"),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, "", 8, "mirrored"),
+        (
+            {
+                "TF_CONFIG": json.dumps(
+                    {"cluster": CLUSTER, "task": {"type": "worker", "index": 1}}
+                )
+            },
+            "",
+            0,
+            "multiworker",
+        ),
+    ],
+)
+def test_auto_follows_the_environment(
+    monkeypatch, variables, tpu, gpus, expected
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind: [kind] * gpus
+    )
+    assert strategy._suggested(tpu) == expected
+
+
+@pytest.mark.parametrize(
+    "name, tpu, tf_config, words",
+    [
+        ("two", "", "", ["'two'", "mirrored"]),
+        ("mirrored", "", "", ["GPUs", "--strategy=one"]),
+        ("multiworker", "", "", ["TF_CONFIG", "SLURM", "neither"]),
+        ("tpu", "", "", ["a TPU called 'local'", "--tpu"]),
+        ("auto", "nowhere", "", ["a TPU called 'nowhere'"]),
+        ("one", "local", "", ["--strategy=tpu", "--tpu=local"]),
+        ("auto", "", "{cluster", ["like {", "'{cluster'"]),
+        ("auto", "", '{"cluster": {"worker": ["a:1"]}}', ['"task"']),
+        (
+            "multiworker",
+            "",
+            json.dumps(
+                {"cluster": CLUSTER, "task": {"type": "worker", "index": 2}}
+            ),
+            ['"index": 2', "unset it"],
+        ),
+    ],
+)
+def test_wrong_choices(monkeypatch, name, tpu, tf_config, words):
+    monkeypatch.setenv("TF_CONFIG", tf_config)
+    with pytest.raises(UserError) as error:
+        strategy.make_strategy(name, tpu=tpu)
+    message = str(error.value)
+    assert message.startswith("Expected") and "received" in message
+    for word in words:
+        assert word in message, message
+
+
+class Replicas:
+    """Stands for a strategy of so many replicas."""
+
+    def __init__(self, count, device="CPU"):
+        self.num_replicas_in_sync = count
+        self.extended = self
+        self.worker_devices = [f"/device:{device}:{i}" for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "replicas, changes, words",
+    [
+        (3, {}, ["divides", "3 replica(s)"]),
+        (2, {"accumulation_steps": 3}, ["--accumulation_steps=3"]),
+        (
+            4,
+            {"batch_norm": "split", "batch_norm_splits": 2},
+            ["--batch_norm_splits", "4 replica(s)"],
+        ),
+        (
+            1,
+            {
+                "batch_norm": "split",
+                "batch_norm_splits": 2,
+                "accumulation_steps": 4,
+            },
+            ["--batch_norm_splits", "--accumulation_steps=4"],
+        ),
+        (2, {"batch_norm": "sync", "accumulation_steps": 2}, ["micro-batch"]),
+        (2, {"jit_compile": True}, ["--jit_compile", "2 CPUs"]),
+    ],
+)
+def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
+    config = tiny.config(**changes)
+    with pytest.raises(UserError) as error:
+        train.check_batch(config, 100, Replicas(replicas))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "replicas, device, changes",
+    [
+        (8, "GPU", {"jit_compile": True}),
+        (4, "CPU", {"batch_norm": "split", "batch_norm_splits": 4}),
+        (1, "CPU", {"batch_norm": "sync", "accumulation_steps": 2}),
+    ],
+)
+def test_batches_that_do(replicas, device, changes):
+    train.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))
