@@ -3,11 +3,13 @@
 import inspect
 import pathlib
 import re
+import subprocess
 
 import pytest
 import tensorflow as tf
+from absl import flags
 
-from clsa_tf import losses
+from clsa_tf import config, losses
 
 SOURCES = sorted(
     path
@@ -61,7 +63,21 @@ def test_losses_are_pure_functions_of_rows(name):
     assert "[N" in function.__doc__  # shapes are said
 
 
-@pytest.mark.parametrize("path", sorted(pathlib.Path("configs").iterdir()))
-def test_every_flagfile_is_documented(path):
-    readme = pathlib.Path("README.md").read_text()
-    assert f"configs/{path.name}" in readme
+@pytest.mark.parametrize("path", sorted(pathlib.Path("configs").rglob("*.*")))
+def test_every_config_is_documented(path):
+    assert f"{path}" in pathlib.Path("README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(pathlib.Path("configs/cluster").iterdir())
+)
+def test_cluster_examples_run_the_command_that_users_know(path):
+    text = path.read_text()
+    assert "clsa_tf.train" in text
+    values = flags.FlagValues()
+    config.define_flags(values)
+    # gcloud and the scheduler have flags of their own.
+    ours = re.findall(r"--([a-z_]+)=", text.split("clsa_tf.train")[-1])
+    assert set(ours) <= {*values, "flagfile"}
+    if path.suffix == ".sh":
+        subprocess.run(["bash", "-n", path], check=True)

@@ -12,7 +12,7 @@ from clsa_tf.augment.views import View, params_key, unpack
 from clsa_tf.data import decode
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults
-from clsa_tf.data.order import Source
+from clsa_tf.data.order import Source, Worker
 from clsa_tf.data.pipeline import evaluation_batches, training_batches
 from clsa_tf.data.sources import open_source
 from clsa_tf.errors import UserError
@@ -116,6 +116,60 @@ def one_sentence(error):
     assert text.startswith("Expected ") and ", received " in text
     assert text.endswith(".") and "; " in text and "\n" not in text
     return text
+
+
+# Parts of a batch
+
+
+def test_parts_of_workers_make_up_the_batch(tmp_path):
+    source = photo_folder(tmp_path, good=12)
+    options = dict(batch_size=8, views=VIEWS, start=1)
+    whole = batches(source, 3, **options)
+    parts = [batches(source, 3, worker=Worker(i, 2), **options) for i in (0, 1)]
+    for step, batch in enumerate(whole):
+        joined = {
+            name: np.concatenate([part[step][name] for part in parts])
+            for name in batch
+        }
+        # Several loaders leave it to the replicas to permute the rows.
+        np.testing.assert_array_equal(joined["key_rows"], batch["key_rows"])
+        joined["key"] = joined["key"][joined["key_rows"]]
+        for name in batch:
+            np.testing.assert_array_equal(joined[name], batch[name])
+
+
+def test_replicas_get_the_batch_in_parts(tmp_path):
+    source = photo_folder(tmp_path, good=12)
+    options = dict(batch_size=8, views=VIEWS)
+    whole = batches(source, 2, **options)
+    parts = batches(source, 8, replicas=4, **options)
+    for step, batch in enumerate(whole):
+        for name in batch:
+            joined = [part[name] for part in parts[4 * step : 4 * step + 4]]
+            np.testing.assert_array_equal(np.concatenate(joined), batch[name])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("replicas, count", [(1, 1), (2, 1), (2, 2)])
+def test_shapes_are_static_and_the_data_endless(
+    tmp_path, finished, replicas, count
+):
+    """Accelerators compile for one shape, several workers agree on none."""
+    data = training_batches(
+        photo_folder(tmp_path, good=12),
+        VIEWS,
+        batch_size=8,
+        seed=1,
+        start_step=0,
+        faults=Faults(max_bad_share=0.0),
+        finished=finished,
+        worker=Worker(0, count),
+        replicas=replicas,
+    )
+    for spec in data.element_spec.values():
+        assert spec.shape.is_fully_defined()
+        assert spec.shape[0] == 8 // (count * replicas)
+    assert data.cardinality() == tf.data.INFINITE_CARDINALITY
 
 
 # Decoding

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from clsa_tf.data import shapes
+from clsa_tf.data.order import Worker
 from clsa_tf.data.sources import (
     open_eval_source,
     open_source,
@@ -135,6 +136,71 @@ def test_tail_after_a_restart_is_the_same(source, share):
     tail = read(source, start=start, count=source.size * 2 + 5 - start)
     assert len(tail) == len(whole) - start
     assert tail == whole[start:]
+
+
+def read_part(source, index, count, batches, *, start=0, batch_size=8):
+    """Names and counters of one worker's part of some batches."""
+    items = source.items_of(
+        Worker(index, count),
+        start=start * batch_size,
+        seed=1,
+        batch_size=batch_size,
+    )
+    items = items.map(lambda i, item: (i, source.read(item)["name"]))
+    rows = list(items.take(batches * batch_size // count).as_numpy_iterator())
+    return [int(i) for i, _ in rows], [name.decode() for _, name in rows]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_workers_make_parts_of_the_same_batches(source, count):
+    """The same examples with random access; with files, others."""
+    whole = read(source, count=20 * 8)
+    parts = [read_part(source, i, count, 20) for i in range(count)]
+    joined = [[] for _ in range(20)]
+    for counters, part in parts:
+        share = 8 // count
+        for step in range(20):
+            rows = slice(step * share, (step + 1) * share)
+            joined[step] += zip(counters[rows], part[rows])
+    joined = [row for step in joined for row in step]
+    assert [i for i, _ in joined] == list(range(20 * 8))
+    if source.random_access or count == 1:
+        assert [name for _, name in joined] == names(whole)
+
+
+def test_workers_read_files_of_their_own(records):
+    source = open_source(records, memory_bytes=0, window=7)
+    epoch = source.size // 2 // 4  # batches of 8 in half the records
+    seen = []
+    for start in range(0, 10 * epoch, epoch):
+        parts = [
+            {
+                name.split(" #")[0]
+                for name in read_part(source, i, 2, epoch, start=start)[1]
+            }
+            for i in (0, 1)
+        ]
+        assert not parts[0] & parts[1]
+        seen += parts
+    # ... and other files in other epochs: nothing is left out for good.
+    assert len(set(map(frozenset, seen))) > 3
+    assert len(set.union(*seen)) == 5
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])  # five files
+def test_a_restarted_worker_reads_the_same_tail(source, count):
+    for index in (0, count - 1):
+        counters, found = read_part(source, index, count, 20)
+        share = 8 // count
+        tail = read_part(source, index, count, 13, start=7)
+        assert tail == (counters[7 * share :], found[7 * share :])
+
+
+def test_more_workers_than_files_share_the_records(tmp_path):
+    write_records(tmp_path / "one", range(16))
+    source = open_source(f"tfrecord:{tmp_path}/one", memory_bytes=0)
+    parts = [read_part(source, i, 4, 2)[1] for i in range(4)]
+    assert len(set(sum(parts, []))) == 16
 
 
 def test_one_pass_ends(source):

@@ -1,8 +1,6 @@
 """What every method has to fulfil; a new one is tested by its name alone."""
 
-import os
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from PIL import Image
 
 from benchmarks import pillow_chain
 from clsa_tf import methods
+from clsa_tf.augment.views import packed_width, params_key
 from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import training_batches
@@ -112,26 +111,6 @@ def test_loss_falls_below_chance(name):
     assert np.mean([r["contrast_accuracy"] for r in late]) > 0.2
 
 
-def test_two_replicas_equal_one(name, tmp_path):
-    results = []
-    for replicas in (1, 2):
-        path = str(tmp_path / f"{replicas}.npz")
-        subprocess.run(
-            [sys.executable, "-m", "tests.replicas", name, str(replicas), path],
-            check=True,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
-        )
-        results.append(np.load(path))
-    one, two = results
-    assert set(one.files) == set(two.files) and len(one.files) > 50
-    for key in one.files:
-        # Sums in another order. (More steps would amplify the rounding: where
-        # a ReLU flips, 20 to 100 times each.)
-        np.testing.assert_allclose(
-            two[key], one[key], rtol=1e-4, atol=1e-5, err_msg=key
-        )
-
-
 def test_objective_golden(name):
     """The golden values, through the method itself; a table is the encoder."""
     method = tiny.make(
@@ -189,3 +168,58 @@ def test_views_finished_on_the_device_train_alike(name, compiled, tmp_path):
     np.testing.assert_allclose(
         losses["device"], losses["host"], rtol=1e-3 if compiled else 1e-6
     )
+
+
+def test_the_compiled_step_has_static_shapes(name):
+    """What a TPU needs: augmentation, gradients and update as one program."""
+    config = tiny.config(name, augment_on="device", accumulation_steps=2)
+    method = tiny.make(config)
+    batch = unfinished(method, config)
+    step = tf.function(method.train_step, jit_compile=True, autograph=False)
+    program = step.experimental_get_compiler_ir(batch)(stage="hlo")
+    assert "while" in program  # the micro-batches
+    dynamic = re.findall(r"\[<=\d+", program)
+    assert dynamic == []
+
+
+def unfinished(method, config):
+    """A batch as the host hands it to an accelerator that augments."""
+    batch = {"key_rows": tf.range(config.batch_size)}
+    for view in method.views(config.options):
+        size = [config.batch_size, view.size, 3, view.size]
+        batch[view.name] = tf.zeros(size, tf.uint8)
+        batch[params_key(view)] = tf.ones(
+            [config.batch_size, packed_width(view)]
+        )
+    return batch
+
+
+def test_accumulated_step_equals_the_whole_one(name):
+    """Gradients of two micro-batches, parts with statistics of their own."""
+    found = []
+    for parts in (1, 2):
+        config = tiny.config(
+            name,
+            batch_norm="split",
+            batch_norm_splits=4,
+            accumulation_steps=parts,
+            base_lr=0.03,
+        )
+        method = tiny.make(config)
+        reports = tiny.fit(method, tiny.batches(config, 3))
+        found.append((reports, method))
+    (whole, one), (accumulated, two) = found
+    for a, b in zip(whole, accumulated):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-5), key
+    compared = [
+        (v, w)
+        for v, w in zip(one.variables, two.variables)
+        if "moving_" not in v.name
+    ]
+    compared += zip(one.optimizer.variables, two.optimizer.variables)
+    compared += zip(one.queue.variables, two.queue.variables)
+    for v, w in compared:
+        scale = np.max(np.abs(v.numpy()), initial=0.0)
+        np.testing.assert_allclose(w, v, atol=1e-4 * scale, err_msg=v.name)
