@@ -225,4 +225,8 @@ def first_line(error):
     """What an error says, in one line without TensorFlow's node names."""
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
     text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
-    return text.strip().split("\n")[0][:300]
+    # What happened stands below where in the graph it did.
+    where = ("Graph execution error", "Detected at node", " ", "File ")
+    lines = [line for line in text.split("\n") if line.strip()]
+    said = [line for line in lines if not line.startswith(where)]
+    return (said or lines or [type(error).__name__])[0].strip()[:300]
