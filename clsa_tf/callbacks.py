@@ -133,11 +133,11 @@ class Log(StepCallback):
         """Moves the bar; every `log_steps` reads and writes the reports."""
         # The loss of the step before: to read this one's would make the host
         # wait for it.
-        self._check()
+        self.check()
         self._unchecked = self.step, logs["loss"]
         last = self.step == self._config.total_epochs * self.steps_per_epoch
         if self.step % self._config.log_steps == 0 or last:
-            self._check()
+            self.check()
             values = collapse.summary(
                 {k: float(v) for k, v in logs.items()},
                 dimension=self._config.options.projection_size,
@@ -188,7 +188,8 @@ class Log(StepCallback):
         self._checkpoints.seconds.assign_add(now - self._since)
         self._since = now
 
-    def _check(self):
+    def check(self):
+        """Raises `UserError` unless the latest loss is finite."""
         if self._unchecked is None:
             return
         step, loss = self._unchecked[0], float(self._unchecked[1])
@@ -272,15 +273,16 @@ class Save(StepCallback):
 
     Args:
         checkpoints: `Checkpoints`.
-        step: steps taken before.
+        log: the `Log` that checks the loss.
         every: steps; 0 for none but at the end of an epoch.
         steps_per_epoch: int.
     """
 
-    def __init__(self, checkpoints, step, *, every, steps_per_epoch):
+    def __init__(self, checkpoints, log, *, every, steps_per_epoch):
         """See the class."""
-        super().__init__(step)
+        super().__init__(log.step)
         self._checkpoints = checkpoints
+        self._log = log
         self._every = every
         self._steps_per_epoch = steps_per_epoch
 
@@ -289,10 +291,14 @@ class Save(StepCallback):
         if self._every and self.step % self._every == 0:
             # At the end of an epoch the evaluation comes first.
             if self.step % self._steps_per_epoch:
-                self._checkpoints.save()
+                self._save()
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves at the end of an epoch."""
+        self._save()
+
+    def _save(self):
+        self._log.check()
         self._checkpoints.save()
 
 
@@ -301,17 +307,18 @@ class Stop(StepCallback):
 
     Args:
         checkpoints: `Checkpoints`.
-        step: steps taken before.
+        log: the `Log` that checks the loss.
         interruption: `Interruption`.
         any_worker: function from this worker's signal (0: none) to that of
             any worker; it is called every `every` steps.
         every: steps.
     """
 
-    def __init__(self, checkpoints, step, interruption, any_worker, *, every):
+    def __init__(self, checkpoints, log, interruption, any_worker, *, every):
         """See the class."""
-        super().__init__(step)
+        super().__init__(log.step)
         self._checkpoints = checkpoints
+        self._log = log
         self._interruption = interruption
         self._any_worker = any_worker
         self._every = every
@@ -322,5 +329,6 @@ class Stop(StepCallback):
             return
         number = self._any_worker(self._interruption.signal)
         if number:
+            self._log.check()
             self._checkpoints.save()
             raise Stopped(number)

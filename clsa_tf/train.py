@@ -90,6 +90,7 @@ def _train(config, strategy, workers, source, faults, task, interruption):
             method,
             config.workdir,
             keep=config.keep_checkpoints,
+            schedule=schedule,
             chief=workers.chief,
         )
     step = checkpoints.restore()
@@ -117,13 +118,13 @@ def _train(config, strategy, workers, source, faults, task, interruption):
     )
     save = Save(
         checkpoints,
-        step,
+        log,
         every=config.checkpoint_steps,
         steps_per_epoch=steps_per_epoch,
     )
     stop = Stop(
         checkpoints,
-        step,
+        log,
         interruption,
         workers.maximum,
         every=1 if workers.count == 1 else _STEPS_BETWEEN_TALKS,
