@@ -9,6 +9,7 @@ With several workers all of them call everything, since reading a variable may
 take all of them; only the chief writes.
 """
 
+import contextlib
 import math
 import sys
 import time
@@ -18,6 +19,7 @@ import tqdm
 from tensorflow import keras
 
 from clsa_tf import collapse, metrics
+from clsa_tf.checkpoint import first_line
 from clsa_tf.errors import Stopped, UserError
 
 # Reports shown in the progress bar, with their short names.
@@ -89,9 +91,10 @@ class Log(StepCallback):
         self._watch = watch
         self._chief = chief
         if chief:
-            self._writer = tf.summary.create_file_writer(
-                f"{workdir}/tensorboard"
-            )
+            with self._writing():
+                self._writer = tf.summary.create_file_writer(
+                    f"{workdir}/tensorboard"
+                )
         self._shown = {}
         self._unchecked = None  # the last step and its loss
         self._bar = None
@@ -127,7 +130,12 @@ class Log(StepCallback):
 
     def on_train_end(self, logs=None):
         """Closes the bar."""
-        self._bar.close()
+        self.close()
+
+    def close(self):
+        """Ends the line of the bar; a run that fails has to do it itself."""
+        if self._bar is not None:
+            self._bar.close()
 
     def after_step(self, logs):
         """Moves the bar; every `log_steps` reads and writes the reports."""
@@ -156,13 +164,14 @@ class Log(StepCallback):
         if not self._chief:
             return
         epoch = self.step / self.steps_per_epoch
-        metrics.append(
-            self._workdir,
-            {"step": self.step, "epoch": round(epoch, 4)} | values,
-        )
-        with self._writer.as_default(self.step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
+        with self._writing():
+            metrics.append(
+                self._workdir,
+                {"step": self.step, "epoch": round(epoch, 4)} | values,
+            )
+            with self._writer.as_default(self.step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
         for name, short in _SHOWN.items():
             if name in values:
                 self._shown[short] = f"{values[name]:.3f}"
@@ -175,8 +184,21 @@ class Log(StepCallback):
         """Shows uint8 `[H, W, 3]` in TensorBoard."""
         if not self._chief:
             return
-        with self._writer.as_default(self.step):
+        with self._writing(), self._writer.as_default(self.step):
             tf.summary.image(name, image[tf.newaxis])
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Says in a sentence that something could not be written."""
+        try:
+            yield
+        except (tf.errors.OpError, OSError) as e:
+            raise UserError(
+                f"Expected to write what is measured to {self._workdir}, "
+                f"received: {first_line(e)}; the newest good checkpoint is "
+                f"{self._checkpoints.newest}: make room or fix the "
+                "permissions, then start the same command again."
+            ) from e
 
     def _tell(self, words):
         if words and self._chief:

@@ -167,12 +167,13 @@ def _train(config, strategy, workers, source, faults, task, interruption):
 
     if workers.chief:
         draw_views(config, views, batches(step), log)
-    fit(
-        method,
-        distributed,
-        callbacks,
-        legs(step, steps_per_epoch, config.total_epochs),
-    )
+    with contextlib.closing(log):
+        fit(
+            method,
+            distributed,
+            callbacks,
+            legs(step, steps_per_epoch, config.total_epochs),
+        )
     if faults.count:
         print(f"{faults.count} unreadable images were left out.")
     return method
@@ -322,8 +323,8 @@ def claim(config):
     except OSError as e:
         raise UserError(
             f"Expected a --workdir that can be written, received "
-            f"{config.workdir!r} ({e.strerror}); choose another or fix its "
-            "permissions."
+            f"{config.workdir!r} ({e.strerror}); make room, fix its "
+            "permissions or choose another."
         ) from e
     return lock
 
