@@ -9,6 +9,10 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import metrics
+from clsa_tf.callbacks import Log
+from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.errors import UserError
+from tests import tiny
 from tests.photos import write_folder
 from tests.runs import (
     assert_equal_states,
@@ -49,7 +53,7 @@ class Paused:
     Until it is left (`with`), the process does not run.
     """
 
-    def __init__(self, arguments, condition, output):
+    def __init__(self, arguments, condition, output=subprocess.DEVNULL):
         self.process = start(arguments, output)
         assert wait_until(condition, self.process, pause=0.001)
         self.process.send_signal(signal.SIGSTOP)
@@ -182,7 +186,7 @@ def disk(tmp_path):
     path.mkdir()
     mount("-t", "tmpfs", "-o", "size=6m", "tmpfs", path)
     yield path
-    subprocess.run(["umount", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def mount(*arguments):
@@ -226,6 +230,37 @@ def test_full_disk(photos, finished, disk):
     assert lines(workdir) == lines(finished[0])
 
 
+def log_in(workdir):
+    config = tiny.config()
+    workdir.mkdir()
+    return Log(
+        str(workdir),
+        4,
+        config=config,
+        steps_per_epoch=2,
+        schedule=lambda step: 0.1,
+        checkpoints=Checkpoints(tiny.make(config), str(workdir), keep=1),
+        watch=None,
+    )
+
+
+def test_no_room_for_a_line_of_the_metrics(tmp_path):
+    log = log_in(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left.*no checkpoint yet"):
+        log.write({"loss": 1.0})
+
+
+@needs_root
+def test_no_room_for_tensorboard(tmp_path, disk):
+    log = log_in(disk / "run")
+    (disk / "run" / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    fill(disk)
+    with pytest.raises(UserError, match="No space left.*no checkpoint yet"):
+        for _ in range(100):  # there is a little room in its last block
+            log.write({"loss": 1.0})
+
+
 @pytest.mark.slow
 @needs_root
 def test_disk_that_fills_up_where_metrics_and_pictures_go(
@@ -265,7 +300,7 @@ def read_only(finished, tmp_path):
     mount("--bind", finished[0], path)
     mount("-o", "remount,bind,ro", path)
     yield path
-    subprocess.run(["umount", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def test_read_only_directory(photos, finished, read_only):
@@ -336,6 +371,12 @@ def test_damaged_photographs_are_counted_and_named(tmp_path):
     for path in unreadable:
         assert result.stderr.count(path) == 1
     assert f"{len(unreadable)} unreadable images were left" in result.stdout
+
+
+@pytest.mark.slow
+def test_too_many_damaged_photographs_end_the_run(tmp_path):
+    photos = tmp_path / "photos"
+    write_photos(photos)
     error = call(
         train(photos, tmp_path / "few", *EVERY_PHOTO, "--max_bad_share=0.001"),
         status=1,
