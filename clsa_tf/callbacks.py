@@ -9,6 +9,7 @@ With several workers all of them call everything, since reading a variable may
 take all of them; only the chief writes.
 """
 
+import contextlib
 import math
 import sys
 import time
@@ -18,6 +19,7 @@ import tqdm
 from tensorflow import keras
 
 from clsa_tf import collapse, metrics
+from clsa_tf.checkpoint import first_line
 from clsa_tf.errors import Stopped, UserError
 
 # Reports shown in the progress bar, with their short names.
@@ -89,9 +91,10 @@ class Log(StepCallback):
         self._watch = watch
         self._chief = chief
         if chief:
-            self._writer = tf.summary.create_file_writer(
-                f"{workdir}/tensorboard"
-            )
+            with self._writing():
+                self._writer = tf.summary.create_file_writer(
+                    f"{workdir}/tensorboard"
+                )
         self._shown = {}
         self._unchecked = None  # the last step and its loss
         self._bar = None
@@ -127,17 +130,22 @@ class Log(StepCallback):
 
     def on_train_end(self, logs=None):
         """Closes the bar."""
-        self._bar.close()
+        self.close()
+
+    def close(self):
+        """Ends the line of the bar; a run that fails has to do it itself."""
+        if self._bar is not None:
+            self._bar.close()
 
     def after_step(self, logs):
         """Moves the bar; every `log_steps` reads and writes the reports."""
         # The loss of the step before: to read this one's would make the host
         # wait for it.
-        self._check()
+        self.check()
         self._unchecked = self.step, logs["loss"]
         last = self.step == self._config.total_epochs * self.steps_per_epoch
         if self.step % self._config.log_steps == 0 or last:
-            self._check()
+            self.check()
             values = collapse.summary(
                 {k: float(v) for k, v in logs.items()},
                 dimension=self._config.options.projection_size,
@@ -156,13 +164,14 @@ class Log(StepCallback):
         if not self._chief:
             return
         epoch = self.step / self.steps_per_epoch
-        metrics.append(
-            self._workdir,
-            {"step": self.step, "epoch": round(epoch, 4)} | values,
-        )
-        with self._writer.as_default(self.step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
+        with self._writing():
+            metrics.append(
+                self._workdir,
+                {"step": self.step, "epoch": round(epoch, 4)} | values,
+            )
+            with self._writer.as_default(self.step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
         for name, short in _SHOWN.items():
             if name in values:
                 self._shown[short] = f"{values[name]:.3f}"
@@ -175,8 +184,21 @@ class Log(StepCallback):
         """Shows uint8 `[H, W, 3]` in TensorBoard."""
         if not self._chief:
             return
-        with self._writer.as_default(self.step):
+        with self._writing(), self._writer.as_default(self.step):
             tf.summary.image(name, image[tf.newaxis])
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Says in a sentence that something could not be written."""
+        try:
+            yield
+        except (tf.errors.OpError, OSError) as e:
+            raise UserError(
+                f"Expected to write what is measured to {self._workdir}, "
+                f"received: {first_line(e)}; the newest good checkpoint is "
+                f"{self._checkpoints.newest}: make room or fix the "
+                "permissions, then start the same command again."
+            ) from e
 
     def _tell(self, words):
         if words and self._chief:
@@ -188,7 +210,8 @@ class Log(StepCallback):
         self._checkpoints.seconds.assign_add(now - self._since)
         self._since = now
 
-    def _check(self):
+    def check(self):
+        """Raises `UserError` unless the latest loss is finite."""
         if self._unchecked is None:
             return
         step, loss = self._unchecked[0], float(self._unchecked[1])
@@ -272,15 +295,16 @@ class Save(StepCallback):
 
     Args:
         checkpoints: `Checkpoints`.
-        step: steps taken before.
+        log: the `Log` that checks the loss.
         every: steps; 0 for none but at the end of an epoch.
         steps_per_epoch: int.
     """
 
-    def __init__(self, checkpoints, step, *, every, steps_per_epoch):
+    def __init__(self, checkpoints, log, *, every, steps_per_epoch):
         """See the class."""
-        super().__init__(step)
+        super().__init__(log.step)
         self._checkpoints = checkpoints
+        self._log = log
         self._every = every
         self._steps_per_epoch = steps_per_epoch
 
@@ -289,10 +313,14 @@ class Save(StepCallback):
         if self._every and self.step % self._every == 0:
             # At the end of an epoch the evaluation comes first.
             if self.step % self._steps_per_epoch:
-                self._checkpoints.save()
+                self._save()
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves at the end of an epoch."""
+        self._save()
+
+    def _save(self):
+        self._log.check()
         self._checkpoints.save()
 
 
@@ -301,17 +329,18 @@ class Stop(StepCallback):
 
     Args:
         checkpoints: `Checkpoints`.
-        step: steps taken before.
+        log: the `Log` that checks the loss.
         interruption: `Interruption`.
         any_worker: function from this worker's signal (0: none) to that of
             any worker; it is called every `every` steps.
         every: steps.
     """
 
-    def __init__(self, checkpoints, step, interruption, any_worker, *, every):
+    def __init__(self, checkpoints, log, interruption, any_worker, *, every):
         """See the class."""
-        super().__init__(step)
+        super().__init__(log.step)
         self._checkpoints = checkpoints
+        self._log = log
         self._interruption = interruption
         self._any_worker = any_worker
         self._every = every
@@ -322,5 +351,6 @@ class Stop(StepCallback):
             return
         number = self._any_worker(self._interruption.signal)
         if number:
+            self._log.check()
             self._checkpoints.save()
             raise Stopped(number)

@@ -1,7 +1,9 @@
 """Saving a run whole, and finding the newest state that can be read back."""
 
+import math
 import os
 import re
+import shutil
 import tempfile
 import typing
 
@@ -14,8 +16,9 @@ from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks.encoder import Encoder
 from clsa_tf.strategy import LOST
 
-# Within the run's directory.
+# Within the run's directory; and within that, what is not complete yet.
 DIRECTORY = "checkpoints"
+UNFINISHED = "unfinished"
 
 # What TensorFlow has been seen to raise on files that are damaged, or written
 # by another model.
@@ -35,13 +38,15 @@ class Checkpoints:
     its pointer) and of the optimizer, whose `iterations` is the step and
     thereby the position in the data, which is a function of seed and step.
 
-    Writing is atomic: TensorFlow writes under temporary names and renames, and
-    only then points the file `checkpoint` at the new one.
+    Writing is atomic: into a directory aside, from which the files move when
+    they are on the disk, the index last. What a process that was killed left
+    there is removed before the next one is written.
 
     Args:
         method: compiled `Method` whose optimizer is built.
         workdir: directory of the run.
         keep: how many of the newest to keep.
+        schedule: step -> learning rate, for messages; None to leave it out.
         chief: whether this process writes; the others of its job have to take
             part in saving, too.
 
@@ -49,29 +54,24 @@ class Checkpoints:
         seconds: variable, seconds spent in training over all starts.
     """
 
-    def __init__(self, method, workdir, *, keep, chief=True):
+    def __init__(self, method, workdir, *, keep, schedule=None, chief=True):
         """See the class."""
         self._method = method
         self._directory = os.path.join(workdir, DIRECTORY)
+        self._keep = keep
+        self._schedule = schedule
         self._chief = chief
         self._saved = None  # step of the newest good checkpoint
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        # Batch statistics and queue, too: they may overflow before weights do.
+        numbers = [v for v in method.variables if v.dtype.is_floating]
         self._weights_are_finite = tf.function(
             lambda: tf.reduce_all(
-                [
-                    tf.reduce_all(tf.math.is_finite(v))
-                    for v in method.trainable_variables
-                ]
+                [tf.reduce_all(tf.math.is_finite(v)) for v in numbers]
             )
         )
         self._checkpoint = tf.train.Checkpoint(
             method=method, optimizer=method.optimizer, seconds=self.seconds
-        )
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint,
-            self._directory,
-            max_to_keep=keep,
-            checkpoint_name="step",
         )
 
     @property
@@ -96,17 +96,20 @@ class Checkpoints:
         if self._saved == self.step:
             return
         if not self._weights_are_finite():
+            rate = self._schedule and float(self._schedule(self.step - 1))
             raise UserError(
                 f"Expected finite weights, received others after step "
-                f"{self.step}, which were not saved; the newest good "
-                f"checkpoint is {self.newest}: lower --base_lr or raise the "
-                "temperatures."
+                f"{self.step}"
+                + (f" with learning rate {rate:.3g}" if rate else "")
+                + ", which were not saved; the newest good checkpoint is "
+                f"{self.newest}: lower --base_lr or raise the temperatures."
             )
         try:
             self._write()
         except LOST:
             raise
         except (tf.errors.OpError, OSError) as e:
+            self._remove_unfinished()
             raise UserError(
                 f"Expected to write the checkpoint of step {self.step} to "
                 f"{self._directory}, received: {first_line(e)}; the newest "
@@ -116,13 +119,38 @@ class Checkpoints:
         self._saved = self.step
 
     def _write(self):
-        if self._chief:
-            self._manager.save(checkpoint_number=self.step)
+        if not self._chief:
+            # Batch statistics are averaged over all workers when they are
+            # read, so that each has to read them, and TensorFlow reads to
+            # write.
+            with tempfile.TemporaryDirectory() as unused:
+                self._checkpoint.write(os.path.join(unused, "step"))
             return
-        # Batch statistics are averaged over all workers when they are read, so
-        # that each has to read them, and TensorFlow reads to write.
-        with tempfile.TemporaryDirectory() as unused:
-            self._checkpoint.save(os.path.join(unused, "step"))
+        self._remove_unfinished()
+        folder = os.path.join(self._directory, UNFINISHED)
+        self._checkpoint.write(os.path.join(folder, f"step-{self.step}"))
+        # "step-5.data-00000-of-00001" comes before "step-5.index".
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            _flush_to_disk(path)
+            os.replace(path, os.path.join(self._directory, name))
+        _flush_to_disk(self._directory)
+        os.rmdir(folder)
+        self._remove_old(self.step)
+
+    def _remove_old(self, step):
+        """Removes all but the newest checkpoints, of those up to `step`."""
+        for path in list_checkpoints(self._directory, step)[self._keep :]:
+            # The index first: without it the rest is none to anybody.
+            os.remove(path + ".index")
+        complete = set(list_checkpoints(self._directory))
+        for path, suffix in _files(self._directory):
+            if suffix.startswith(".data-") and path not in complete:
+                os.remove(path + suffix)
+
+    def _remove_unfinished(self):
+        folder = os.path.join(self._directory, UNFINISHED)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def restore(self):
         """Restores the newest checkpoint that can be read; returns its step.
@@ -137,7 +165,7 @@ class Checkpoints:
             return 0
         self._saved = _restore_newest(
             self._directory,
-            lambda path: self._checkpoint.restore(
+            lambda path: self._checkpoint.read(
                 path
             ).assert_existing_objects_matched(),
         )
@@ -175,9 +203,7 @@ def load_trained(workdir):
     step = _restore_newest(
         os.path.join(workdir, DIRECTORY),
         lambda path: (
-            reader.restore(path)
-            .expect_partial()
-            .assert_existing_objects_matched()
+            reader.read(path).expect_partial().assert_existing_objects_matched()
         ),
     )
     return Trained(config, encoder, step, float(seconds.numpy()))
@@ -205,16 +231,39 @@ def _restore_newest(directory, restore):
     )
 
 
-def list_checkpoints(directory):
+def list_checkpoints(directory, last=math.inf):
     """Paths of the checkpoints in `directory`, newest first.
 
-    By their files, not by the `checkpoint` file: that may be damaged, too.
+    Args:
+        directory: where they are; it need not exist.
+        last: step after which they do not count.
     """
-    paths = [
-        path[: -len(".index")]
-        for path in tf.io.gfile.glob(os.path.join(directory, "step-*.index"))
-    ]
+    paths = {
+        path
+        for path, suffix in _files(directory)
+        if suffix == ".index" and _step_of(path) <= last
+    }
     return sorted(paths, key=_step_of, reverse=True)
+
+
+def _files(directory):
+    """Pairs (path of the checkpoint, suffix) of the files in `directory`."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    found = (re.fullmatch(r"(step-\d+)(\..*)", name) for name in names)
+    return [
+        (os.path.join(directory, match[1]), match[2])
+        for match in found
+        if match
+    ]
+
+
+def _flush_to_disk(path):
+    """Makes what was written to a file, or moved into a directory, lasting."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _step_of(path):

@@ -7,7 +7,14 @@ from absl import app, logging
 
 from clsa_tf.errors import Stopped, UserError, WorkerLost
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ESTALE,
+)
 
 
 def launch(main):

@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT: noted when they come, obeyed after the step."""
 
 import contextlib
+import os
 import signal
-import sys
 import threading
 
 from clsa_tf.errors import Stopped
@@ -11,7 +11,7 @@ from clsa_tf.errors import Stopped
 class Interruption:
     """Notes the first SIGTERM or SIGINT while it is entered (`with`).
 
-    A second SIGINT (Ctrl-C) ends the program at once.
+    After it a SIGINT (Ctrl-C) ends the program at once.
 
     Attributes:
         signal: number of the signal that came, or 0.
@@ -47,16 +47,18 @@ class Interruption:
             self._at_once = False
 
     def _note(self, number, _):
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
         if not self.signal:
-            print(
-                f"\n{signal.Signals(number).name}: finishing the step and "
-                "saving"
-                + ("; Ctrl-C again to end at once" * (number == signal.SIGINT)),
-                file=sys.stderr,
-                flush=True,
+            self.signal = number
+            # The next one ends the process even inside of TensorFlow.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            doing = (
+                "leaving the evaluation, which the next start makes up for"
+                if self._at_once
+                else "finishing the step and saving"
             )
-        self.signal = number
+            words = f"{signal.Signals(number).name}: {doing}"
+            # Not `print`: the signal may have come in the middle of one.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{words}; Ctrl-C ends at once\n".encode())
         if self._at_once:
-            raise Stopped(number)
+            raise Stopped(self.signal)

@@ -38,6 +38,9 @@ def append(workdir, entry):
     path = os.path.join(workdir, FILE)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+        # A checkpoint lasts once it is written: what it follows has to, too.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomically(path, text):

@@ -90,6 +90,7 @@ def _train(config, strategy, workers, source, faults, task, interruption):
             method,
             config.workdir,
             keep=config.keep_checkpoints,
+            schedule=schedule,
             chief=workers.chief,
         )
     step = checkpoints.restore()
@@ -117,13 +118,13 @@ def _train(config, strategy, workers, source, faults, task, interruption):
     )
     save = Save(
         checkpoints,
-        step,
+        log,
         every=config.checkpoint_steps,
         steps_per_epoch=steps_per_epoch,
     )
     stop = Stop(
         checkpoints,
-        step,
+        log,
         interruption,
         workers.maximum,
         every=1 if workers.count == 1 else _STEPS_BETWEEN_TALKS,
@@ -166,12 +167,13 @@ def _train(config, strategy, workers, source, faults, task, interruption):
 
     if workers.chief:
         draw_views(config, views, batches(step), log)
-    fit(
-        method,
-        distributed,
-        callbacks,
-        legs(step, steps_per_epoch, config.total_epochs),
-    )
+    with contextlib.closing(log):
+        fit(
+            method,
+            distributed,
+            callbacks,
+            legs(step, steps_per_epoch, config.total_epochs),
+        )
     if faults.count:
         print(f"{faults.count} unreadable images were left out.")
     return method
@@ -321,8 +323,8 @@ def claim(config):
     except OSError as e:
         raise UserError(
             f"Expected a --workdir that can be written, received "
-            f"{config.workdir!r} ({e.strerror}); choose another or fix its "
-            "permissions."
+            f"{config.workdir!r} ({e.strerror}); make room, fix its "
+            "permissions or choose another."
         ) from e
     return lock
 

@@ -1,11 +1,7 @@
 """The commands of the README, as a person types them, on a small folder."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,63 +9,19 @@ import tensorflow as tf
 
 from clsa_tf import metrics
 from clsa_tf.checkpoint import list_checkpoints
-from tests.photos import TINY_FLAGS, write_folder
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("photos"))
-
-
-def command(module, *arguments):
-    return [sys.executable, "-m", module, *map(str, arguments)]
-
-
-def train(photos, workdir, *extra):
-    return command(
-        "clsa_tf.train",
-        *TINY_FLAGS,
-        f"--dataset=folder:{photos}",
-        f"--workdir={workdir}",
-        *extra,
-    )
-
-
-def call(arguments, status=0):
-    result = subprocess.run(
-        arguments,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
-    )
-    assert result.returncode == status, result.stdout + result.stderr
-    return result
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
-    """A run that was never disturbed."""
-    workdir = tmp_path_factory.mktemp("runs") / "straight"
-    result = call(train(photos, workdir, "--checkpoint_steps=1"))
-    return workdir, result
-
-
-def final_state(workdir):
-    path = list_checkpoints(str(workdir / "checkpoints"))[0]
-    reader = tf.train.load_checkpoint(path)
-    return path.rsplit("/", 1)[1], {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if not name.startswith(("seconds", "_CHECKPOINTABLE", "save_counter"))
-    }
-
-
-def lines(workdir):
-    """What was logged, without what depends on the clock."""
-    entries = metrics.read(workdir)
-    for entry in entries:
-        entry.pop("images_per_second", None)
-    return entries
+from tests.photos import write_folder
+from tests.runs import (
+    assert_equal_states,
+    call,
+    command,
+    final_state,
+    lines,
+    saved,
+    start,
+    states,
+    train,
+    wait_until,
+)
 
 
 def test_training_says_what_it_does_and_logs(finished):
@@ -90,23 +42,14 @@ def test_training_says_what_it_does_and_logs(finished):
 def test_killed_run_resumes_exactly(photos, finished, tmp_path):
     workdir = tmp_path / "killed"
     arguments = train(photos, workdir, "--checkpoint_steps=1")
-    for wanted in ("step-2", "step-5"):
-        process = subprocess.Popen(
-            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.time() + 120
-        while not (workdir / "checkpoints" / f"{wanted}.index").exists():
-            assert time.time() < deadline and process.poll() in (None, 0)
-            time.sleep(0.01)
+    for wanted in (2, 5):
+        process = start(arguments)
+        wait_until(lambda step=wanted: saved(workdir, step), process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert "resuming" in call(arguments).stdout
-    step, state = final_state(workdir)
-    expected_step, expected = final_state(finished[0])
-    assert step == expected_step == "step-9"
-    assert state.keys() == expected.keys() and len(state) > 100
-    for name, value in expected.items():
-        np.testing.assert_array_equal(state[name], value, err_msg=name)
+    assert final_state(workdir)[0] == "step-9"
+    assert_equal_states(states(workdir), states(finished[0]))
     assert lines(workdir) == lines(finished[0])
     # Once more: nothing left to do.
     assert "is complete" in call(arguments).stdout

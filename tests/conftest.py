@@ -1,0 +1,20 @@
+"""What several files of tests need, made once per process of tests."""
+
+import pytest
+
+from tests import runs
+from tests.photos import write_folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """60 photographs in two classes."""
+    return write_folder(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def finished(photos, tmp_path_factory):
+    """A run that was never disturbed, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    result = runs.call(runs.train(photos, workdir, "--checkpoint_steps=1"))
+    return workdir, result

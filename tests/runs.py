@@ -1,0 +1,104 @@
+"""Training runs as processes, and what they leave."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from clsa_tf import metrics
+from clsa_tf.checkpoint import list_checkpoints
+from tests.photos import TINY_FLAGS
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def train(photos, workdir, *extra):
+    return command(
+        "clsa_tf.train",
+        *TINY_FLAGS,
+        f"--dataset=folder:{photos}",
+        f"--workdir={workdir}",
+        *extra,
+    )
+
+
+def environment():
+    return os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def call(arguments, status=0):
+    """Runs a command to its end; it has to come with `status`."""
+    result = subprocess.run(
+        arguments, capture_output=True, text=True, env=environment()
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    return result
+
+
+def start(arguments, output=subprocess.DEVNULL):
+    """Starts a command; what it prints goes to the file `output`."""
+    return subprocess.Popen(
+        arguments, stdout=output, stderr=output, env=environment()
+    )
+
+
+def wait_until(condition, process, *, seconds=180, pause=0.01):
+    """Waits while `process` runs; returns whether it still does."""
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        if process.poll() is not None:
+            return False
+        time.sleep(pause)
+    return process.poll() is None
+
+
+def saved(workdir, step):
+    """Whether the checkpoint of `step` is there."""
+    return (workdir / "checkpoints" / f"step-{step}.index").exists()
+
+
+def states(workdir):
+    """Of each checkpoint its name and variables, newest first.
+
+    Without what depends on the clock.
+    """
+    found = []
+    for path in list_checkpoints(str(workdir / "checkpoints")):
+        reader = tf.train.load_checkpoint(path)
+        variables = {
+            name: reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if not name.startswith(("seconds", "_CHECKPOINTABLE"))
+        }
+        found.append((os.path.basename(path), variables))
+    return found
+
+
+def final_state(workdir):
+    return states(workdir)[0]
+
+
+def assert_equal_states(one, two):
+    """Compares two results of `states`, bit for bit."""
+    assert [name for name, _ in one] == [name for name, _ in two]
+    for (step, mine), (_, other) in zip(one, two):
+        assert mine.keys() == other.keys() and len(mine) > 100
+        assert any("queue" in name for name in mine)
+        for name, value in mine.items():
+            np.testing.assert_array_equal(
+                value, other[name], err_msg=f"{step} {name}"
+            )
+
+
+def lines(workdir):
+    """What was logged, without what depends on the clock."""
+    entries = metrics.read(workdir)
+    for entry in entries:
+        entry.pop("images_per_second", None)
+    return entries
