@@ -1,7 +1,6 @@
 """Saving a run whole, and finding the newest state that can be read back."""
 
 import os
-import re
 import tempfile
 import typing
 
@@ -9,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from clsa_tf import config as config_lib
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, first_line
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks.encoder import Encoder
 from clsa_tf.strategy import LOST
@@ -219,10 +218,3 @@ def list_checkpoints(directory):
 
 def _step_of(path):
     return int(path.rsplit("-", 1)[1])
-
-
-def first_line(error):
-    """What an error says, in one line without TensorFlow's node names."""
-    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
-    return text.strip().split("\n")[0][:300]

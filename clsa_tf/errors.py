@@ -1,5 +1,6 @@
 """The exceptions that mean: not the program, but the world outside it."""
 
+import re
 import signal
 
 
@@ -34,3 +35,10 @@ class WorkerLost(Exception):
     """
 
     STATUS = 138
+
+
+def first_line(error):
+    """What an error says, in one line without TensorFlow's node names."""
+    text = getattr(error, "message", None) or str(error)
+    text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
+    return text.strip().split("\n")[0][:300]

@@ -21,6 +21,7 @@ from clsa_tf.data.decode import (
     try_open,
 )
 from clsa_tf.data.faults import Faults
+from clsa_tf.data.offload import Services
 from clsa_tf.data.order import ALONE, ROWS, VIEWS, Source, Worker, key
 from clsa_tf.errors import UserError
 
@@ -43,6 +44,7 @@ def training_batches(
     parallel_calls: Optional[int] = None,
     worker: Worker = ALONE,
     replicas: int = 1,
+    services: Optional[Services] = None,
 ) -> tf.data.Dataset:
     """Returns the endless dataset of batches from a step on.
 
@@ -73,6 +75,9 @@ def training_batches(
             the batches.
         worker: which part of each global batch is made here.
         replicas: parts that this one is handed out in, one after the other.
+        services: where images are read and views are made, instead of in this
+            process; it changes no batch. See `Services.distribute` for the
+            errors of the iterator.
 
     Returns:
         Dataset of dicts: for each view its name -> u8[G, S, S, 3]. The rows
@@ -85,7 +90,7 @@ def training_batches(
 
     Raises:
         UserError: the batch is larger than the dataset, or views cannot share
-            what they are to share.
+            what they are to share, or a service cannot do its part.
     """
     views = tuple(views)
     keep_params = keep_params or not finished
@@ -96,7 +101,36 @@ def training_batches(
             "images."
         )
 
-    share = batch_size // worker.count  # rows that are made here
+    def unfinished(first=0, stride=1):
+        """Batches number `first`, `first + stride`, … before `finish`."""
+        items = source.items_of(
+            worker,
+            start=start_step * batch_size,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        if stride > 1:
+            items = items.filter(
+                lambda counter, _: tf.equal(
+                    (counter // batch_size - start_step) % stride, first
+                )
+            )
+        share = batch_size // worker.count  # rows that are made here
+        count = math.gcd(share, _TOGETHER)
+        batches = (
+            items.batch(count, drop_remainder=True)
+            .map(
+                _views_of_items(
+                    source, views, seed, count, finished, keep_params
+                ),
+                num_parallel_calls=calls,
+                deterministic=True,
+            )
+            .batch(share // count, drop_remainder=True)
+        )
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = max(2, calls)
+        return batches.with_options(options)
 
     def finish(batch):
         # From groups of `count` examples to examples.
@@ -111,27 +145,20 @@ def training_batches(
         result = _arrange(batch, donors, views, seed, step, worker)
         return tf.nest.map_structure(_in_parts(replicas), result)
 
-    items = source.items_of(
-        worker, start=start_step * batch_size, seed=seed, batch_size=batch_size
-    )
     cores = _cores()
     # A call waits now and then, for XLA's threads and the guard's: with one per
     # core two cores were idle for a fifth of the time. A single core never is.
-    parallel_calls = parallel_calls or (2 * cores if cores > 1 else 1)
-    count = math.gcd(share, _TOGETHER)
-    batches = (
-        items.batch(count, drop_remainder=True)
-        .map(
-            _views_of_items(source, views, seed, count, finished, keep_params),
-            num_parallel_calls=parallel_calls,
-            deterministic=True,
+    calls = parallel_calls or (2 * cores if cores > 1 else 1)
+    if services:
+        _check_readable_elsewhere(source)
+        batches = services.distribute(unfinished)
+        steps = tf.data.Dataset.counter(start_step)
+        batches = tf.data.Dataset.zip((steps, batches)).map(
+            _expected(batch_size, worker)
         )
-        .batch(share // count, drop_remainder=True)
-    )
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = max(2, parallel_calls)
-    batches = batches.map(finish).with_options(options)
-    batches = _finished(batches, prefetch=prefetch)
+    else:
+        batches = unfinished()
+    batches = _finished(batches.map(finish), prefetch=prefetch)
     if replicas > 1:
         batches = batches.unbatch()
     # Said aloud, because several workers otherwise prepare for the end of the
@@ -233,6 +260,36 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
         }
 
     return views_of_items
+
+
+def _check_readable_elsewhere(source):
+    if source.local:
+        raise UserError(
+            "Expected files that TensorFlow reads by itself with "
+            f"--data_service, received {source.name}, whose records only this "
+            "process can look up; prepare it as tfrecord or leave "
+            "--data_service out."
+        )
+
+
+def _expected(batch_size, worker):
+    """Returns the function that lets a batch pass if it is that of its step.
+
+    A service that was started anew might take one client for another.
+    """
+
+    def expected(step, batch):
+        rows = tf.range(batch_size, dtype=tf.int64)[worker.rows(batch_size)]
+        counters = tf.reshape(batch["counter"], [-1])
+        check = tf.debugging.assert_equal(
+            counters,
+            step * batch_size + rows,
+            "A service sent a batch of another step.",
+        )
+        with tf.control_dependencies([check]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    return expected
 
 
 def _cores():

@@ -1,0 +1,202 @@
+"""Views made by other processes: tf.data services that take turns.
+
+A service is a dispatcher with one worker (`clsa_tf/data_service.py`). Of
+several workers behind one dispatcher whichever is ready is read first; of
+several services each makes every W-th step, and they are read in turn, so that
+the batches are those of a single process.
+"""
+
+import re
+import socket
+import threading
+import time
+from typing import Callable, Tuple
+
+import tensorflow as tf
+
+from clsa_tf.errors import UserError, first_line
+
+ANSWER_SECONDS = 10.0  # within which a service answers at the start
+SILENT_SECONDS = 30.0  # after which one that does not answer is lost
+_PAUSE_SECONDS = 0.5  # between two looks at the services
+_LOOK_SECONDS = 3.0  # that one may take
+
+_ADDRESS = re.compile(r"grpc://(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})")
+
+
+def parse(text: str) -> Tuple[str, ...]:
+    """Splits `--data_service` into addresses.
+
+    Args:
+        text: `"grpc://host:port"`, several separated by commas; "" for none.
+
+    Returns:
+        the addresses, each as it was written.
+
+    Raises:
+        UserError: one is not of that form.
+    """
+    addresses = tuple(text.split(",")) if text else ()
+    for address in addresses:
+        match = _ADDRESS.fullmatch(address)
+        if not match or not 0 < int(match.group(2)) < 2**16:
+            raise UserError(
+                "Expected --data_service=grpc://host:port, several separated "
+                f"by commas, received {address!r}; write them as `python -m "
+                "clsa_tf.data_service` prints them."
+            )
+    return addresses
+
+
+class Services:
+    """The tf.data services that a run uses.
+
+    Args:
+        addresses: theirs, as from `parse`; at least one.
+    """
+
+    def __init__(self, addresses: Tuple[str, ...]):
+        """See the class."""
+        self.addresses = addresses
+        self._lost = ""
+
+    def lost(self) -> str:
+        """Says which service is gone, and since when; "" if none is."""
+        return self._lost
+
+    def check(self):
+        """Has every service make a dataset.
+
+        Raises:
+            UserError: one did not within `ANSWER_SECONDS`.
+        """
+        for address in self.addresses:
+            problem = _problem(address)
+            if problem:
+                raise UserError(
+                    f"Expected a tf.data service at {address}, received "
+                    f"{problem}; start it with `python -m clsa_tf.data_service "
+                    "--expose`, or correct --data_service."
+                )
+
+    def distribute(
+        self, make: Callable[[int, int], tf.data.Dataset]
+    ) -> tf.data.Dataset:
+        """Returns the elements that the services make, in order.
+
+        Args:
+            make: `make(k, n)` is the endless dataset of elements k, k + n,
+                k + 2n, … without Python functions. It is made anew, and
+                runs, in the process of the service.
+
+        Returns:
+            Dataset of elements 0, 1, 2, …; up to three of each service are in
+            this process at a time. Its iterator fails with a
+            `tf.errors.InvalidArgumentError` once a service has been silent
+            for `SILENT_SECONDS` (`lost` then says so), and with a
+            `tf.errors.NotFoundError` if one was started anew.
+
+        Raises:
+            UserError: a service did not take its dataset.
+        """
+        count = len(self.addresses)
+        parts = []
+        for k, address in enumerate(self.addresses):
+            try:
+                parts.append(make(k, count).apply(_at(address)))
+            except tf.errors.OpError as e:
+                raise UserError(
+                    f"Expected the tf.data service at {address} to take the "
+                    f"dataset, received: {first_line(e)}; start it with the "
+                    "same version of TensorFlow as the training."
+                ) from e
+        turns = tf.data.Dataset.range(count).repeat()
+        return self._watched(tf.data.Dataset.choose_from_datasets(parts, turns))
+
+    def _watched(self, elements):
+        """Adds the end that TensorFlow lacks: it waits for ever."""
+
+        def look():
+            time.sleep(_PAUSE_SECONDS)
+            return self._look(silent)
+
+        def watch(_):
+            # An error raised in there would be logged with tracebacks.
+            fine = tf.numpy_function(look, [], tf.bool)
+            check = tf.debugging.Assert(fine, ["Lost a tf.data service."])
+            with tf.control_dependencies([check]):
+                return tf.data.Dataset.range(0).map(lambda _: nothing)
+
+        silent = {}  # address -> time since when, s
+        nothing = tf.nest.map_structure(
+            lambda spec: tf.zeros(spec.shape, spec.dtype),
+            elements.element_spec,
+        )
+        # The elements, and beside them a dataset that has none but may fail.
+        # `deterministic` would make the one wait for the other.
+        looks = tf.data.Dataset.counter().flat_map(watch)
+        both = tf.data.Dataset.from_tensors(elements)
+        both = both.concatenate(tf.data.Dataset.from_tensors(looks))
+        return both.interleave(
+            lambda dataset: dataset,
+            cycle_length=2,
+            num_parallel_calls=2,
+            deterministic=False,
+        )
+
+    def _look(self, silent):
+        now = time.monotonic()
+        for address in self.addresses:
+            try:
+                _connect(address, _LOOK_SECONDS)
+                silent.pop(address, None)
+            except OSError:
+                if now - silent.setdefault(address, now) > SILENT_SECONDS:
+                    self._lost = (
+                        f"the tf.data service at {address}, silent for "
+                        f"{SILENT_SECONDS:g} s"
+                    )
+        return not self._lost
+
+
+def _at(address):
+    """The transformation that moves a dataset into a service."""
+    return tf.data.experimental.service.distribute(
+        # The one worker makes all.
+        processing_mode="parallel_epochs",
+        service=address,
+        # Views are noise to a compressor.
+        compression=None,
+        max_outstanding_requests=2,
+    )
+
+
+def _problem(address):
+    """Says what is wrong with a service; an empty string if nothing is."""
+    try:
+        _connect(address, ANSWER_SECONDS)
+    except OSError as e:
+        return f"no connection ({e})"
+    problems = [
+        f"no answer within {ANSWER_SECONDS:g} s (it has to be started with a "
+        "--host that is known here)"
+    ]
+
+    def ask():
+        try:
+            list(tf.data.Dataset.range(1).apply(_at(address)))
+            problems[0] = ""
+        except tf.errors.OpError as e:
+            problems[0] = first_line(e)
+
+    # TensorFlow asks until it is answered: what is not, ends with the process.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return problems[0]
+
+
+def _connect(address, seconds):
+    """Raises `OSError` if nothing listens there."""
+    host, port = _ADDRESS.fullmatch(address).groups()
+    socket.create_connection((host.strip("[]"), int(port)), seconds).close()
