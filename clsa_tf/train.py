@@ -55,11 +55,12 @@ def run(config):
     views = methods.load(config.method).METHOD.views(config.options)
     check_batch(config, source.size, strategy)
     check_sizes(source, views, allow_upscaling=config.allow_upscaling)
-    faults = Faults(max_bad_share=config.max_bad_share)
-    services = None
+    services, advice = None, ""
     if config.data_service:
         services = Services(parse(config.data_service))
         services.check()
+        advice = "see that the services of --data_service find them there"
+    faults = Faults(max_bad_share=config.max_bad_share, advice=advice)
     task = knn_task(config, source, faults) if config.knn_epochs else None
 
     with contextlib.ExitStack() as stack:

@@ -19,6 +19,7 @@ ENTRY_POINTS = {
     "report.py",
     "gallery.py",
     "savedmodel.py",
+    "data_service.py",
     "config.py",
 }
 

@@ -110,8 +110,14 @@ class Services:
                     f"dataset, received: {first_line(e)}; start it with the "
                     "same version of TensorFlow as the training."
                 ) from e
-        turns = tf.data.Dataset.range(count).repeat()
-        return self._watched(tf.data.Dataset.choose_from_datasets(parts, turns))
+        # Reads ahead from all, also at the beginning, when views are compiled.
+        in_turn = _one_after_the_other(parts).interleave(
+            lambda dataset: dataset,
+            cycle_length=count,
+            num_parallel_calls=count,
+            deterministic=True,
+        )
+        return self._watched(in_turn)
 
     def _watched(self, elements):
         """Adds the end that TensorFlow lacks: it waits for ever."""
@@ -125,19 +131,13 @@ class Services:
             fine = tf.numpy_function(look, [], tf.bool)
             check = tf.debugging.Assert(fine, ["Lost a tf.data service."])
             with tf.control_dependencies([check]):
-                return tf.data.Dataset.range(0).map(lambda _: nothing)
+                return elements.take(0)
 
         silent = {}  # address -> time since when, s
-        nothing = tf.nest.map_structure(
-            lambda spec: tf.zeros(spec.shape, spec.dtype),
-            elements.element_spec,
-        )
         # The elements, and beside them a dataset that has none but may fail.
         # `deterministic` would make the one wait for the other.
         looks = tf.data.Dataset.counter().flat_map(watch)
-        both = tf.data.Dataset.from_tensors(elements)
-        both = both.concatenate(tf.data.Dataset.from_tensors(looks))
-        return both.interleave(
+        return _one_after_the_other([elements, looks]).interleave(
             lambda dataset: dataset,
             cycle_length=2,
             num_parallel_calls=2,
@@ -157,6 +157,14 @@ class Services:
                         f"{SILENT_SECONDS:g} s"
                     )
         return not self._lost
+
+
+def _one_after_the_other(datasets):
+    """The dataset whose elements are these datasets."""
+    first, *rest = map(tf.data.Dataset.from_tensors, datasets)
+    for dataset in rest:
+        first = first.concatenate(dataset)
+    return first
 
 
 def _at(address):

@@ -123,13 +123,16 @@ def training_batches(
                 _views_of_items(
                     source, views, seed, count, finished, keep_params
                 ),
-                num_parallel_calls=calls,
+                num_parallel_calls=calls or tf.data.AUTOTUNE,
                 deterministic=True,
             )
             .batch(share // count, drop_remainder=True)
         )
         options = tf.data.Options()
-        options.threading.private_threadpool_size = max(2, calls)
+        if calls:
+            options.threading.private_threadpool_size = max(2, calls)
+        else:  # as many as the other process has cores, at most 16
+            options.autotune.enabled = False
         return batches.with_options(options)
 
     def finish(batch):
@@ -145,10 +148,13 @@ def training_batches(
         result = _arrange(batch, donors, views, seed, step, worker)
         return tf.nest.map_structure(_in_parts(replicas), result)
 
-    cores = _cores()
-    # A call waits now and then, for XLA's threads and the guard's: with one per
-    # core two cores were idle for a fifth of the time. A single core never is.
-    calls = parallel_calls or (2 * cores if cores > 1 else 1)
+    calls = parallel_calls
+    if not (calls or services):
+        cores = _cores()
+        # A call waits now and then, for XLA's threads and the guard's: with one
+        # per core two cores were idle for a fifth of the time. A single core
+        # never is.
+        calls = 2 * cores if cores > 1 else 1
     if services:
         _check_readable_elsewhere(source)
         batches = services.distribute(unfinished)
