@@ -66,6 +66,8 @@ def run(config):
     with contextlib.ExitStack() as stack:
         if workers.chief:
             stack.enter_context(claim(config))
+        if services:
+            stack.enter_context(services)
         interruption = stack.enter_context(Interruption())
         try:
             return _train(

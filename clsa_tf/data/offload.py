@@ -2,7 +2,7 @@
 
 A service is a dispatcher with one worker (`clsa_tf/data_service.py`). Of
 several workers behind one dispatcher whichever is ready is read first; of
-several services each makes every W-th step, and they are read in turn, so that
+several services each makes every W-th part, and they are read in turn, so that
 the batches are those of a single process.
 """
 
@@ -18,7 +18,7 @@ from clsa_tf.errors import UserError, first_line
 
 ANSWER_SECONDS = 10.0  # within which a service answers at the start
 SILENT_SECONDS = 30.0  # after which one that does not answer is lost
-_PAUSE_SECONDS = 0.5  # between two looks at the services
+_PAUSE_SECONDS = 1.0  # between two looks at the services
 _LOOK_SECONDS = 3.0  # that one may take
 
 _ADDRESS = re.compile(r"grpc://(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})")
@@ -59,6 +59,17 @@ class Services:
         """See the class."""
         self.addresses = addresses
         self._lost = ""
+        self._alarms = []  # queues, each of one dataset
+        self._watcher = None
+        self._closed = threading.Event()
+
+    def __enter__(self):
+        """Does nothing: services are watched once there are datasets."""
+        return self
+
+    def __exit__(self, *_):
+        """No longer watches the services."""
+        self._closed.set()
 
     def lost(self) -> str:
         """Says which service is gone, and since when; "" if none is."""
@@ -90,8 +101,8 @@ class Services:
                 runs, in the process of the service.
 
         Returns:
-            Dataset of elements 0, 1, 2, …; up to three of each service are in
-            this process at a time. Its iterator fails with a
+            Dataset of elements 0, 1, 2, …; some ten of each service are here
+            ahead of time. Its iterator fails with a
             `tf.errors.InvalidArgumentError` once a service has been silent
             for `SILENT_SECONDS` (`lost` then says so), and with a
             `tf.errors.NotFoundError` if one was started anew.
@@ -121,42 +132,49 @@ class Services:
 
     def _watched(self, elements):
         """Adds the end that TensorFlow lacks: it waits for ever."""
+        with tf.device("CPU:0"):
+            alarm = tf.queue.FIFOQueue(1, [tf.bool], shapes=[[]])
+        self._watch(alarm)
 
-        def look():
-            time.sleep(_PAUSE_SECONDS)
-            return self._look(silent)
-
-        def watch(_):
-            # An error raised in there would be logged with tracebacks.
-            fine = tf.numpy_function(look, [], tf.bool)
-            check = tf.debugging.Assert(fine, ["Lost a tf.data service."])
+        def wait(_):
+            # In here no Python: iterators are deleted by threads that hold its
+            # lock, and would wait for ever.
+            check = tf.debugging.Assert(alarm.dequeue(), ["Lost a service."])
             with tf.control_dependencies([check]):
                 return elements.take(0)
 
-        silent = {}  # address -> time since when, s
         # The elements, and beside them a dataset that has none but may fail.
         # `deterministic` would make the one wait for the other.
-        looks = tf.data.Dataset.counter().flat_map(watch)
-        return _one_after_the_other([elements, looks]).interleave(
+        nothing = tf.data.Dataset.range(1).flat_map(wait)
+        return _one_after_the_other([elements, nothing]).interleave(
             lambda dataset: dataset,
             cycle_length=2,
             num_parallel_calls=2,
             deterministic=False,
         )
 
-    def _look(self, silent):
-        now = time.monotonic()
-        for address in self.addresses:
-            try:
-                _connect(address, _LOOK_SECONDS)
-                silent.pop(address, None)
-            except OSError:
-                if now - silent.setdefault(address, now) > SILENT_SECONDS:
-                    self._lost = (
-                        f"the tf.data service at {address}, silent for "
-                        f"{SILENT_SECONDS:g} s"
-                    )
-        return not self._lost
+    def _watch(self, alarm):
+        self._alarms.append(alarm)
+        if not self._watcher:
+            self._watcher = threading.Thread(target=self._look, daemon=True)
+            self._watcher.start()
+
+    def _look(self):
+        silent = {}  # address -> since when, s
+        while not (self._lost or self._closed.wait(_PAUSE_SECONDS)):
+            now = time.monotonic()
+            for address in self.addresses:
+                try:
+                    _connect(address, _LOOK_SECONDS)
+                    silent.pop(address, None)
+                except OSError:
+                    if now - silent.setdefault(address, now) > SILENT_SECONDS:
+                        self._lost = (
+                            f"the tf.data service at {address}, silent for "
+                            f"{SILENT_SECONDS:g} s"
+                        )
+        while self._lost and self._alarms:
+            self._alarms.pop().enqueue(False)
 
 
 def _one_after_the_other(datasets):

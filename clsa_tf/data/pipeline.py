@@ -5,6 +5,7 @@ holds the examples with counters `s * G` to `s * G + G - 1`, whatever the
 number of threads and wherever the dataset was started.
 """
 
+import functools
 import math
 import os
 from typing import Optional, Sequence
@@ -28,6 +29,9 @@ from clsa_tf.errors import UserError
 # Images that one call makes, at most. A call of a compiled program costs a host
 # about 0.1 ms whatever it does, and so does a guard against damaged files.
 _TOGETHER = 4
+# Images that a service sends at once, at most. TensorFlow keeps about fifteen
+# such messages of each service ready.
+_SENT = 16
 
 
 def training_batches(
@@ -55,7 +59,8 @@ def training_batches(
 
     Memory, whatever the size of the dataset: `prefetch` finished batches, the
     one being made (up to twice), and per parallel call the decoded images and
-    the views of four examples.
+    the views of four examples. With services these are theirs, and here are
+    the views of some 250 examples of each.
 
     Args:
         source: where the images come from.
@@ -71,8 +76,8 @@ def training_batches(
             always do.
         prefetch: finished batches kept ready.
         parallel_calls: groups of images made at the same time; None is two
-            for each processor core (one if there is one). It does not change
-            the batches.
+            for each processor core (one if there is one), in a service one for
+            each core. It does not change the batches.
         worker: which part of each global batch is made here.
         replicas: parts that this one is handed out in, one after the other.
         services: where images are read and views are made, instead of in this
@@ -101,44 +106,52 @@ def training_batches(
             "images."
         )
 
-    def unfinished(first=0, stride=1):
-        """Batches number `first`, `first + stride`, … before `finish`."""
+    share = batch_size // worker.count  # rows that are made here
+    count = math.gcd(share, _TOGETHER)
+    calls = parallel_calls
+    if not (calls or services):
+        cores = _cores()
+        # A call waits now and then, for XLA's threads and the guard's: with one
+        # per core two cores were idle for a fifth of the time. A single core
+        # never is.
+        calls = 2 * cores if cores > 1 else 1
+
+    def parts(rows, first=0, stride=1):
+        """Parts of `rows` rows, number `first`, `first + stride`, …"""
         items = source.items_of(
             worker,
             start=start_step * batch_size,
             seed=seed,
             batch_size=batch_size,
         )
+
+        def belongs(counter, _):
+            step, row = counter // batch_size, counter % share
+            number = ((step - start_step) * share + row) // rows
+            return tf.equal(number % stride, first)
+
         if stride > 1:
-            items = items.filter(
-                lambda counter, _: tf.equal(
-                    (counter // batch_size - start_step) % stride, first
-                )
-            )
-        share = batch_size // worker.count  # rows that are made here
-        count = math.gcd(share, _TOGETHER)
-        batches = (
-            items.batch(count, drop_remainder=True)
-            .map(
-                _views_of_items(
-                    source, views, seed, count, finished, keep_params
-                ),
-                num_parallel_calls=calls or tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            .batch(share // count, drop_remainder=True)
+            items = items.filter(belongs)
+        groups = items.batch(count, drop_remainder=True).map(
+            _views_of_items(source, views, seed, count, finished, keep_params),
+            num_parallel_calls=calls or tf.data.AUTOTUNE,
+            deterministic=True,
         )
         options = tf.data.Options()
         if calls:
             options.threading.private_threadpool_size = max(2, calls)
         else:  # as many as the other process has cores, at most 16
             options.autotune.enabled = False
-        return batches.with_options(options)
+        return groups.batch(rows // count, drop_remainder=True).with_options(
+            options
+        )
 
     def finish(batch):
-        # From groups of `count` examples to examples.
+        # From (parts of) groups of examples to examples.
+        outer = batch["valid"].shape.rank
         batch = {
-            name: tf.reshape(x, [-1, *x.shape[2:]]) for name, x in batch.items()
+            name: tf.reshape(x, [-1, *x.shape[outer:]])
+            for name, x in batch.items()
         }
         step = batch["counter"][0] // batch_size
         with tf.control_dependencies(
@@ -148,22 +161,17 @@ def training_batches(
         result = _arrange(batch, donors, views, seed, step, worker)
         return tf.nest.map_structure(_in_parts(replicas), result)
 
-    calls = parallel_calls
-    if not (calls or services):
-        cores = _cores()
-        # A call waits now and then, for XLA's threads and the guard's: with one
-        # per core two cores were idle for a fifth of the time. A single core
-        # never is.
-        calls = 2 * cores if cores > 1 else 1
     if services:
         _check_readable_elsewhere(source)
-        batches = services.distribute(unfinished)
+        rows = math.gcd(share, _SENT)
+        batches = services.distribute(functools.partial(parts, rows))
+        batches = batches.batch(share // rows, drop_remainder=True)
         steps = tf.data.Dataset.counter(start_step)
         batches = tf.data.Dataset.zip((steps, batches)).map(
             _expected(batch_size, worker)
         )
     else:
-        batches = unfinished()
+        batches = parts(share)
     batches = _finished(batches.map(finish), prefetch=prefetch)
     if replicas > 1:
         batches = batches.unbatch()
