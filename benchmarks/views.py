@@ -131,12 +131,8 @@ def scaling(photos):
     load = pipeline(views_of(_SINGLE), photos["as they are"])
     cores = sorted(os.sched_getaffinity(0))
 
-    def pin(count):
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), cores[:count])
-
     def pinned(count):
-        pin(count)
+        pin(cores[:count])
         return load()
 
     loaders = {
@@ -144,7 +140,13 @@ def scaling(photos):
         for count in sorted({1, len(cores)})
     }
     report(f"{_SINGLE}, cores", take_turns(loaders), ["1 core(s)"])
-    pin(len(cores))
+    pin(cores)
+
+
+def pin(cores):
+    """Keeps all threads of this process on these cores."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cores)
 
 
 def device():
@@ -238,20 +240,20 @@ def pillow(views, folder):
     return run
 
 
-def drained(dataset):
+def drained(dataset, count=_PHASE):
     """Returns a loader that takes batches off a dataset."""
     batches = iter(dataset)
 
     def run():
-        for _ in range(_PHASE):
+        for _ in range(count):
             next(batches)
-        return _PHASE * _BATCH
+        return count * _BATCH
 
     return run
 
 
-def pipeline(views, folder, finished=True):
-    """Returns the loader of this package."""
+def pipeline(views, folder, finished=True, count=_PHASE, **options):
+    """Returns the loader of this package; `count` batches per turn."""
     from clsa_tf.data.faults import Faults
     from clsa_tf.data.pipeline import training_batches
 
@@ -264,7 +266,9 @@ def pipeline(views, folder, finished=True):
             start_step=0,
             faults=Faults(max_bad_share=0),
             finished=finished,
-        )
+            **options,
+        ),
+        count,
     )
 
 

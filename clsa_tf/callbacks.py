@@ -19,8 +19,7 @@ import tqdm
 from tensorflow import keras
 
 from clsa_tf import collapse, metrics
-from clsa_tf.checkpoint import first_line
-from clsa_tf.errors import Stopped, UserError
+from clsa_tf.errors import Stopped, UserError, first_line
 
 # Reports shown in the progress bar, with their short names.
 _SHOWN = {

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from clsa_tf import config as config_lib
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, first_line
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks.encoder import Encoder
 from clsa_tf.strategy import LOST
@@ -268,14 +268,3 @@ def _flush_to_disk(path):
 
 def _step_of(path):
     return int(path.rsplit("-", 1)[1])
-
-
-def first_line(error):
-    """What an error says, in one line without TensorFlow's node names."""
-    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
-    # What happened stands below where in the graph it did.
-    where = ("Graph execution error", "Detected at node", " ", "File ")
-    lines = [line for line in text.split("\n") if line.strip()]
-    said = [line for line in lines if not line.startswith(where)]
-    return (said or lines or [type(error).__name__])[0].strip()[:300]

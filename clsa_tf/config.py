@@ -13,6 +13,7 @@ import zlib
 from absl import flags
 
 from clsa_tf import methods
+from clsa_tf.data import offload
 from clsa_tf.errors import UserError
 from clsa_tf.networks.batchnorm import KINDS
 from clsa_tf.networks.resnet import BLOCKS, STEMS
@@ -86,6 +87,14 @@ class Config:
         "host, or on the device, within the training step; a device with time "
         "to spare relieves a host that cannot keep up",
         choices=("host", "device"),
+        portable=True,
+    )
+    data_service: str = option(
+        "",
+        "tf.data services that read the images and make the views instead of "
+        "this process, with the same result: grpc://host:port as printed by "
+        "`python -m clsa_tf.data_service`, several separated by commas; they "
+        "have to see the dataset under the same paths",
         portable=True,
     )
     prefetch_batches: int = option(
@@ -277,6 +286,7 @@ def check(config):
             problem = field.metadata["check"](getattr(option_value, field.name))
             if problem:
                 raise UserError(f"{problem} for --{field.name}.")
+    offload.parse(config.data_service)
     if config.batch_norm == "split" and (
         config.batch_size % config.batch_norm_splits
     ):

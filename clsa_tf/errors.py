@@ -1,5 +1,6 @@
 """The exceptions that mean: not the program, but the world outside it."""
 
+import re
 import signal
 
 
@@ -34,3 +35,14 @@ class WorkerLost(Exception):
     """
 
     STATUS = 138
+
+
+def first_line(error):
+    """What an error says, in one line without TensorFlow's node names."""
+    text = getattr(error, "message", None) or str(error)
+    text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
+    # What happened stands below where in the graph it did.
+    where = ("Graph execution error", "Detected at node", " ", "File ")
+    lines = [line for line in text.split("\n") if line.strip()]
+    said = [line for line in lines if not line.startswith(where)]
+    return (said or lines or [type(error).__name__])[0].strip()[:300]

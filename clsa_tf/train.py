@@ -14,13 +14,14 @@ import clsa_tf.config
 from clsa_tf import collapse, entry, methods, metrics, optimizer, pictures
 from clsa_tf.augment.chain import finish_batch
 from clsa_tf.callbacks import Log, Monitor, Save, Stop
-from clsa_tf.checkpoint import Checkpoints, first_line
+from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults
+from clsa_tf.data.offload import Services, parse
 from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
-from clsa_tf.errors import Stopped, UserError, WorkerLost
+from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import knn_task
 from clsa_tf.interruption import Interruption
@@ -54,21 +55,44 @@ def run(config):
     views = methods.load(config.method).METHOD.views(config.options)
     check_batch(config, source.size, strategy)
     check_sizes(source, views, allow_upscaling=config.allow_upscaling)
-    faults = Faults(max_bad_share=config.max_bad_share)
+    services, advice = None, ""
+    if config.data_service:
+        services = Services(parse(config.data_service))
+        services.check()
+        advice = "see that the services of --data_service find them there"
+    faults = Faults(max_bad_share=config.max_bad_share, advice=advice)
     task = knn_task(config, source, faults) if config.knn_epochs else None
 
     with contextlib.ExitStack() as stack:
         if workers.chief:
             stack.enter_context(claim(config))
+        if services:
+            stack.enter_context(services)
         interruption = stack.enter_context(Interruption())
         try:
             return _train(
-                config, strategy, workers, source, faults, task, interruption
+                config,
+                strategy,
+                workers,
+                source,
+                faults,
+                services,
+                task,
+                interruption,
             )
         except tf.errors.OpError as e:
             if faults.error():
                 # The input pipeline stops the step with an error of its own.
                 raise faults.error() from e
+            if services and services.lost():
+                raise WorkerLost(services.lost()) from e
+            if services and isinstance(e, tf.errors.NotFoundError):
+                raise UserError(
+                    "Expected services of --data_service that run without a "
+                    "break and see the dataset where this process does, "
+                    f"received: {first_line(e)}; see to that, and start the "
+                    "same command again: it goes on from the last checkpoint."
+                ) from e
             if workers.count == 1 or not isinstance(e, LOST):
                 raise
             if interruption.signal:  # so were the others, and are gone
@@ -76,7 +100,9 @@ def run(config):
             raise WorkerLost(first_line(e)) from e
 
 
-def _train(config, strategy, workers, source, faults, task, interruption):
+def _train(
+    config, strategy, workers, source, faults, services, task, interruption
+):
     # ---- Model
     steps_per_epoch = source.size // config.batch_size
     schedule = optimizer.CosineByEpoch(
@@ -152,6 +178,7 @@ def _train(config, strategy, workers, source, faults, task, interruption):
             prefetch=config.prefetch_batches,
             worker=worker,
             replicas=replicas,
+            services=services,
         )
 
     def distributed(start_step):

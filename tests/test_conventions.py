@@ -21,6 +21,7 @@ ENTRY_POINTS = {
     "report.py",
     "gallery.py",
     "savedmodel.py",
+    "data_service.py",
     "config.py",
 }
 

@@ -22,6 +22,7 @@ from tests.runs import (
     train,
     wait_until,
 )
+from tests.service import Service
 
 
 def test_training_says_what_it_does_and_logs(finished):
@@ -66,6 +67,19 @@ def test_run_flags_repeat_the_run(finished, tmp_path):
         )
     )
     assert lines(again) == lines(finished[0])
+
+
+def test_services_change_nothing(photos, finished, tmp_path):
+    with Service() as service:
+        workdir = tmp_path / "run"
+        flags = ["--checkpoint_steps=1", f"--data_service={service.address}"]
+        call(train(photos, workdir, *flags))
+        assert lines(workdir) == lines(finished[0])
+        # The same command again, when nobody is there any more.
+        assert service.end() == 0
+    error = call(train(photos, workdir, *flags), status=1).stderr
+    assert f"Expected a tf.data service at {service.address}" in error
+    assert "Traceback" not in error
 
 
 def test_export_and_report(finished):

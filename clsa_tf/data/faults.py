@@ -22,13 +22,15 @@ class Faults:
     bad share.
     """
 
-    def __init__(self, *, max_bad_share: float):
+    def __init__(self, *, max_bad_share: float, advice: str = ""):
         """Starts with no faults.
 
         Args:
             max_bad_share: tolerated share of unreadable images, in [0, 1].
+            advice: what else to do about them, in the imperative.
         """
         self._max_bad_share = max_bad_share
+        self._advice = f"{advice}, " if advice else ""
         self._lock = threading.Lock()
         self._names = {}  # by source: distinct, in the order they came in
         self._error = None
@@ -114,6 +116,6 @@ class Faults:
         return UserError(
             f"Expected at most {self._max_bad_share:.1%} unreadable images in "
             f"{source.name}, received {received}, such as "
-            f"{', '.join(names[:NAMED])}; repair or remove them, or raise "
-            "--max_bad_share."
+            f"{', '.join(names[:NAMED])}; {self._advice}repair or remove "
+            "them, or raise --max_bad_share."
         )

@@ -77,6 +77,7 @@ class Source:
         read: from an element of that dataset to name, label and bytes.
         load: from those bytes to the encoded image; it may fail. None if they
             are the encoded image, and not where it is.
+        local: whether `read` works in this process only, as Python does.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Source:
     epoch: Callable[..., tf.data.Dataset]
     read: Callable[[tf.Tensor], Example]
     load: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
+    local: bool = False
 
     def items(
         self, *, start: int, seed: int, shuffle: bool, repeat: bool

@@ -5,6 +5,7 @@ holds the examples with counters `s * G` to `s * G + G - 1`, whatever the
 number of threads and wherever the dataset was started.
 """
 
+import functools
 import math
 import os
 from typing import Optional, Sequence
@@ -21,12 +22,16 @@ from clsa_tf.data.decode import (
     try_open,
 )
 from clsa_tf.data.faults import Faults
+from clsa_tf.data.offload import Services
 from clsa_tf.data.order import ALONE, ROWS, VIEWS, Source, Worker, key
 from clsa_tf.errors import UserError
 
 # Images that one call makes, at most. A call of a compiled program costs a host
 # about 0.1 ms whatever it does, and so does a guard against damaged files.
 _TOGETHER = 4
+# Images that a service sends at once, at most. TensorFlow keeps about fifteen
+# such messages of each service ready.
+_SENT = 16
 
 
 def training_batches(
@@ -43,6 +48,7 @@ def training_batches(
     parallel_calls: Optional[int] = None,
     worker: Worker = ALONE,
     replicas: int = 1,
+    services: Optional[Services] = None,
 ) -> tf.data.Dataset:
     """Returns the endless dataset of batches from a step on.
 
@@ -53,7 +59,8 @@ def training_batches(
 
     Memory, whatever the size of the dataset: `prefetch` finished batches, the
     one being made (up to twice), and per parallel call the decoded images and
-    the views of four examples.
+    the views of four examples. With services these are theirs, and here are
+    the views of some 250 examples of each.
 
     Args:
         source: where the images come from.
@@ -69,10 +76,13 @@ def training_batches(
             always do.
         prefetch: finished batches kept ready.
         parallel_calls: groups of images made at the same time; None is two
-            for each processor core (one if there is one). It does not change
-            the batches.
+            for each processor core (one if there is one), in a service one for
+            each core. It does not change the batches.
         worker: which part of each global batch is made here.
         replicas: parts that this one is handed out in, one after the other.
+        services: where images are read and views are made, instead of in this
+            process; it changes no batch. See `Services.distribute` for the
+            errors of the iterator.
 
     Returns:
         Dataset of dicts: for each view its name -> u8[G, S, S, 3]. The rows
@@ -85,7 +95,7 @@ def training_batches(
 
     Raises:
         UserError: the batch is larger than the dataset, or views cannot share
-            what they are to share.
+            what they are to share, or a service cannot do its part.
     """
     views = tuple(views)
     keep_params = keep_params or not finished
@@ -97,11 +107,51 @@ def training_batches(
         )
 
     share = batch_size // worker.count  # rows that are made here
+    count = math.gcd(share, _TOGETHER)
+    calls = parallel_calls
+    if not (calls or services):
+        cores = _cores()
+        # A call waits now and then, for XLA's threads and the guard's: with one
+        # per core two cores were idle for a fifth of the time. A single core
+        # never is.
+        calls = 2 * cores if cores > 1 else 1
+
+    def parts(rows, first=0, stride=1):
+        """Parts of `rows` rows, number `first`, `first + stride`, …"""
+        items = source.items_of(
+            worker,
+            start=start_step * batch_size,
+            seed=seed,
+            batch_size=batch_size,
+        )
+
+        def belongs(counter, _):
+            step, row = counter // batch_size, counter % share
+            number = ((step - start_step) * share + row) // rows
+            return tf.equal(number % stride, first)
+
+        if stride > 1:
+            items = items.filter(belongs)
+        groups = items.batch(count, drop_remainder=True).map(
+            _views_of_items(source, views, seed, count, finished, keep_params),
+            num_parallel_calls=calls or tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        options = tf.data.Options()
+        if calls:
+            options.threading.private_threadpool_size = max(2, calls)
+        else:  # as many as the other process has cores, at most 16
+            options.autotune.enabled = False
+        return groups.batch(rows // count, drop_remainder=True).with_options(
+            options
+        )
 
     def finish(batch):
-        # From groups of `count` examples to examples.
+        # From (parts of) groups of examples to examples.
+        outer = batch["valid"].shape.rank
         batch = {
-            name: tf.reshape(x, [-1, *x.shape[2:]]) for name, x in batch.items()
+            name: tf.reshape(x, [-1, *x.shape[outer:]])
+            for name, x in batch.items()
         }
         step = batch["counter"][0] // batch_size
         with tf.control_dependencies(
@@ -111,27 +161,18 @@ def training_batches(
         result = _arrange(batch, donors, views, seed, step, worker)
         return tf.nest.map_structure(_in_parts(replicas), result)
 
-    items = source.items_of(
-        worker, start=start_step * batch_size, seed=seed, batch_size=batch_size
-    )
-    cores = _cores()
-    # A call waits now and then, for XLA's threads and the guard's: with one per
-    # core two cores were idle for a fifth of the time. A single core never is.
-    parallel_calls = parallel_calls or (2 * cores if cores > 1 else 1)
-    count = math.gcd(share, _TOGETHER)
-    batches = (
-        items.batch(count, drop_remainder=True)
-        .map(
-            _views_of_items(source, views, seed, count, finished, keep_params),
-            num_parallel_calls=parallel_calls,
-            deterministic=True,
+    if services:
+        _check_readable_elsewhere(source)
+        rows = math.gcd(share, _SENT)
+        batches = services.distribute(functools.partial(parts, rows))
+        batches = batches.batch(share // rows, drop_remainder=True)
+        steps = tf.data.Dataset.counter(start_step)
+        batches = tf.data.Dataset.zip((steps, batches)).map(
+            _expected(batch_size, worker)
         )
-        .batch(share // count, drop_remainder=True)
-    )
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = max(2, parallel_calls)
-    batches = batches.map(finish).with_options(options)
-    batches = _finished(batches, prefetch=prefetch)
+    else:
+        batches = parts(share)
+    batches = _finished(batches.map(finish), prefetch=prefetch)
     if replicas > 1:
         batches = batches.unbatch()
     # Said aloud, because several workers otherwise prepare for the end of the
@@ -233,6 +274,36 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
         }
 
     return views_of_items
+
+
+def _check_readable_elsewhere(source):
+    if source.local:
+        raise UserError(
+            "Expected files that TensorFlow reads by itself with "
+            f"--data_service, received {source.name}, whose records only this "
+            "process can look up; prepare it as tfrecord or leave "
+            "--data_service out."
+        )
+
+
+def _expected(batch_size, worker):
+    """Returns the function that lets a batch pass if it is that of its step.
+
+    A service that was started anew might take one client for another.
+    """
+
+    def expected(step, batch):
+        rows = tf.range(batch_size, dtype=tf.int64)[worker.rows(batch_size)]
+        counters = tf.reshape(batch["counter"], [-1])
+        check = tf.debugging.assert_equal(
+            counters,
+            step * batch_size + rows,
+            "A service sent a batch of another step.",
+        )
+        with tf.control_dependencies([check]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    return expected
 
 
 def _cores():

@@ -122,7 +122,7 @@ def from_getter(
         )
         return _example(name, index, tf.ensure_shape(record, []), form)
 
-    source = indexed(name, size, None, read)
+    source = dataclasses.replace(indexed(name, size, None, read), local=True)
     return in_memory(source) if memory else source
 
 

@@ -1,0 +1,211 @@
+"""Views made by real processes of `clsa_tf.data_service`, byte for byte."""
+
+import signal
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from clsa_tf import config as config_lib
+from clsa_tf.augment.views import View
+from clsa_tf.data import offload
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.offload import Services
+from clsa_tf.data.order import Worker
+from clsa_tf.data.records import Format, from_getter
+from clsa_tf.data.sources import open_source
+from clsa_tf.errors import UserError
+from tests.service import COMMAND, ENVIRONMENT, Service
+from tests.test_data_pipeline import (
+    assert_same,
+    batches,
+    contents,
+    one_sentence,
+    photo_folder,
+    picture,
+)
+
+VIEWS = (
+    View("query", 8, 0.2, 1.0),
+    View("key", 8, 0.2, 1.0, shuffle=True),
+    View("strong", 6, 0.2, 1.0, strong_ops=1),
+)
+
+
+@pytest.fixture(scope="module")
+def addresses():
+    with Service() as one, Service() as two:
+        yield one.address, two.address
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Twelve PNGs, a small JPEG, and one that is not decoded whole."""
+    path = tmp_path_factory.mktemp("photos")
+    for name, size in (("b.jpg", (31, 23)), ("c.jpg", (90, 70))):
+        (path / name).write_bytes(contents(picture(5, size), "JPEG"))
+    return photo_folder(path)
+
+
+@pytest.fixture(scope="module")
+def whole(source):
+    """Steps 0 … 6 without a service."""
+    return batches(source, 7, views=VIEWS)
+
+
+def test_batches_are_the_same(addresses, source, whole):
+    services = Services(addresses)
+    services.check()
+    assert_same(batches(source, 7, views=VIEWS, services=services), whole)
+
+
+def test_a_later_start_too(addresses, source, whole):
+    tail = batches(source, 4, start=3, services=Services(addresses[:1]))
+    assert len(tail) == 4
+    for batch, expected in zip(tail, whole[3:]):
+        assert batch.keys() == {"query", "key", "key_rows"}
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], expected[name])
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 10**9])
+def test_parts_of_unfinished_batches_of_records(
+    tmp_path, addresses, memory_bytes
+):
+    """Streamed in a shuffled order, and from a table that travels along."""
+    for part in range(2):
+        with tf.io.TFRecordWriter(str(tmp_path / f"r-{part}")) as writer:
+            for n in range(7):
+                image = contents(picture(7 * part + n), "JPEG")
+                writer.write(record(image))
+    source = open_source(
+        f"tfrecord:{tmp_path}/r-*", window=4, memory_bytes=memory_bytes
+    )
+    options = dict(batch_size=6, worker=Worker(1, 2), finished=False)
+    expected = batches(source, 5, start=1, **options)
+    services = Services(addresses)
+    steps = batches(source, 5, start=1, services=services, **options)
+    assert_same(steps, expected)
+
+
+def record(image):
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+    features = tf.train.Features(feature={"image": feature})
+    return tf.train.Example(features=features).SerializeToString()
+
+
+def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
+    source = photo_folder(tmp_path, bad=("text.jpg", "truncated.png"))
+    results = []
+    for services in (None, Services(addresses[1:])):
+        faults = Faults(max_bad_share=0.5)
+        steps = batches(
+            source, 4, faults=faults, services=services, finished=False
+        )
+        results.append((steps, faults.count))
+    (expected, count), (steps, counted) = results
+    assert count == counted == 2
+    assert_same(steps, expected)
+    strict = Faults(max_bad_share=0.1, advice="look")
+    with pytest.raises(tf.errors.OpError):
+        batches(source, 4, faults=strict, services=services, finished=False)
+    text = one_sentence(strict.error())
+    assert "2 among 14" in text and "; look, repair" in text
+
+
+def test_what_cannot_be_offloaded_is_refused(source):
+    """Without asking the service, which would fail or read other records."""
+    form = Format("image", "")
+    get = [record(contents(picture(n), "PNG")) for n in range(6)].__getitem__
+    options = dict(name="few", size=6, form=form)
+    looked_up = from_getter(get, memory=False, **options)
+    with pytest.raises(UserError, match="few") as caught:
+        batches(looked_up, 1, services=Services(("grpc://localhost:1",)))
+    assert "--data_service" in one_sentence(caught.value)
+    assert not from_getter(get, memory=True, **options).local
+
+
+def test_another_order_is_noticed(source):
+    class Wrong:
+        def distribute(self, make):
+            return make(0, 2)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="another step"):
+        batches(source, 2, services=Wrong(), finished=False)
+
+
+def numbers(k, n):
+    return tf.data.Dataset.counter(k, n)
+
+
+def test_a_service_that_is_gone_is_noticed(addresses, monkeypatch):
+    monkeypatch.setattr(offload, "SILENT_SECONDS", 1.0)
+    with Service() as short:
+        services = Services((addresses[0], short.address))
+        found = iter(services.distribute(numbers))
+        assert [int(next(found)) for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert not services.lost()
+        assert short.end(signal.SIGINT) == 0
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            for _ in range(100):
+                next(found)
+        assert short.address in services.lost()
+        assert addresses[0] not in services.lost()
+
+
+def test_a_service_started_anew_does_not_go_on():
+    """It ends within a job, with status 0; its successor knows no job."""
+    with Service() as first:
+        found = iter(Services((first.address,)).distribute(numbers))
+        assert int(next(found)) == 0
+        assert first.end() == 0
+        with Service(f"--port={first.address.split(':')[-1]}") as second:
+            assert second.address == first.address
+            with pytest.raises(tf.errors.NotFoundError):
+                for _ in range(100):
+                    next(found)
+
+
+def test_nobody_there(monkeypatch):
+    monkeypatch.setattr(offload, "ANSWER_SECONDS", 1.0)
+    with socket.create_server(("localhost", 0)) as mute:
+        port = mute.getsockname()[1]
+        with pytest.raises(UserError, match="no answer within 1 s") as caught:
+            Services((f"grpc://localhost:{port}",)).check()
+        one_sentence(caught.value)
+    with pytest.raises(UserError, match="no connection") as caught:
+        Services((f"grpc://localhost:{port}",)).check()
+    text = one_sentence(caught.value)
+    assert f"grpc://localhost:{port}" in text
+    assert "python -m clsa_tf.data_service" in text
+
+
+@pytest.mark.parametrize(
+    "text", ["localhost:5050", "grpc://a", "grpc://a:0", "grpc://a:1,", "x,y"]
+)
+def test_addresses_are_checked_with_the_flags(text):
+    with pytest.raises(UserError, match="grpc://host:port"):
+        config_lib.check(config_lib.default(data_service=text))
+    good = config_lib.default(data_service="grpc://a-b.c:1,grpc://[::1]:65535")
+    config_lib.check(good)
+    assert config_lib.identity(good) == config_lib.identity(
+        config_lib.default()
+    )
+
+
+def fails(command):
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "serving" not in result.stdout
+    return result.stderr
+
+
+def test_it_does_not_listen_unless_told(addresses):
+    assert "Expected --expose" in fails([*COMMAND, "--port=0"])
+    # TensorFlow itself would share the port.
+    taken = f"--port={addresses[0].split(':')[-1]}"
+    assert "free ports" in fails([*COMMAND, "--expose", taken])
