@@ -13,7 +13,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny.config("clsa")
+    return tiny.config("clsa", backbone="resnet18")  # one that flags know
 
 
 def step(method):
