@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 _FLAGFILE = flags.DEFINE_string(
     "recipe", "configs/clsa.flags", "flagfile whose views are made"
 )
-_COUNT = 24  # batches per turn; several times what is made ahead
+_COUNT = 48  # batches per turn; several times what is made ahead
 
 
 def start(core):

@@ -172,7 +172,7 @@ def training_batches(
         )
     else:
         batches = parts(share)
-    batches = _finished(batches.map(finish), prefetch=prefetch)
+    batches = batches.map(finish)
     if replicas > 1:
         batches = batches.unbatch()
     # Said aloud, because several workers otherwise prepare for the end of the
@@ -180,7 +180,9 @@ def training_batches(
     endless = tf.data.experimental.assert_cardinality(
         tf.data.experimental.INFINITE_CARDINALITY
     )
-    return batches.apply(endless)
+    # Last of all: behind anything else TensorFlow adds a buffer of its own,
+    # which grows and grows if batches are taken in bursts.
+    return _finished(batches.apply(endless), prefetch=prefetch * replicas)
 
 
 def evaluation_batches(
