@@ -40,5 +40,7 @@ class WorkerLost(Exception):
 def first_line(error):
     """What an error says, in one line without TensorFlow's node names."""
     text = getattr(error, "message", None) or str(error)
+    # What Keras' `fit` puts before it.
+    text = re.sub(r"(?s)\AGraph execution error:.*? unavailable>\n", "", text)
     text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
     return text.strip().split("\n")[0][:300]
