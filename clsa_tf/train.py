@@ -89,9 +89,10 @@ def run(config):
             if services and isinstance(e, tf.errors.NotFoundError):
                 raise UserError(
                     "Expected services of --data_service that run without a "
-                    "break and see the dataset where this process does, "
-                    f"received: {first_line(e)}; see to that, and start the "
-                    "same command again: it goes on from the last checkpoint."
+                    "break and find the dataset's files where this process "
+                    f"does, received: {first_line(e)}; see to that, and start "
+                    "the same command again: it goes on from the last "
+                    "checkpoint."
                 ) from e
             if workers.count == 1 or not isinstance(e, LOST):
                 raise

@@ -115,14 +115,13 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     assert "2 among 14" in text and "; look, repair" in text
 
 
-def test_what_cannot_be_offloaded_is_refused(source):
-    """Without asking the service, which would fail or read other records."""
+def test_what_cannot_be_offloaded_is_refused(addresses):
     form = Format("image", "")
     get = [record(contents(picture(n), "PNG")) for n in range(6)].__getitem__
     options = dict(name="few", size=6, form=form)
     looked_up = from_getter(get, memory=False, **options)
     with pytest.raises(UserError, match="few") as caught:
-        batches(looked_up, 1, services=Services(("grpc://localhost:1",)))
+        batches(looked_up, 1, services=Services(addresses))
     assert "--data_service" in one_sentence(caught.value)
     assert not from_getter(get, memory=True, **options).local
 

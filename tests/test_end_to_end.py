@@ -1,5 +1,6 @@
 """The commands of the README, as a person types them, on a small folder."""
 
+import contextlib
 import json
 import signal
 
@@ -145,3 +146,44 @@ def test_wrong_flags_end_in_one_sentence(flag, words):
     for word in words:
         assert word in error
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "anew, status, words",
+    [
+        (False, 138, "silent for 30 s"),
+        (True, 1, "does, received: Failed to get tasks: Unknown iteration"),
+    ],
+)
+def test_a_service_dies(photos, tmp_path, anew, status, words):
+    """Training ends, instead of waiting for ever; iterators are deleted."""
+    with Service() as service, open(tmp_path / "log", "w+") as log:
+        process = subprocess.Popen(
+            train(
+                photos,
+                tmp_path / "run",
+                "--total_epochs=100000",
+                "--log_steps=1",
+                "--knn_epochs=0",
+                f"--data_service={service.address}",
+            ),
+            stderr=log,
+        )
+        try:
+            deadline = time.time() + 240
+            while len(metrics.read(tmp_path / "run")) < 50:
+                assert time.time() < deadline and process.poll() is None
+                time.sleep(0.1)
+            assert service.end(signal.SIGKILL) == -signal.SIGKILL
+            with contextlib.ExitStack() as stack:
+                if anew:
+                    port = service.address.split(":")[-1]
+                    stack.enter_context(Service(f"--port={port}"))
+                assert process.wait(120) == status
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        error = log.read()
+    assert words in error and "Traceback" not in error

@@ -68,8 +68,9 @@ class Services:
         return self
 
     def __exit__(self, *_):
-        """No longer watches the services."""
+        """Ends all datasets, with the same error as a lost service."""
         self._closed.set()
+        self._ring()
 
     def lost(self) -> str:
         """Says which service is gone, and since when; "" if none is."""
@@ -133,19 +134,23 @@ class Services:
     def _watched(self, elements):
         """Adds the end that TensorFlow lacks: it waits for ever."""
         with tf.device("CPU:0"):
-            alarm = tf.queue.FIFOQueue(1, [tf.bool], shapes=[[]])
+            alarm = tf.queue.FIFOQueue(4, [tf.bool], shapes=[[]])
         self._watch(alarm)
 
         def wait(_):
             # In here no Python: iterators are deleted by threads that hold its
             # lock, and would wait for ever.
-            check = tf.debugging.Assert(alarm.dequeue(), ["Lost a service."])
+            fine = alarm.dequeue()
+            # Put back, for an error again and again: an iterator that feeds
+            # several devices is deleted only once nobody waits for an element.
+            with tf.control_dependencies([alarm.enqueue(fine)]):
+                check = tf.debugging.Assert(fine, ["Lost a tf.data service."])
             with tf.control_dependencies([check]):
                 return elements.take(0)
 
         # The elements, and beside them a dataset that has none but may fail.
         # `deterministic` would make the one wait for the other.
-        nothing = tf.data.Dataset.range(1).flat_map(wait)
+        nothing = tf.data.Dataset.counter().flat_map(wait)
         return _one_after_the_other([elements, nothing]).interleave(
             lambda dataset: dataset,
             cycle_length=2,
@@ -173,8 +178,11 @@ class Services:
                             f"the tf.data service at {address}, silent for "
                             f"{SILENT_SECONDS:g} s"
                         )
-        while self._lost and self._alarms:
-            self._alarms.pop().enqueue(False)
+        self._ring()
+
+    def _ring(self):
+        for alarm in self._alarms:
+            alarm.enqueue(False)
 
 
 def _one_after_the_other(datasets):
