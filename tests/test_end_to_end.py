@@ -3,6 +3,8 @@
 import contextlib
 import json
 import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
