@@ -25,7 +25,9 @@ def test_multi_crop_golden_through_the_method():
         tf.constant(table, tf.float32) for table in tables[prefix]
     ]
     method.queue.keys.assign(golden.QUEUE)
-    loss, reports = method.objective({}, tf.constant(golden.KEYS, tf.float32))
+    loss, reports = method.objective(
+        {"rows": tf.range(4)}, tf.constant(golden.KEYS, tf.float32)
+    )
     contrast, ddm = 3.111127388865267, 9.124925626665206
     assert np.mean(reports["contrast"]) == pytest.approx(contrast, abs=1e-5)
     assert np.mean(reports["ddm"]) == pytest.approx(ddm, abs=1e-5)

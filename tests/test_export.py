@@ -17,6 +17,7 @@ from tests import tiny
 def exported(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config(
+        backbone="resnet18",  # one that flags know
         "clsa", image_size=32, eval_keep=1.0, workdir=str(workdir)
     )
     method = tiny.make(config)
