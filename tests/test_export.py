@@ -17,8 +17,11 @@ from tests import tiny
 def exported(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config(
+        "clsa",
         backbone="resnet18",  # one that flags know
-        "clsa", image_size=32, eval_keep=1.0, workdir=str(workdir)
+        image_size=32,
+        eval_keep=1.0,
+        workdir=str(workdir),
     )
     method = tiny.make(config)
     # Moving statistics unlike the initial ones.
