@@ -202,6 +202,9 @@ def _train(
             callbacks,
             legs(step, steps_per_epoch, config.total_epochs),
         )
+    # All leave together: one that is gone while the chief still evaluates
+    # would be taken for lost.
+    workers.maximum(0)
     if faults.count:
         print(f"{faults.count} unreadable images were left out.")
     return method
