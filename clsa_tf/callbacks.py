@@ -310,7 +310,7 @@ class Save(StepCallback):
     def after_step(self, logs):
         """Saves within an epoch."""
         if self._every and self.step % self._every == 0:
-            # At the end of an epoch the evaluation comes first.
+            # The end of an epoch has a call of its own.
             if self.step % self._steps_per_epoch:
                 self._save()
 

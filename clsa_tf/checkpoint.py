@@ -35,8 +35,8 @@ class Checkpoints:
     """The newest checkpoints of a run.
 
     What is saved is all variables of the method (both networks, the queue and
-    its pointer) and of the optimizer, whose `iterations` is the step and
-    thereby the position in the data, which is a function of seed and step.
+    its pointer) and of the optimizer. Among them is the step, and thereby the
+    position in the data, which is a function of seed and step.
 
     Writing is atomic: into a directory aside, from which the files move when
     they are on the disk, the index last. What a process that was killed left
