@@ -30,6 +30,7 @@ setuptools.setup(
         "importlib-resources>=5",
         "protobuf>=4.25,<5",
         "absl-py>=1.4",
+        "grpcio>=1.56",
         "numpy>=1.23,<2",
         "Pillow>=10",
         "matplotlib>=3.7",

@@ -58,9 +58,8 @@ class Log(StepCallback):
     """Progress bar, `metrics.jsonl` and TensorBoard.
 
     Args:
-        workdir: directory of the run.
-        step: steps taken before.
         config: `Config`.
+        step: steps taken before.
         steps_per_epoch: int.
         schedule: step -> learning rate.
         checkpoints: `Checkpoints`.
@@ -70,10 +69,9 @@ class Log(StepCallback):
 
     def __init__(
         self,
-        workdir,
+        config,
         step,
         *,
-        config,
         steps_per_epoch,
         schedule,
         checkpoints,
@@ -82,17 +80,16 @@ class Log(StepCallback):
     ):
         """See the class."""
         super().__init__(step)
-        self._workdir = workdir
         self._config = config
         self.steps_per_epoch = steps_per_epoch
         self._schedule = schedule
         self._checkpoints = checkpoints
         self._watch = watch
-        self._chief = chief
+        self.chief = chief
         if chief:
             with self._writing():
                 self._writer = tf.summary.create_file_writer(
-                    f"{workdir}/tensorboard"
+                    f"{config.workdir}/tensorboard"
                 )
         self._shown = {}
         self._unchecked = None  # the last step and its loss
@@ -112,7 +109,7 @@ class Log(StepCallback):
             unit="images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not self._chief,
+            disable=not self.chief,
             # In a log file: a line every so often instead of a moving bar.
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
             bar_format="{l_bar}{bar:12}| {elapsed}<{remaining}, "
@@ -160,12 +157,12 @@ class Log(StepCallback):
 
     def write(self, values):
         """Writes one line of values at the present step, and shows them."""
-        if not self._chief:
+        if not self.chief:
             return
         epoch = self.step / self.steps_per_epoch
         with self._writing():
             metrics.append(
-                self._workdir,
+                self._config.workdir,
                 {"step": self.step, "epoch": round(epoch, 4)} | values,
             )
             with self._writer.as_default(self.step):
@@ -179,9 +176,14 @@ class Log(StepCallback):
                 {"epoch": f"{epoch:.1f}"} | self._shown, refresh=False
             )
 
+    def has(self, name):
+        """Whether the value `name` was written at the present step."""
+        entries = metrics.read(self._config.workdir)
+        return any(e["step"] == self.step and name in e for e in entries)
+
     def picture(self, name, image):
         """Shows uint8 `[H, W, 3]` in TensorBoard."""
-        if not self._chief:
+        if not self.chief:
             return
         with self._writing(), self._writer.as_default(self.step):
             tf.summary.image(name, image[tf.newaxis])
@@ -193,14 +195,15 @@ class Log(StepCallback):
             yield
         except (tf.errors.OpError, OSError) as e:
             raise UserError(
-                f"Expected to write what is measured to {self._workdir}, "
-                f"received: {first_line(e)}; the newest good checkpoint is "
-                f"{self._checkpoints.newest}: make room or fix the "
-                "permissions, then start the same command again."
+                "Expected to write what is measured to "
+                f"{self._config.workdir}, received: {first_line(e)}; the "
+                f"newest good checkpoint is {self._checkpoints.newest}: make "
+                "room or fix the permissions, then start the same command "
+                "again."
             ) from e
 
     def _tell(self, words):
-        if words and self._chief:
+        if words and self.chief:
             self._bar.write(words, file=sys.stderr)
 
     def _tick(self):
@@ -224,95 +227,34 @@ class Log(StepCallback):
             )
 
 
-class Monitor(StepCallback):
-    """Evaluates the encoder after every `every` epochs.
-
-    Args:
-        log: the `Log` that the result is written to.
-        task: the `KnnTask`.
-        encoder: the `Encoder` to evaluate.
-        copy: another one, without strategy, that is evaluated in its place.
-        encode: compiled function of `copy`, images -> features, see
-            `KnnTask.features`.
-        every: epochs.
-        steps_per_epoch: int.
-        interruption: `Interruption`, which need not wait for an evaluation.
-        evaluated: steps at which the run was evaluated before.
-        chief: whether this process evaluates.
-    """
-
-    def __init__(
-        self,
-        log,
-        task,
-        encoder,
-        copy,
-        encode,
-        *,
-        every,
-        steps_per_epoch,
-        interruption,
-        evaluated,
-        chief=True,
-    ):
-        """See the class."""
-        super().__init__(log.step)
-        self._log = log
-        self._task = task
-        self._encoder = encoder
-        self._copy = copy
-        self._encode = encode
-        self._every = every
-        self._steps_per_epoch = steps_per_epoch
-        self._interruption = interruption
-        self._evaluated = evaluated
-        self._chief = chief
-
-    def catch_up(self):
-        """Evaluates if the run was stopped between saving and evaluating."""
-        if self.step and self.step % (self._every * self._steps_per_epoch) == 0:
-            self._evaluate()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Evaluates and writes."""
-        if (epoch + 1) % self._every == 0:
-            self._evaluate()
-
-    def _evaluate(self):
-        for variable, source in zip(
-            self._copy.variables, self._encoder.variables
-        ):
-            variable.assign(source)
-        if self._chief and self.step not in self._evaluated:
-            with self._interruption.at_once():
-                accuracy = self._task.accuracy(self._encode)
-            self._log.write({"knn": accuracy})
-
-
 class Save(StepCallback):
-    """Saves a checkpoint after every `every` steps and after every epoch.
+    """Saves after every `every` steps, after every epoch, and before stopping.
 
     Args:
         checkpoints: `Checkpoints`.
         log: the `Log` that checks the loss.
         every: steps; 0 for none but at the end of an epoch.
-        steps_per_epoch: int.
+        stop_signal: function from the steps taken to the number of the signal
+            after which to stop now; 0 to go on.
     """
 
-    def __init__(self, checkpoints, log, *, every, steps_per_epoch):
+    def __init__(self, checkpoints, log, *, every, stop_signal):
         """See the class."""
         super().__init__(log.step)
         self._checkpoints = checkpoints
         self._log = log
         self._every = every
-        self._steps_per_epoch = steps_per_epoch
+        self._stop_signal = stop_signal
 
     def after_step(self, logs):
-        """Saves within an epoch."""
-        if self._every and self.step % self._every == 0:
-            # The end of an epoch has a call of its own.
-            if self.step % self._steps_per_epoch:
-                self._save()
+        """Saves if it is time; raises `Stopped` after a signal."""
+        number = self._stop_signal(self.step)
+        due = self._every and self.step % self._every == 0
+        # The end of an epoch has a call of its own.
+        if number or (due and self.step % self._log.steps_per_epoch):
+            self._save()
+        if number:
+            raise Stopped(number)
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves at the end of an epoch."""
@@ -323,33 +265,40 @@ class Save(StepCallback):
         self._checkpoints.save()
 
 
-class Stop(StepCallback):
-    """Saves and stops after the step in which a signal came.
+class Monitor(StepCallback):
+    """Evaluates the encoder after every `every` epochs.
 
     Args:
-        checkpoints: `Checkpoints`.
-        log: the `Log` that checks the loss.
-        interruption: `Interruption`.
-        any_worker: function from this worker's signal (0: none) to that of
-            any worker; it is called every `every` steps.
-        every: steps.
+        log: the `Log` that the result is written to.
+        task: the `KnnTask`.
+        snapshot: `Snapshot` of the encoder.
+        every: epochs.
+        interruption: `Interruption`, which need not wait for an evaluation.
     """
 
-    def __init__(self, checkpoints, log, interruption, any_worker, *, every):
+    def __init__(self, log, task, snapshot, *, every, interruption):
         """See the class."""
         super().__init__(log.step)
-        self._checkpoints = checkpoints
         self._log = log
-        self._interruption = interruption
-        self._any_worker = any_worker
+        self._task = task
+        self._snapshot = snapshot
         self._every = every
+        self._interruption = interruption
 
-    def after_step(self, logs):
-        """Saves and raises `Stopped` if it is time."""
-        if self.step % self._every:
-            return
-        number = self._any_worker(self._interruption.signal)
-        if number:
-            self._log.check()
-            self._checkpoints.save()
-            raise Stopped(number)
+    def catch_up(self):
+        """Evaluates if the run was stopped between saving and evaluating."""
+        steps = self._every * self._log.steps_per_epoch
+        if self.step and self.step % steps == 0:
+            self._evaluate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Evaluates and writes."""
+        if (epoch + 1) % self._every == 0:
+            self._evaluate()
+
+    def _evaluate(self):
+        self._snapshot.take()  # by all workers
+        if self._log.chief and not self._log.has("knn"):
+            with self._interruption.at_once():
+                accuracy = self._task.accuracy(self._snapshot.features)
+            self._log.write({"knn": accuracy})

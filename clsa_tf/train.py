@@ -11,9 +11,17 @@ import tensorflow as tf
 from absl import flags
 
 import clsa_tf.config
-from clsa_tf import collapse, entry, methods, metrics, optimizer, pictures
+from clsa_tf import (
+    collapse,
+    entry,
+    methods,
+    metrics,
+    optimizer,
+    pictures,
+    workdir,
+)
 from clsa_tf.augment.chain import finish_batch
-from clsa_tf.callbacks import Log, Monitor, Save, Stop
+from clsa_tf.callbacks import Log, Monitor, Save
 from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.faults import Faults
@@ -22,10 +30,9 @@ from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
-from clsa_tf.evaluation.features import compiled
+from clsa_tf.evaluation.features import Snapshot
 from clsa_tf.evaluation.task import knn_task
 from clsa_tf.interruption import Interruption
-from clsa_tf.lock import acquire
 from clsa_tf.strategy import LOST, Workers, make_strategy
 
 # Several workers ask each other whether to stop every so many steps.
@@ -46,192 +53,223 @@ def run(config):
         Stopped: it was asked to stop by a signal, and is saved.
         WorkerLost: another process of the same job is gone.
     """
-    # First of all: workers connect when TensorFlow starts.
-    strategy = make_strategy(config.strategy, tpu=config.tpu)
-    workers = Workers(strategy)
+    return _Run(config).train()
 
-    # ---- Data
-    source = open_train_source(config)
-    views = methods.load(config.method).METHOD.views(config.options)
-    check_batch(config, source.size, strategy)
-    check_sizes(source, views, allow_upscaling=config.allow_upscaling)
-    services, advice = None, ""
-    if config.data_service:
-        services = Services(parse(config.data_service))
-        services.check()
-        advice = "see that the services of --data_service find them there"
-    faults = Faults(max_bad_share=config.max_bad_share, advice=advice)
-    task = knn_task(config, source, faults) if config.knn_epochs else None
 
-    with contextlib.ExitStack() as stack:
-        if workers.chief:
-            stack.enter_context(claim(config))
-        if services:
-            stack.enter_context(services)
-        interruption = stack.enter_context(Interruption())
-        try:
-            return _train(
-                config,
-                strategy,
-                workers,
-                source,
-                faults,
-                services,
-                task,
-                interruption,
+class _Run:
+    """What a run consists of, and how its parts are joined."""
+
+    def __init__(self, config):
+        self._config = config
+        # First of all: workers connect when TensorFlow starts.
+        self._strategy = make_strategy(config.strategy, tpu=config.tpu)
+        self._workers = Workers(self._strategy)
+        self._source = open_train_source(config)
+        self._views = methods.load(config.method).METHOD.views(config.options)
+        self._steps_per_epoch = self._source.size // config.batch_size
+        check_batch(config, self._source.size, self._strategy)
+        check_sizes(
+            self._source, self._views, allow_upscaling=config.allow_upscaling
+        )
+        self._services, advice = None, ""
+        if config.data_service:
+            self._services = Services(parse(config.data_service))
+            self._services.check()
+            advice = "see that the services of --data_service find them there"
+        self._faults = Faults(max_bad_share=config.max_bad_share, advice=advice)
+        self._task = None
+        if config.knn_epochs:
+            self._task = knn_task(config, self._source, self._faults)
+        self._interruption = Interruption()
+
+    def train(self):
+        """See `run`."""
+        with contextlib.ExitStack() as stack:
+            if self._workers.chief:
+                stack.enter_context(
+                    workdir.claim(self._config, images=self._source.size)
+                )
+                self._faults.record(self._config.workdir)
+            if self._services:
+                stack.enter_context(self._services)
+            stack.enter_context(self._interruption)
+            try:
+                return self._train()
+            except tf.errors.OpError as e:
+                cause = self._cause(e)
+                if not cause:
+                    raise
+                raise cause from e
+
+    def _train(self):
+        config, workers = self._config, self._workers
+
+        # ---- Model
+        schedule = optimizer.CosineByEpoch(
+            config.base_lr * config.batch_size / 256,
+            steps_per_epoch=self._steps_per_epoch,
+            total_epochs=config.total_epochs,
+        )
+        with self._strategy.scope():
+            method = make_method(config, schedule)
+            checkpoints = Checkpoints(
+                method,
+                config.workdir,
+                keep=config.keep_checkpoints,
+                schedule=schedule,
+                chief=workers.chief,
             )
-        except tf.errors.OpError as e:
-            if faults.error():
-                # The input pipeline stops the step with an error of its own.
-                raise faults.error() from e
-            if services and services.lost():
-                raise WorkerLost(services.lost()) from e
-            if services and isinstance(e, tf.errors.NotFoundError):
-                raise UserError(
-                    "Expected services of --data_service that run without a "
-                    "break and find the dataset's files where this process "
-                    f"does, received: {first_line(e)}; see to that, and start "
-                    "the same command again: it goes on from the last "
-                    "checkpoint."
-                ) from e
-            if workers.count == 1 or not isinstance(e, LOST):
-                raise
-            if interruption.signal:  # so were the others, and are gone
-                raise Stopped(interruption.signal) from e
-            raise WorkerLost(first_line(e)) from e
+        step = checkpoints.restore()
+        workers.check_same(
+            number_of_images=self._source.size,
+            flags=clsa_tf.config.identity(config),
+            step_to_resume_from=step,
+        )
+        if workers.chief:
+            metrics.rewind(config.workdir, step)
+            self._announce(step)
 
-
-def _train(
-    config, strategy, workers, source, faults, services, task, interruption
-):
-    # ---- Model
-    steps_per_epoch = source.size // config.batch_size
-    schedule = optimizer.CosineByEpoch(
-        config.base_lr * config.batch_size / 256,
-        steps_per_epoch=steps_per_epoch,
-        total_epochs=config.total_epochs,
-    )
-    with strategy.scope():
-        method = make_method(config, schedule)
-        checkpoints = Checkpoints(
-            method,
-            config.workdir,
-            keep=config.keep_checkpoints,
+        # ---- Train
+        log = Log(
+            config,
+            step,
+            steps_per_epoch=self._steps_per_epoch,
             schedule=schedule,
+            checkpoints=checkpoints,
+            watch=collapse.Watch(
+                config.options.projection_size,
+                patience=max(500, self._steps_per_epoch),
+            ),
             chief=workers.chief,
         )
-    step = checkpoints.restore()
-    workers.check_same(
-        number_of_images=source.size,
-        flags=clsa_tf.config.identity(config),
-        step_to_resume_from=step,
-    )
-    if workers.chief:
-        metrics.rewind(config.workdir, step)
-        announce(config, source, strategy, step, steps_per_epoch, task)
+        if workers.chief:
+            self._draw_views(step, log)
+        with contextlib.closing(log):
+            fit(
+                method,
+                self._distributed,
+                self._callbacks(log, checkpoints, method),
+                legs(step, self._steps_per_epoch, config.total_epochs),
+            )
+        # All leave together: one that is gone while the chief still evaluates
+        # would be taken for lost.
+        workers.maximum(0)
+        if self._faults.count:
+            print(self._faults.summary())
+        return method
 
-    # ---- Train
-    log = Log(
-        config.workdir,
-        step,
-        config=config,
-        steps_per_epoch=steps_per_epoch,
-        schedule=schedule,
-        checkpoints=checkpoints,
-        watch=collapse.Watch(
-            config.options.projection_size, patience=max(500, steps_per_epoch)
-        ),
-        chief=workers.chief,
-    )
-    save = Save(
-        checkpoints,
-        log,
-        every=config.checkpoint_steps,
-        steps_per_epoch=steps_per_epoch,
-    )
-    stop = Stop(
-        checkpoints,
-        log,
-        interruption,
-        workers.maximum,
-        every=1 if workers.count == 1 else _STEPS_BETWEEN_TALKS,
-    )
-    # Logged, saved, then evaluated: see `callbacks`.
-    callbacks = [log, save, stop]
-    if task:
-        monitor = make_monitor(
-            config, strategy, workers, method, log, task, interruption
+    def _callbacks(self, log, checkpoints, method):
+        """Logged, saved, then evaluated: see `callbacks`."""
+        save = Save(
+            checkpoints,
+            log,
+            every=self._config.checkpoint_steps,
+            stop_signal=self._stop_signal,
+        )
+        if not self._task:
+            return [log, save]
+        monitor = Monitor(
+            log,
+            self._task,
+            Snapshot(method, self._strategy),
+            every=self._config.knn_epochs,
+            interruption=self._interruption,
         )
         monitor.catch_up()
-        callbacks.insert(2, monitor)
+        return [log, save, monitor]
 
-    views = method.views(config.options)
+    def _stop_signal(self, step):
+        """The signal after which to stop at `step`, of any worker; or 0."""
+        if self._workers.count > 1 and step % _STEPS_BETWEEN_TALKS:
+            return 0
+        return self._workers.maximum(self._interruption.signal)
 
-    def batches(start_step, worker=ALONE, replicas=1):
+    # ---- Data
+
+    def _batches(self, start_step, worker=ALONE, replicas=1):
         return training_batches(
-            source,
-            views,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            self._source,
+            self._views,
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
             start_step=start_step,
-            faults=faults,
-            finished=config.augment_on == "host",
-            prefetch=config.prefetch_batches,
+            faults=self._faults,
+            finished=self._config.augment_on == "host",
+            prefetch=self._config.prefetch_batches,
             worker=worker,
             replicas=replicas,
-            services=services,
+            services=self._services,
         )
 
-    def distributed(start_step):
+    def _distributed(self, start_step):
         def of_worker(context):
             count = context.num_input_pipelines
-            return batches(
+            return self._batches(
                 start_step,
                 Worker(context.input_pipeline_id, count),
                 context.num_replicas_in_sync // count,
             )
 
-        return strategy.distribute_datasets_from_function(of_worker)
+        return self._strategy.distribute_datasets_from_function(of_worker)
 
-    if workers.chief:
-        draw_views(config, views, batches(step), log)
-    with contextlib.closing(log):
-        fit(
-            method,
-            distributed,
-            callbacks,
-            legs(step, steps_per_epoch, config.total_epochs),
+    def _draw_views(self, step, log):
+        """Draws the views of the first images, once per run."""
+        path = os.path.join(self._config.workdir, "views.png")
+        if not os.path.exists(path):
+            batch = next(iter(self._batches(step)))
+            if self._config.augment_on == "device":
+                batch = finish_batch(batch, views=self._views)
+            names = [view.name for view in self._views]
+            log.picture("views", pictures.views(batch, names, path))
+
+    # ---- Words
+
+    def _announce(self, step):
+        """Prints what is about to happen."""
+        config = self._config
+        total = config.total_epochs * self._steps_per_epoch
+        print(
+            f"{config.method}: {config.backbone} on {self._source.size} images "
+            f"of {self._source.name}, {config.total_epochs} epochs of "
+            f"{self._steps_per_epoch} steps of {config.batch_size} images on "
+            f"{self._strategy.num_replicas_in_sync} device(s)"
         )
-    # All leave together: one that is gone while the chief still evaluates
-    # would be taken for lost.
-    workers.maximum(0)
-    if faults.count:
-        print(f"{faults.count} unreadable images were left out.")
-    return method
+        useless = methods.load(config.method).METHOD.useless(config)
+        print(
+            f"  the contrast of an encoder that tells nothing apart is "
+            f"{useless:.2f} nats"
+        )
+        if not self._task:
+            print("  no kNN evaluation: no labels, or --knn_epochs=0")
+        if step >= total:
+            print(
+                f"  {config.workdir} is complete ({total} steps); choose "
+                "another --workdir to train again"
+            )
+        elif step:
+            print(f"  resuming {config.workdir} at step {step} of {total}")
+        else:
+            print(f"  writing to {config.workdir}")
 
-
-def make_monitor(config, strategy, workers, method, log, task, interruption):
-    """Returns the `Monitor` of the kNN accuracy."""
-    # A copy, because batch statistics of an encoder under a strategy are read
-    # by all workers at once, and one of them is enough for the evaluation.
-    with tf.device(strategy.extended.worker_devices[0]):
-        copy = method.make_encoder("evaluated")
-    return Monitor(
-        log,
-        task,
-        method.encoder,
-        copy,
-        compiled(lambda images: copy(images, training=False)),
-        every=config.knn_epochs,
-        steps_per_epoch=log.steps_per_epoch,
-        interruption=interruption,
-        evaluated={
-            entry["step"]
-            for entry in metrics.read(config.workdir)
-            if "knn" in entry
-        },
-        chief=workers.chief,
-    )
+    def _cause(self, error):
+        """What an error of TensorFlow came from, if anything is known."""
+        if self._faults.error():
+            # The input pipeline stops the step with an error of its own.
+            return self._faults.error()
+        if self._services and self._services.lost():
+            return WorkerLost(self._services.lost())
+        if self._services and isinstance(error, tf.errors.NotFoundError):
+            return UserError(
+                "Expected services of --data_service that run without a "
+                "break and find the dataset's files where this process "
+                f"does, received: {first_line(error)}; see to that, and start "
+                "the same command again: it goes on from the last checkpoint."
+            )
+        if self._workers.count == 1 or not isinstance(error, LOST):
+            return None
+        if self._interruption.signal:  # so were the others, and are gone
+            return Stopped(self._interruption.signal)
+        return WorkerLost(first_line(error))
 
 
 def check_batch(config, size, strategy):
@@ -322,81 +360,6 @@ def legs(step, steps_per_epoch, total_epochs):
             (epoch * steps_per_epoch, epoch, total_epochs, steps_per_epoch)
         )
     return found
-
-
-def claim(config):
-    """Makes the working directory this run's; writes `run.flags` into it.
-
-    Returns:
-        the lock: a context manager that gives the directory back.
-
-    Raises:
-        UserError: it belongs to a run with other flags, is used by another
-            process, or cannot be written.
-    """
-    text = clsa_tf.config.to_flagfile(config)
-    path = os.path.join(config.workdir, clsa_tf.config.RUN_FLAGS)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            found = clsa_tf.config.differences(file.read(), text)
-        if found:
-            name, before, now = found[0]
-            raise UserError(
-                f"Expected the flags that {config.workdir} was started with, "
-                f"received --{name}={now} instead of {before}"
-                + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-                + "; choose another --workdir or put the flags back."
-            )
-    try:
-        os.makedirs(config.workdir, exist_ok=True)
-        lock = acquire(config.workdir)
-        metrics.write_atomically(path, text)
-    except OSError as e:
-        raise UserError(
-            f"Expected a --workdir that can be written, received "
-            f"{config.workdir!r} ({e.strerror}); make room, fix its "
-            "permissions or choose another."
-        ) from e
-    return lock
-
-
-def announce(config, source, strategy, step, steps_per_epoch, task):
-    """Prints what is about to happen."""
-    total = config.total_epochs * steps_per_epoch
-    print(
-        f"{config.method}: {config.backbone} on {source.size} images of "
-        f"{source.name}, {config.total_epochs} epochs of {steps_per_epoch} "
-        f"steps of {config.batch_size} images on "
-        f"{strategy.num_replicas_in_sync} device(s)"
-    )
-    useless = methods.load(config.method).METHOD.useless(config)
-    print(
-        f"  the contrast of an encoder that tells nothing apart is "
-        f"{useless:.2f} nats"
-    )
-    if not task:
-        print("  no kNN evaluation: no labels, or --knn_epochs=0")
-    if step >= total:
-        print(
-            f"  {config.workdir} is complete ({total} steps); choose another "
-            "--workdir to train again"
-        )
-    elif step:
-        print(f"  resuming {config.workdir} at step {step} of {total}")
-    else:
-        print(f"  writing to {config.workdir}")
-
-
-def draw_views(config, views, batches, log):
-    """Draws the views of the first images, once per run."""
-    path = os.path.join(config.workdir, "views.png")
-    if not os.path.exists(path):
-        batch = next(iter(batches))
-        if config.augment_on == "device":
-            batch = finish_batch(batch, views=views)
-        log.picture(
-            "views", pictures.views(batch, [v.name for v in views], path)
-        )
 
 
 def main():

@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
+
+from tests import runs
 
 
 def free_ports(count):
@@ -28,38 +26,26 @@ def start(arguments, *, workers=1, log, environments=None):
         environments: variables for each worker instead of `TF_CONFIG`.
 
     Returns:
-        list of `subprocess.Popen`, each leader of a session of its own.
+        list of `subprocess.Popen`.
     """
-    if environments is None:
-        environments = [{}]
-        if workers > 1:
-            hosts = [f"127.0.0.1:{port}" for port in free_ports(workers)]
-            environments = [
-                {
-                    "TF_CONFIG": json.dumps(
-                        {
-                            "cluster": {"worker": hosts},
-                            "task": {"type": "worker", "index": i},
-                        }
-                    )
-                }
-                for i in range(workers)
-            ]
     processes = []
-    for i, environment in enumerate(environments):
+    for i, variables in enumerate(environments or _tf_configs(workers)):
         with open(f"{log}.{i}", "w") as file:
             processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", *map(str, arguments)],
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env=os.environ
-                    | {"TF_CPP_MIN_LOG_LEVEL": "2"}
-                    | environment,
-                )
+                runs.start(runs.command(*arguments), file, **variables)
             )
     return processes
+
+
+def _tf_configs(workers):
+    if workers == 1:
+        return [{}]
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    tasks = [{"type": "worker", "index": i} for i in range(workers)]
+    return [
+        {"TF_CONFIG": json.dumps({"cluster": {"worker": hosts}, "task": task})}
+        for task in tasks
+    ]
 
 
 def wait(processes, *, timeout):
@@ -68,6 +54,5 @@ def wait(processes, *, timeout):
         return [process.wait(timeout) for process in processes]
     finally:
         for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.kill()
+            process.wait()

@@ -40,10 +40,13 @@ def call(arguments, status=0):
     return result
 
 
-def start(arguments, output=subprocess.DEVNULL):
+def start(arguments, output=subprocess.DEVNULL, **variables):
     """Starts a command; what it prints goes to the file `output`."""
     return subprocess.Popen(
-        arguments, stdout=output, stderr=output, env=environment()
+        arguments,
+        stdout=output,
+        stderr=output,
+        env=environment() | variables,
     )
 
 

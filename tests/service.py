@@ -1,13 +1,12 @@
 """A process of `clsa_tf.data_service` for tests."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 
-COMMAND = [sys.executable, "-m", "clsa_tf.data_service"]
-ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+from tests import runs
+
+COMMAND = runs.command("clsa_tf.data_service")
 
 
 class Service:
@@ -19,7 +18,7 @@ class Service:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=ENVIRONMENT,
+            env=runs.environment(),
         )
 
     def __enter__(self):
@@ -36,7 +35,10 @@ class Service:
         self._process.kill()
         self._process.wait()
 
+    def send(self, number):
+        self._process.send_signal(number)
+
     def end(self, number=signal.SIGTERM):
         """Asks it to end; returns its exit status."""
-        self._process.send_signal(number)
+        self.send(number)
         return self._process.wait(30)

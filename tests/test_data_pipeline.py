@@ -447,6 +447,22 @@ def test_ten_names_are_logged(caplog):
     assert faults.count == 15
 
 
+def test_names_are_kept_from_start_to_start(tmp_path, caplog):
+    for names in (["a", "b\nc"], ["b\nc", "d"]):
+        faults = Faults(max_bad_share=0.02)
+        faults.record(tmp_path)
+        # What was known before says nothing about the share of this start.
+        assert faults.report(names, source=large(100), seen=2)
+    assert faults.count == 3 and str(tmp_path) in faults.summary()
+    path = tmp_path / "unreadable.txt"
+    assert path.read_text() == "a\nb c\nd\n"
+    assert len(caplog.records) == 3
+    path.unlink()
+    path.symlink_to("/dev/full")
+    assert not faults.report(["e"], source=large(1000), seen=1000)
+    assert "No space left" in one_sentence(faults.error())
+
+
 def test_device_and_host_make_the_same_views(source, strong):
     raw = batches(source, len(strong), views=VIEWS, finished=False)
     for host, crops in zip(strong, raw):

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -116,6 +114,8 @@ def test_a_folder_without_labels(tmp_path):
     assert "no kNN evaluation" in result.stdout
     assert "broken.jpg" in result.stderr
     assert "1 unreadable images were left out" in result.stdout
+    names = (workdir / "unreadable.txt").read_text().splitlines()
+    assert names == [str(photos / "broken.jpg")]
     call(command("clsa_tf.report", f"--workdir={workdir}"))
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["knn_trained"] is None and summary["savedmodel"] is None
@@ -161,7 +161,7 @@ def test_wrong_flags_end_in_one_sentence(flag, words):
 def test_a_service_dies(photos, tmp_path, anew, status, words):
     """Training ends, instead of waiting for ever; iterators are deleted."""
     with Service() as service, open(tmp_path / "log", "w+") as log:
-        process = subprocess.Popen(
+        process = start(
             train(
                 photos,
                 tmp_path / "run",
@@ -170,13 +170,14 @@ def test_a_service_dies(photos, tmp_path, anew, status, words):
                 "--knn_epochs=0",
                 f"--data_service={service.address}",
             ),
-            stderr=log,
+            log,
         )
         try:
-            deadline = time.time() + 240
-            while len(metrics.read(tmp_path / "run")) < 50:
-                assert time.time() < deadline and process.poll() is None
-                time.sleep(0.1)
+            assert wait_until(
+                lambda: len(metrics.read(tmp_path / "run")) >= 50,
+                process,
+                pause=0.1,
+            )
             assert service.end(signal.SIGKILL) == -signal.SIGKILL
             with contextlib.ExitStack() as stack:
                 if anew:

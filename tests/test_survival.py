@@ -231,12 +231,11 @@ def test_full_disk(photos, finished, disk):
 
 
 def log_in(workdir):
-    config = tiny.config()
+    config = tiny.config(workdir=str(workdir))
     workdir.mkdir()
     return Log(
-        str(workdir),
+        config,
         4,
-        config=config,
         steps_per_epoch=2,
         schedule=lambda step: 0.1,
         checkpoints=Checkpoints(tiny.make(config), str(workdir), keep=1),

@@ -6,8 +6,9 @@ import pytest
 from absl import flags
 
 import clsa_tf.config
-from clsa_tf import train
+from clsa_tf import train, workdir
 from clsa_tf.errors import UserError
+from tests import tiny
 from tests.photos import TINY_FLAGS, write_folder
 
 
@@ -50,6 +51,19 @@ def test_wrong_settings(photos, tmp_path, flags_, words):
     assert message.startswith("Expected") and "received" in message
     for word in words:
         assert word in message, message
+
+
+def test_other_images_in_the_same_workdir_are_refused(tmp_path):
+    config = tiny.config(workdir=str(tmp_path / "run"))
+    for _ in range(2):  # it is given back, and may be taken again
+        with workdir.claim(config, images=54):
+            pass
+    with pytest.raises(UserError, match="the 54 images that .* received 55"):
+        workdir.claim(config, images=55)
+    for text in ("", "54", "{}", "{"):
+        (tmp_path / "run" / "dataset.json").write_text(text)
+        with pytest.raises(UserError, match="dataset.json, received something"):
+            workdir.claim(config, images=54)
 
 
 def test_unwritable_workdir(photos, tmp_path):

@@ -75,7 +75,7 @@ def test_a_worker_dies(victim, photos, straight, tmp_path):
     command = arguments(photos, workdir)
     processes = cluster.start(command, workers=2, log=log)
     wait_for_step(workdir, 2, processes)
-    os.killpg(processes[victim].pid, signal.SIGKILL)
+    processes[victim].kill()
     died = time.time()
     status = cluster.wait(processes, timeout=120)
     assert time.time() - died < 60

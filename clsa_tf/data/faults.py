@@ -1,5 +1,6 @@
 """Images that cannot be read: counted, named, and too many of them an error."""
 
+import os
 import threading
 from typing import Iterable, Optional
 
@@ -9,6 +10,7 @@ from absl import logging
 from clsa_tf.data.order import Source
 from clsa_tf.errors import UserError
 
+FILE = "unreadable.txt"  # all names, one in a line
 LOGGED = 10  # names that are logged one by one
 NAMED = 3  # names in the error message
 
@@ -34,11 +36,33 @@ class Faults:
         self._lock = threading.Lock()
         self._names = {}  # by source: distinct, in the order they came in
         self._error = None
+        self._path = None
+        self._noted = set()  # lines of that file
+        self._logged = 0
+
+    def record(self, directory: str):
+        """Writes further names to a file there, and reads those it has.
+
+        These are counted, too, but say nothing about the share: what was seen
+        beside them is not known.
+
+        Args:
+            directory: of the run; it exists.
+        """
+        self._path = os.path.join(directory, FILE)
+        if os.path.exists(self._path):
+            with open(self._path, encoding="utf-8") as file:
+                self._noted.update(file.read().splitlines())
 
     @property
     def count(self) -> int:
         """Number of distinct unreadable images so far."""
-        return sum(len(names) for names in self._names.values())
+        return len(self._noted)
+
+    def summary(self) -> str:
+        """Returns a sentence for the end of the run."""
+        where = f"; {self._path} names them" if self._path else ""
+        return f"{self.count} unreadable images were left out{where}."
 
     def error(self) -> Optional[UserError]:
         """Returns the error that stopped the data, or None."""
@@ -69,7 +93,7 @@ class Faults:
             for name in names:
                 if name not in known:
                     known[name] = True
-                    self._log(name)
+                    self._note(name)
             counted = min(source.size, max(seen, 1000))
             if lost or len(known) > self._max_bad_share * counted:
                 error = self._too_many(list(known), source, seen, lost)
@@ -100,11 +124,29 @@ class Faults:
         fine = tf.numpy_function(report, [names, seen, lost], tf.bool)
         return tf.debugging.Assert(fine, ["Too many unreadable images."])
 
-    def _log(self, name):
-        if self.count <= LOGGED:
-            logging.warning("Cannot read the image %s; skipped.", name)
-        if self.count == LOGGED:
+    def _note(self, name):
+        line = " ".join(name.splitlines())
+        if line in self._noted:
+            return
+        self._noted.add(line)
+        self._logged += 1
+        if self._logged <= LOGGED:
+            logging.warning("Cannot read the image %s; skipped.", line)
+        if self._logged == LOGGED:
             logging.warning("Further unreadable images are only counted.")
+        if self._path:
+            self._write(line)
+
+    def _write(self, line):
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        except OSError as e:
+            self._error = self._error or UserError(
+                "Expected to write the names of unreadable images to "
+                f"{self._path}, received {e.strerror!r}; make room or fix the "
+                "permissions, then start the same command again."
+            )
 
     def _too_many(self, names, source, seen, lost):
         seen = min(seen, source.size)

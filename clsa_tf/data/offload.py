@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Callable, Tuple
 
+import grpc
 import tensorflow as tf
 
 from clsa_tf.errors import UserError, first_line
@@ -170,7 +171,7 @@ class Services:
             now = time.monotonic()
             for address in self.addresses:
                 try:
-                    _connect(address, _LOOK_SECONDS)
+                    _answers(address, _LOOK_SECONDS)
                     silent.pop(address, None)
                 except OSError:
                     if now - silent.setdefault(address, now) > SILENT_SECONDS:
@@ -234,3 +235,22 @@ def _connect(address, seconds):
     """Raises `OSError` if nothing listens there."""
     host, port = _ADDRESS.fullmatch(address).groups()
     socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+
+
+def _answers(address, seconds):
+    """Raises `OSError` unless a server is there that is not frozen.
+
+    The operating system accepts connections for a process that is.
+    """
+    _connect(address, seconds)
+    # A connection of its own, not one that is open already.
+    channel = grpc.insecure_channel(
+        address[len("grpc://") :],
+        options=[("grpc.use_local_subchannel_pool", 1)],
+    )
+    try:
+        grpc.channel_ready_future(channel).result(seconds)
+    except grpc.FutureTimeoutError as e:
+        raise TimeoutError(f"no answer within {seconds:g} s") from e
+    finally:
+        channel.close()

@@ -27,6 +27,35 @@ def compiled(function):
     return tf.function(function, input_signature=[images])
 
 
+class Snapshot:
+    """A copy of an encoder in training, to evaluate without its strategy.
+
+    Under a strategy all workers at once have to read batch statistics, and one
+    of them is enough for an evaluation.
+
+    Args:
+        method: the `Method` that trains the encoder.
+        strategy: the one it trains under.
+
+    Attributes:
+        features: compiled function, uint8 `[B, S, S, 3]` -> float32 `[B, F]`.
+    """
+
+    def __init__(self, method, strategy):
+        """Makes the copy on the first device of this process."""
+        self._encoder = method.encoder
+        with tf.device(strategy.extended.worker_devices[0]):
+            self._copy = method.make_encoder("evaluated")
+        self.features = compiled(lambda x: self._copy(x, training=False))
+
+    def take(self):
+        """Copies the present variables; all workers have to call it."""
+        for variable, source in zip(
+            self._copy.variables, self._encoder.variables
+        ):
+            variable.assign(source)
+
+
 def pixels(images):
     """Raw pixels as features: float32 `[B, S S 3]` in [-0.5, 0.5].
 
