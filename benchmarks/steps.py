@@ -20,10 +20,10 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 _ONLY = flags.DEFINE_list(
     "only",
-    ["queue", "crops", "precision", "workers"],
+    ["queue", "crops", "precision", "accumulation", "workers"],
     "tables to make: queue (1,024 to 262,144 keys), crops (2 to 11 views), "
-    "precision (float32, bfloat16, XLA, micro-batches), workers (1 and 2 "
-    "processes)",
+    "precision (float32, bfloat16, XLA), accumulation (1 and 8 micro-batches), "
+    "workers (1 and 2 processes)",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each setting")
 _STEPS = flags.DEFINE_integer("steps", 6, "steps timed per turn")
@@ -44,6 +44,14 @@ _SMALL = {
     "query_crops": "32:0.2:1",
     "strong_crops": "32:0.2:1",
 }
+_LARGE = {
+    "backbone": "resnet50",
+    "batch_size": 16,
+    "key_crop": "96:0.2:1",
+    "query_crops": "96:0.2:1",
+    "strong_crops": "96:0.2:1",
+    "queue_size": 65_536,
+}
 _QUEUES = (1024, 4096, 16_384, 65_536, 262_144)
 _SIZES = (64, 56, 48, 40, 32)  # px, in the proportions of the published crops
 
@@ -54,7 +62,12 @@ def main(argv):
     if _SETTING.value:
         print(json.dumps(measure(json.loads(_SETTING.value))))
         return
-    tables = {"queue": queue, "crops": crops, "precision": precision}
+    tables = {
+        "queue": queue,
+        "crops": crops,
+        "precision": precision,
+        "accumulation": accumulation,
+    }
     for name in _ONLY.value:
         if name == "workers":
             workers()
@@ -88,19 +101,19 @@ def crops():
 
 def precision():
     """Settings of ResNet-50 at 96 px that compute the same step."""
-    common = {
-        "backbone": "resnet50",
-        "batch_size": 16,
-        "key_crop": "96:0.2:1",
-        "query_crops": "96:0.2:1",
-        "strong_crops": "96:0.2:1",
-        "queue_size": 65_536,
-    }
     return {
-        "float32": common,
-        "mixed_bfloat16": common | {"precision": "mixed_bfloat16"},
-        "float32, XLA": common | {"jit_compile": "true"},
-        "float32, 4 micro-batches": common | {"accumulation_steps": 4},
+        "float32": _LARGE,
+        "mixed_bfloat16": _LARGE | {"precision": "mixed_bfloat16"},
+        "float32, XLA": _LARGE | {"jit_compile": "true"},
+    }
+
+
+def accumulation():
+    """The same batch at once and in parts."""
+    whole = _LARGE | {"batch_size": 64}
+    return {
+        "64 images at once": whole,
+        "8 micro-batches of 8": whole | {"accumulation_steps": 8},
     }
 
 

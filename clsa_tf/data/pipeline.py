@@ -315,6 +315,7 @@ def _cores():
     return os.cpu_count() or 1
 
 
+@functools.lru_cache(maxsize=None)  # compiled once
 def _draw(views, seed):
     """Returns the function that draws for examples by their counters.
 
