@@ -185,13 +185,16 @@ def workers():
     from tests import cluster  # starts processes as the tests do
 
     cores = sorted(os.sched_getaffinity(0))[:2]
+    each = [cores[:1], cores[1:]]
     settings = {
-        "1 process, 1 core": [cores[:1]],
-        "1 process, 2 cores": [cores],
-        "2 processes, 1 core each": [cores[:1], cores[1:]],
+        "1 process, 1 core": ("split", [cores[:1]]),
+        "1 process, 2 cores": ("split", [cores]),
+        "2 processes, 1 core each": ("split", each),
+        "... batch_norm=sync": ("sync", each),
     }
     found = {name: [] for name in settings}
     for _, name in itertools.product(range(_ROUNDS.value), settings):
+        batch_norm, cores_of = settings[name]
         with tempfile.TemporaryDirectory() as folder:
             arguments = [
                 "clsa_tf.train",
@@ -199,16 +202,16 @@ def workers():
                 f"--dataset=folder:{_PHOTOS.value}",
                 "--labels=none",
                 f"--workdir={folder}/run",
-                "--batch_norm=sync",
+                f"--batch_norm={batch_norm}",
                 "--total_epochs=2",
                 "--log_steps=5",
             ]
             processes = cluster.start(
                 arguments,
-                workers=len(settings[name]),
+                workers=len(cores_of),
                 log=f"{folder}/log",
             )
-            for process, mine in zip(processes, settings[name]):
+            for process, mine in zip(processes, cores_of):
                 os.sched_setaffinity(process.pid, mine)
             status = cluster.wait(processes, timeout=1800)
             assert not any(status), open(f"{folder}/log.0").read()

@@ -16,5 +16,6 @@ def photos(tmp_path_factory):
 def finished(photos, tmp_path_factory):
     """A run that was never disturbed, and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "straight"
-    result = runs.call(runs.train(photos, workdir, "--checkpoint_steps=1"))
+    command = runs.train(photos, workdir, "--checkpoint_steps=1", draw=True)
+    result = runs.call(command)
     return workdir, result

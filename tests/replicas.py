@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from clsa_tf import train
 from clsa_tf.strategy import make_strategy
-from tests import tiny
+from tests import runs, tiny
 
 STEPS = 4
 # Parts of the global batch with statistics of their own: as many as the
@@ -56,8 +56,7 @@ def main(method, photos, output, replicas):
     for case, changes in CASES.items():
         if possible(case, strategy.num_replicas_in_sync):
             workdir = pathlib.Path(output, case)
-            workdir.mkdir(parents=True, exist_ok=True)
-            (workdir / "views.png").touch()  # or it would be drawn: slow
+            runs.leave_out_pictures(workdir)
             model = train.run(
                 tiny.config(
                     method,

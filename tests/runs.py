@@ -17,7 +17,10 @@ def command(module, *arguments):
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def train(photos, workdir, *extra):
+def train(photos, workdir, *extra, draw=False):
+    """The command of a small run; `draw`: with the picture of its views."""
+    if not draw:
+        leave_out_pictures(workdir)
     return command(
         "clsa_tf.train",
         *TINY_FLAGS,
@@ -25,6 +28,13 @@ def train(photos, workdir, *extra):
         f"--workdir={workdir}",
         *extra,
     )
+
+
+def leave_out_pictures(workdir):
+    """Lets a run find them, which saves it five seconds."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "views.png").exists():
+        (workdir / "views.png").touch()
 
 
 def environment():

@@ -268,7 +268,7 @@ def test_disk_that_fills_up_where_metrics_and_pictures_go(
     photos, finished, disk, output
 ):
     workdir = disk / "run"
-    arguments = train(photos, workdir)
+    arguments = train(photos, workdir, draw=True)
     # First `views.png` has no room, then a line of the metrics or TensorBoard.
     for _ in range(2):
         with Paused(arguments, is_begun(workdir), output) as process:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from clsa_tf import metrics
-from tests import cluster
+from tests import cluster, runs
 from tests.photos import TINY_FLAGS, write_folder
 from tests.test_distribution import assert_same_state, state
 
@@ -22,6 +22,7 @@ def photos(tmp_path_factory):
 
 
 def arguments(photos, workdir, *extra):
+    runs.leave_out_pictures(workdir)
     return [
         "clsa_tf.train",
         *TINY_FLAGS,
