@@ -40,9 +40,13 @@ class WorkerLost(Exception):
 def first_line(error):
     """What an error says, in one line without TensorFlow's node names."""
     text = getattr(error, "message", None) or str(error)
-    text = re.sub(r"\{\{.*?\}\}", "", text)  # names of graph nodes
     # What happened stands below where in the graph it did.
     where = ("Graph execution error", "Detected at node", "<stack", " ")
     lines = [line for line in text.split("\n") if line.strip()]
-    said = [line for line in lines if not line.startswith(where)]
-    return (said or lines or [type(error).__name__])[0].strip()[:300]
+    said = [
+        re.sub(r"\{\{.*?\}\}", "", line).strip()  # names of graph nodes
+        for line in lines
+        if not line.startswith(where)
+    ]
+    found = next(filter(None, [*said, *lines, type(error).__name__]))
+    return found.strip()[:300]
