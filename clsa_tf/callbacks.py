@@ -18,7 +18,7 @@ import tensorflow as tf
 import tqdm
 from tensorflow import keras
 
-from clsa_tf import collapse, metrics
+from clsa_tf import metrics
 from clsa_tf.errors import Stopped, UserError, first_line
 
 # Reports shown in the progress bar, with their short names.
@@ -142,10 +142,7 @@ class Log(StepCallback):
         last = self.step == self._config.total_epochs * self.steps_per_epoch
         if self.step % self._config.log_steps == 0 or last:
             self.check()
-            values = collapse.summary(
-                {k: float(v) for k, v in logs.items()},
-                dimension=self._config.options.projection_size,
-            )
+            values = {name: float(value) for name, value in logs.items()}
             self._tick()
             images = (self.step - self._from_step) * self._config.batch_size
             values["lr"] = float(self._schedule(self.step - 1))

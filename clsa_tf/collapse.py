@@ -1,17 +1,4 @@
-"""Whether embeddings still tell images apart, in numbers and in words.
-
-Measured on cosines between the embeddings of different images, so that nothing
-but the batch is needed:
-
-* spread, `1 - mean cosine`: 0 if all embeddings are the same, 1 if they are
-  spread evenly over the sphere;
-* rank, `(sum of v)^2 / sum of v^2` of the eigenvalues `v` of the embeddings'
-  covariance: number of directions in which they vary, 1 to about D;
-* uniformity, `log mean exp(-2 distance^2)`: 0 if all are the same, down to
-  about -4 (Wang and Isola, arXiv 2005.10242, with t = 2).
-"""
-
-import math
+"""Whether embeddings still tell images apart, in numbers and in words."""
 
 import tensorflow as tf
 
@@ -22,65 +9,57 @@ _LOW_RANK = 2.0
 _FALL = 0.5
 _TINY = 1e-12
 
-_MOMENTS = (
-    "embedding_distance",
-    "embedding_distance2",
-    "embedding_distance_pairs",
-    "embedding_potential",
-)
 
+def measures(embeddings):
+    """Spread, rank and uniformity of embeddings of different images.
 
-def moments(cosines, rows):
-    """Means over other images, per image, that `summary` works from.
-
-    They are plain means, so that they can be averaged over replicas and
-    micro-batches.
+    All from one encoder: cosines between those of two encoders, such as
+    queries and keys, look like a spread when each of the two has collapsed to
+    a point of its own.
 
     Args:
-        cosines: float32 `[n, G]`, of each embedding with one of each image of
-            the global batch.
-        rows: int32 `[n]`, the column of the same image.
+        embeddings: float32 `[G, D]`, unit vectors, `G > 2`.
 
     Returns:
-        dictionary of float32 `[n]`.
+        dictionary of float32 scalars:
+
+        * `spread`, trace of the covariance `C`, equal to `1 - mean cosine`:
+          0 if all are the same, 1 if they are spread evenly over the sphere;
+        * `rank`, `trace(C)^2 / trace(C C)`: number of directions in which
+          they vary, 1 to D. The estimate is that of Bai and Saranadasa (1996),
+          whatever the ratio of D and G;
+        * `uniformity`, `log mean exp(-2 distance^2)`: 0 if all are the same,
+          down to about -4 (Wang and Isola, arXiv 2005.10242, with t = 2).
     """
-    count = tf.cast(tf.shape(cosines)[1], tf.float32)
-    others = 1.0 - tf.one_hot(rows, tf.shape(cosines)[1])  # [n, G]
-
-    def mean(values):
-        return tf.einsum("ng,ng->n", values, others) / (count - 1.0)
-
-    # Half the squared distance; cosines near 1 would leave no digits.
-    distances = 1.0 - tf.stop_gradient(cosines)
-    first, second = mean(distances), mean(tf.square(distances))
-    # Products of the distances to two different images.
-    pairs = (first**2 * (count - 1.0) - second) / (count - 2.0)
-    potential = mean(tf.exp(-4.0 * distances))
-    return dict(zip(_MOMENTS, (first, second, pairs, potential)))
-
-
-def summary(values, *, dimension):
-    """Replaces the means of `moments` by what they say.
-
-    Args:
-        values: dictionary of floats; without moments it is returned as it is.
-        dimension: D, width of the embedding.
-
-    Returns:
-        dictionary with `spread`, `rank` and `uniformity`.
-    """
-    if not values.keys() >= set(_MOMENTS):
-        return values
-    spread, second, pairs, potential = (values[name] for name in _MOMENTS)
-    rest = {k: v for k, v in values.items() if k not in _MOMENTS}
-    # Traces of the covariance C and of C C.
-    squared = second - 2.0 * pairs + spread**2
-    return rest | {
+    x = tf.stop_gradient(embeddings)
+    size, dimension = map(float, x.shape)
+    # From the mean first: cosines near 1 would leave no digits.
+    x -= tf.reduce_mean(x, axis=0)
+    covariance = tf.matmul(x, x, transpose_a=True) / (size - 1.0)  # [D, D]
+    spread = tf.linalg.trace(covariance)
+    squares = tf.reduce_sum(covariance**2) - spread**2 / (size - 1.0)
+    squares *= (size - 1.0) ** 2 / ((size - 2.0) * (size + 1.0))
+    # Noise may leave less than D directions can have.
+    squares = tf.maximum(squares, spread**2 / dimension)
+    rank = tf.math.divide_no_nan(spread**2, squares)
+    potential = tf.exp(-2.0 * _squared_distances(x))
+    potential = (tf.reduce_sum(potential) - size) / (size * (size - 1.0))
+    return {
         "spread": spread,
-        # Estimated from G images: noise can leave the possible range.
-        "rank": min(max(spread**2 / max(squared, _TINY), 1.0), dimension),
-        "uniformity": math.log(max(potential, _TINY)),
+        "rank": tf.maximum(rank, 1.0),
+        "uniformity": tf.math.log(tf.maximum(potential, _TINY)),
     }
+
+
+def _squared_distances(x):
+    """float32 `[G, D]` -> `[G, G]`."""
+    squares = tf.reduce_sum(x**2, axis=1)
+    products = tf.matmul(x, x, transpose_b=True)
+    distances = squares[:, tf.newaxis] + squares - 2.0 * products
+    # Exactly 0 from a row to itself, whatever the order of the sums.
+    return tf.linalg.set_diag(
+        tf.maximum(distances, 0.0), tf.zeros_like(squares)
+    )
 
 
 class Watch:
@@ -109,8 +88,6 @@ class Watch:
             step: steps taken.
             values: dictionary with `spread`, `rank` and `uniformity`.
         """
-        if "spread" not in values:
-            return ""
         spread, rank = values["spread"], values["rank"]
         state = self._judge(step, spread, rank)
         self._best = max(self._best, spread)
@@ -140,13 +117,12 @@ class Watch:
         return {
             "narrow": "all embeddings still point almost the same way, as "
             "those of untrained networks do",
-            "late": "all embeddings still point almost the same way: the "
-            "encoder is not learning to tell images apart; compare `contrast` "
-            "with the value printed at the start, and try another learning "
-            "rate or temperature",
+            "late": "all embeddings still point almost the same way: whatever "
+            "the loss says, the encoder is not learning to tell images apart; "
+            "try a lower --base_lr or higher temperatures",
             "line": "all embeddings lie near one line: they tell images apart "
             "by one property only, such as brightness; compare kNN accuracies",
-            "open": "the embeddings spread: the encoder tells images apart",
+            "open": "the embeddings have spread out",
             "falling": "the embeddings are drawing together: their spread is "
             f"below half of its best of {self._best:.3f}; a collapse may be "
             "under way",

@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf import distribute, precision
+from clsa_tf import collapse, distribute, precision
 from clsa_tf.augment.chain import finish_batch
 from clsa_tf.networks.encoder import Encoder
 
@@ -86,6 +86,13 @@ class Method(keras.Model):
         """
         raise NotImplementedError
 
+    def embeddings(self, targets):
+        """Unit vectors float32 `[G, D]` in which to look for a collapse.
+
+        Of the global batch and of one encoder.
+        """
+        return targets
+
     def update(self, targets):
         """Changes the method's own state after the optimizer's step."""
 
@@ -124,6 +131,7 @@ class Method(keras.Model):
         targets = self.targets(batch)
         gradients, reports = self._accumulated(batch, targets)
         self.optimizer.apply_gradients(zip(gradients, self.learned))
+        reports |= collapse.measures(self.embeddings(targets))
         self.update(targets)
         self.steps_taken.assign_add(1)
         return distribute.mean(reports)

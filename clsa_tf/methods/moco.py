@@ -9,7 +9,7 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import collapse, distribute, losses
+from clsa_tf import distribute, losses
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 from clsa_tf.key_queue import KeyQueue
@@ -133,9 +133,7 @@ class MoCo(Method):
             )
             for query in queries
         ]
-        contrast, reports = self.contrast(similarities, zeros)
-        cosines = losses.cosines(queries[0], targets)  # [n, G]
-        return contrast, reports | collapse.moments(cosines, batch["rows"])
+        return self.contrast(similarities, zeros)
 
     def update(self, targets):
         """Moves the key encoder, then stores the new keys."""
