@@ -18,7 +18,8 @@ def measures(embeddings):
     a point of its own.
 
     Args:
-        embeddings: float32 `[G, D]`, unit vectors, `G > 2`.
+        embeddings: float32 `[G, D]`, unit vectors; `G > 1`, and two say nothing
+            about the rank.
 
     Returns:
         dictionary of float32 scalars:
@@ -38,7 +39,7 @@ def measures(embeddings):
     covariance = tf.matmul(x, x, transpose_a=True) / (size - 1.0)  # [D, D]
     spread = tf.linalg.trace(covariance)
     squares = tf.reduce_sum(covariance**2) - spread**2 / (size - 1.0)
-    squares *= (size - 1.0) ** 2 / ((size - 2.0) * (size + 1.0))
+    squares *= (size - 1.0) ** 2 / (max(size - 2.0, 1.0) * (size + 1.0))
     # Noise may leave less than D directions can have.
     squares = tf.maximum(squares, spread**2 / dimension)
     rank = tf.math.divide_no_nan(spread**2, squares)

@@ -391,14 +391,15 @@ def _spell(value):
 
 
 def _define(field, prefix, flag_values):
-    flags.DEFINE(
+    flag = flags.Flag(
         _Parser(field),
+        _Serializer(),
         field.name,
         field.default,
         prefix + field.metadata["help"],
-        flag_values,
-        _Serializer(),
+        boolean=field.type is bool,  # --name and --noname
     )
+    flags.DEFINE_flag(flag, flag_values)
 
 
 class _Serializer(flags.ArgumentSerializer):
@@ -432,7 +433,10 @@ class _Parser(flags.ArgumentParser):
     def _from_string(self, text):
         kind = self._field.type
         if kind is bool:
-            return flags.BooleanParser().parse(text)
+            try:
+                return flags.BooleanParser().parse(text)
+            except ValueError:
+                raise ValueError("true or false") from None
         if kind in (int, float):
             noun = "a whole number" if kind is int else "a number"
             try:

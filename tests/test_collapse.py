@@ -49,6 +49,12 @@ def test_embeddings_that_are_all_the_same():
     assert found == {"spread": 0.0, "rank": 1.0, "uniformity": 0.0}
 
 
+def test_two_embeddings():
+    found = measured(np.eye(2))
+    assert found["spread"] == pytest.approx(1.0)
+    assert np.all(np.isfinite(list(found.values())))
+
+
 def said(history, *, patience=100, rank=20.0):
     watch = collapse.Watch(32, patience=patience)
     values = [{"spread": s, "rank": rank, "uniformity": -1.0} for s in history]

@@ -59,6 +59,21 @@ def test_a_flag_after_the_flagfile_overrides_it():
 
 
 @pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("--jit_compile", True),
+        ("--jit_compile=true", True),
+        ("--nojit_compile", False),
+        ("--jit_compile=0", False),
+    ],
+)
+def test_switches_need_no_value(argument, value):
+    # What follows is a flag of its own.
+    config = parse(argument, "--dataset=cifar10")
+    assert (config.jit_compile, config.dataset) == (value, "cifar10")
+
+
+@pytest.mark.parametrize(
     "argument, words",
     [
         ("--batch_size=many", ["batch_size", "whole number", "'many'"]),
@@ -69,7 +84,7 @@ def test_a_flag_after_the_flagfile_overrides_it():
         ("--backbone=resnet9", ["backbone", "resnet18, resnet34", "resnet9"]),
         ("--query_crops=224", ["query_crops", "size:min_area:max_area"]),
         ("--query_crops=8:0.9:0.1", ["query_crops", "min_area <= max_area"]),
-        ("--download=perhaps", ["download", "perhaps"]),
+        ("--download=perhaps", ["download", "true or false", "'perhaps'"]),
     ],
 )
 def test_ill_typed_flags_say_what_was_expected(argument, words):
