@@ -51,7 +51,7 @@ class Faults:
         """
         self._path = os.path.join(directory, FILE)
         if os.path.exists(self._path):
-            with open(self._path, encoding="utf-8") as file:
+            with open(self._path, encoding="utf-8", errors="replace") as file:
                 self._noted.update(file.read().splitlines())
 
     @property
@@ -85,8 +85,8 @@ class Faults:
             lost: whether a batch has no readable image at all.
 
         Returns:
-            Whether the run may go on: not if there are too many, or `lost`;
-            `error()` then says so.
+            Whether the run may go on: not if there are too many, or `lost`, or
+            names cannot be written; `error()` then says so.
         """
         with self._lock:
             known = self._names.setdefault(source, {})
