@@ -43,9 +43,12 @@ def launch(main):
             print(f"error: {e}", file=sys.stderr)
             return 1
         except Stopped as e:
+            done, where = "and saved", "there"
+            if not e.saved:
+                done, where = "before it could save", "the last checkpoint"
             print(
-                f"Stopped by {e} and saved; the same command goes on from "
-                "there.",
+                f"Stopped by {e} {done}; the same command goes on from "
+                f"{where}.",
                 file=sys.stderr,
             )
             return 128 + e.signal

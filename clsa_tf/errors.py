@@ -13,18 +13,20 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop by a signal, and has saved what it did.
+    """The run was asked to stop by a signal.
 
     Entry points exit with status 128 + signal, as the shell says it.
 
     Attributes:
         signal: number of the signal.
+        saved: whether all that the run had done is saved.
     """
 
-    def __init__(self, number):
+    def __init__(self, number, *, saved=True):
         """See the class."""
         super().__init__(signal.Signals(number).name)
         self.signal = number
+        self.saved = saved
 
 
 class WorkerLost(Exception):

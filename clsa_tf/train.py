@@ -268,7 +268,7 @@ class _Run:
         if self._workers.count == 1 or not isinstance(error, LOST):
             return None
         if self._interruption.signal:  # so were the others, and are gone
-            return Stopped(self._interruption.signal)
+            return Stopped(self._interruption.signal, saved=False)
         return WorkerLost(first_line(error))
 
 

@@ -111,6 +111,20 @@ def test_one_worker_is_told_to_stop(photos, straight, tmp_path):
     assert steps == list(range(2, 19, 2))
 
 
+@pytest.mark.slow
+def test_a_worker_is_gone_before_the_others_could_save(photos, tmp_path):
+    """They stop together every ten steps only: the signal came in between."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    command = arguments(photos, workdir, "--total_epochs=6")
+    processes = cluster.start(command, workers=2, log=log)
+    wait_for_step(workdir, 2, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    processes[1].kill()
+    assert cluster.wait(processes, timeout=120) == [143, -signal.SIGKILL]
+    assert "Stopped by SIGTERM before it could save" in texts(log)[0]
+    assert not (workdir / "checkpoints" / "step-10.index").exists()
+
+
 def test_slurm_starts_workers(photos, straight, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     environments = [
