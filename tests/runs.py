@@ -41,10 +41,14 @@ def environment():
     return os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
-def call(arguments, status=0):
+def call(arguments, status=0, timeout=900):
     """Runs a command to its end; it has to come with `status`."""
     result = subprocess.run(
-        arguments, capture_output=True, text=True, env=environment()
+        arguments,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=timeout,
     )
     assert result.returncode == status, result.stdout + result.stderr
     return result
