@@ -10,6 +10,14 @@ with open("clsa_tf/__init__.py", encoding="utf-8") as file:
 with open("README.md", encoding="utf-8") as file:
     README = file.read()
 
+# The embedded server; an encoder can be exported without it.
+SERVE = [
+    "grpcio-health-checking>=1.56",
+    "prometheus-client>=0.16",
+    "starlette>=0.40",
+    "uvicorn>=0.30",
+]
+
 setuptools.setup(
     name="clsa_tf",
     version=VERSION,
@@ -31,6 +39,10 @@ setuptools.setup(
         "protobuf>=4.25,<5",
         "absl-py>=1.4",
         "grpcio>=1.56",
+        "tensorflow-serving-api>=2.15,<2.16",
+        "requests>=2.28",
+        "tenacity>=8",
+        "pyarrow>=12",
         "numpy>=1.23,<2",
         "Pillow>=10",
         "matplotlib>=3.7",
@@ -38,6 +50,13 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "serve": SERVE,
+        "dev": [
+            *SERVE,
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+        ],
     },
 )

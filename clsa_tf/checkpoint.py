@@ -132,9 +132,9 @@ class Checkpoints:
         # "step-5.data-00000-of-00001" comes before "step-5.index".
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            _flush_to_disk(path)
+            flush_to_disk(path)
             os.replace(path, os.path.join(self._directory, name))
-        _flush_to_disk(self._directory)
+        flush_to_disk(self._directory)
         os.rmdir(folder)
         self._remove_old(self.step)
 
@@ -181,11 +181,13 @@ class Trained(typing.NamedTuple):
     seconds: float  # spent in training until then
 
 
-def load_trained(workdir):
+def load_trained(workdir, *, precision="float32"):
     """Reads the encoder of a run back from its newest readable checkpoint.
 
     Args:
         workdir: directory of the run.
+        precision: in which it shall compute, see `clsa_tf.precision`; its
+            variables are float32 whatever it is.
 
     Returns:
         `Trained`.
@@ -194,7 +196,7 @@ def load_trained(workdir):
         UserError: no run there, or no checkpoint that can be read.
     """
     config = config_lib.load(workdir)
-    encoder = make_encoder(config, name="encoder")
+    encoder = make_encoder(config, name="encoder", precision=precision)
     seconds = tf.Variable(0.0, dtype=tf.float64)
     # Only this part of what `Checkpoints` saves.
     reader = tf.train.Checkpoint(
@@ -257,7 +259,7 @@ def _files(directory):
     ]
 
 
-def _flush_to_disk(path):
+def flush_to_disk(path):
     """Makes what was written to a file, or moved into a directory, lasting."""
     file = os.open(path, os.O_RDONLY)
     try:

@@ -1,201 +1,219 @@
 """Exports: `python -m export.savedmodel --workdir=W --output=D`.
 
 Writes `D/<version>/`, a SavedModel for TensorFlow Serving, complete or not at
-all: it is written under a temporary name, loaded and compared in a process of
-its own, and only then renamed.
+all: it is written under a temporary name, checked (`export.checks`), and only
+then renamed.
 """
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 
-import numpy as np
 import tensorflow as tf
 from absl import flags
 
 from clsa_tf import entry
-from clsa_tf.augment import crop
-from clsa_tf.checkpoint import load_trained
-from clsa_tf.data.decode import decode
+from clsa_tf.checkpoint import flush_to_disk, load_trained
 from clsa_tf.errors import UserError
-from clsa_tf.networks.encoder import unit
-
-_VERIFY = os.path.join(os.path.dirname(__file__), "verify.py")
-
-
-class ServedEncoder(tf.Module):
-    """An encoder with the signatures that it is served with.
-
-    Args:
-        encoder: `clsa_tf.networks.encoder.Encoder`.
-        image_size: side that encoded images are brought to, in px.
-        keep: share of the short side that the centre crop keeps, in (0, 1].
-    """
-
-    def __init__(self, encoder, *, image_size, keep):
-        """See the class."""
-        super().__init__(name="encoder")
-        self._encoder = encoder
-        self._image_size = image_size
-        self._keep = keep
-
-    @tf.function
-    def images(self, images):
-        """Embeds images as they are.
-
-        Args:
-            images: float32 `[N, H, W, 3]` in [0, 1].
-
-        Returns:
-            `embedding` float32 `[N, F]`, the backbone's features, and
-            `projection` float32 `[N, D]`, unit rows.
-        """
-        features = self._encoder(images, training=False)
-        projection = unit(self._encoder.head(features, training=False))
-        return {"embedding": features, "projection": projection}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def image_bytes(self, image_bytes):
-        """Embeds encoded images: decoded, resized, centre-cropped.
-
-        Args:
-            image_bytes: string `[N]`, JPEG, PNG, BMP or GIF files of any size.
-
-        Returns:
-            as `images`.
-        """
-
-        def prepare(encoded):
-            return crop.central(
-                decode(encoded), size=self._image_size, keep=self._keep
-            )
-
-        size = self._image_size
-        images = tf.map_fn(
-            prepare,
-            image_bytes,
-            fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
-        )
-        return self.images(tf.cast(images, tf.float32) / 255.0)
+from clsa_tf.precision import PRECISIONS
+from export import card, checks, served, untrusted, warmup
 
 
-def export(workdir, output, *, version=0):
+def export(
+    workdir,
+    output,
+    *,
+    version=0,
+    image_size=0,
+    precision="float32",
+    outputs=served.OUTPUTS,
+    bad_images="error",
+    limits=untrusted.DEFAULT,
+    license_="not stated",
+):
     """Exports the encoder of the run in `workdir`.
 
     Args:
         workdir: directory of the run.
         output: directory of the versions; created when missing.
         version: number of this one, >= 1; 0: one more than the newest.
+        image_size: side that encoded images are brought to, in px; 0: the one
+            that the run was evaluated with.
+        precision: in which the backbone computes, see `clsa_tf.precision`.
+        outputs: those of `export.served.OUTPUTS` to return.
+        bad_images: see `export.served.ServedEncoder`.
+        limits: `export.untrusted.Limits`.
+        license_: of the weights, for the model card.
 
     Returns:
         path of the SavedModel, `<output>/<version>`.
 
     Raises:
-        UserError: no run there, the version exists, or the written model does
-            not reproduce the encoder.
+        UserError: no run there, the version exists, or a check failed.
     """
-    config, encoder, _, _ = load_trained(workdir)
-    tf.io.gfile.makedirs(output)
-    version = version or _next_version(output)
-    target = os.path.join(output, str(version))
-    if os.path.exists(target):
-        raise UserError(
-            f"Expected a version that does not exist yet, received {target}; "
-            "leave --version out or choose another."
-        )
-    module = ServedEncoder(
-        encoder, image_size=config.image_size, keep=config.eval_keep
-    )
+    trained = load_trained(workdir, precision=precision)
+    served_as = {
+        "image_size": image_size or trained.config.image_size,
+        "keep": trained.config.eval_keep,
+        "outputs": list(outputs),
+        "bad_images": bad_images,
+    }
+    module = served.ServedEncoder(trained.encoder, limits=limits, **served_as)
+    served_as |= {"precision": precision, "limits": limits._asdict()}
+    described = card.describe(workdir, trained, served_as, license_=license_)
+    target = _new_version(output, version)
     # Beside its target, so that the rename stays on one file system; servers
     # look at names that are numbers only.
-    draft = tempfile.mkdtemp(prefix=f".draft-{version}-", dir=output)
+    draft = tempfile.mkdtemp(prefix=".draft-", dir=output)
     try:
         os.chmod(draft, 0o755)
-        _save(module, draft)
-        _verify(module, draft, config.image_size)
-        os.rename(draft, target)
+        tf.saved_model.save(module, draft, signatures=module.signatures)
+        warmup.write(draft, image_size=served_as["image_size"])
+        card.write(described, draft)
+        _check(draft, trained.encoder, served_as)
+        _publish(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def _save(module, path):
-    any_size = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
-    tf.saved_model.save(
-        module,
-        path,
-        signatures={
-            "serving_default": module.image_bytes.get_concrete_function(),
-            "images": module.images.get_concrete_function(any_size),
-        },
+def _check(path, encoder, served_as):
+    precision = served_as["precision"]
+    expected = checks.examples(
+        encoder,
+        image_size=served_as["image_size"],
+        keep=served_as["keep"],
+        outputs=served_as["outputs"],
     )
+    checks.check_graph(path, encoder)
+    checks.check_warmup(path)
+    checks.check_clean_process(path, expected, precision=precision)
+    checks.check_c_loader(path, expected, precision=precision)
 
 
-def _verify(module, path, size):
-    """Raises `UserError` unless another process computes what we compute."""
-    ramp = np.linspace(0, 255, size * 2 * size * 3).reshape(size, 2 * size, 3)
-    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3))
-    encoded = [
-        tf.io.encode_png(np.uint8(noise)).numpy(),
-        tf.io.encode_jpeg(np.uint8(ramp)).numpy(),
-    ]
-    images = np.float32(noise[np.newaxis] / 255.0)
-    with tempfile.TemporaryDirectory() as folder:
-        examples = os.path.join(folder, "examples.npz")
-        np.savez(
-            examples,
-            # Bytes as integers: arrays of objects would have to be pickled.
-            **{
-                f"bytes_{i}": np.frombuffer(b, np.uint8)
-                for i, b in enumerate(encoded)
-            },
-            images=images,
-            **_named("serving_default", module.image_bytes(encoded)),
-            **_named("images", module.images(images)),
-        )
-        # -I: nothing of ours is on the path; the model must stand alone.
-        result = subprocess.run(
-            [sys.executable, "-I", _VERIFY, path, examples],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
-        )
-    if result.returncode:
+def _new_version(output, version):
+    """Path of the version to write; makes the directory that it is in."""
+    if "://" in output:
         raise UserError(
-            "Expected the exported model to reproduce the encoder in another "
-            f"process, received: {result.stderr.strip().splitlines()[-1:]}; "
-            "nothing was published, please report this."
+            f"Expected a directory of this machine, received {output}, where "
+            "nothing can be published at once; export to a local one and copy "
+            "the finished version, saved_model.pb last."
         )
+    os.makedirs(output, exist_ok=True)
+    if not version:
+        taken = [int(n) for n in os.listdir(output) if n.isdecimal()]
+        version = max(taken, default=0) + 1
+    target = os.path.join(output, str(version))
+    if os.path.lexists(target):
+        raise UserError(_exists(target))
+    return target
 
 
-def _named(signature, outputs):
-    return {f"{signature}/{k}": v.numpy() for k, v in outputs.items()}
+def _publish(draft, target):
+    """Renames the finished model, after all of it is on the disk."""
+    for folder, _, files in os.walk(draft):
+        for name in (*files, ""):
+            flush_to_disk(os.path.join(folder, name))
+    try:
+        os.rename(draft, target)
+    except OSError as e:
+        if os.path.lexists(target):  # another export was faster
+            raise UserError(_exists(target)) from e
+        raise
+    flush_to_disk(os.path.dirname(target))
 
 
-def _next_version(output):
-    versions = [int(n) for n in os.listdir(output) if n.isdigit()]
-    return max(versions, default=0) + 1
+def _exists(target):
+    return (
+        f"Expected a version that does not exist yet, received {target}; "
+        "leave --version out or choose another."
+    )
 
 
 def define_flags():
     """Defines this command's flags."""
     flags.DEFINE_string("workdir", None, "directory of the run to export")
-    flags.DEFINE_string("output", None, "directory of the model's versions")
+    flags.DEFINE_string(
+        "output",
+        None,
+        "directory of the model's versions, what --model_base_path of a server "
+        "names",
+    )
     flags.DEFINE_integer(
         "version",
         0,
         "number of this version; 0: one more than the newest",
         lower_bound=0,
     )
+    flags.DEFINE_integer(
+        "image_size",
+        0,
+        "side, in px, that encoded images are brought to; 0: that of the run's "
+        "evaluation",
+        lower_bound=0,
+    )
+    flags.DEFINE_enum(
+        "precision",
+        "float32",
+        [name for name in PRECISIONS if name != "auto"],
+        "in which the backbone computes; the weights are stored in float32",
+    )
+    flags.DEFINE_list(
+        "outputs",
+        list(served.OUTPUTS),
+        "outputs to return, separated by commas: embedding (the backbone's "
+        "features), projection (unit vectors of the head)",
+    )
+    flags.DEFINE_enum(
+        "bad_images",
+        "error",
+        served.BAD_IMAGES,
+        "what an image does that cannot be decoded, or is too large: fail its "
+        "request, saying which and why, or give a row of NaN and be false in "
+        "the output `valid`. With TensorFlow Serving's batching a failure hits "
+        "all requests of a batch: choose nan there",
+    )
+    flags.DEFINE_string("license", "not stated", "of the weights, for the card")
+    for name, what in (
+        ("image_bytes", "bytes of an encoded image"),
+        ("image_pixels", "pixels of an encoded image, height times width"),
+        (
+            "batch_images",
+            "images in a request; of those that are not encoded, as many "
+            "pixels as so many images of --image_size have",
+        ),
+    ):
+        flags.DEFINE_integer(
+            f"max_{name}",
+            untrusted.Limits._field_defaults[name],
+            f"most {what}; more is refused before it is decoded",
+            lower_bound=1,
+        )
     flags.mark_flags_as_required(["workdir", "output"])
+    flags.register_validator(
+        "outputs",
+        lambda names: names and set(names) <= set(served.OUTPUTS),
+        f"names of {', '.join(served.OUTPUTS)}, separated by commas",
+    )
 
 
 def main():
     """Reads the flags and exports."""
     values = flags.FLAGS
-    path = export(values.workdir, values.output, version=values.version)
+    limits = untrusted.Limits(
+        **{n: values[f"max_{n}"].value for n in untrusted.Limits._fields}
+    )
+    path = export(
+        values.workdir,
+        values.output,
+        version=values.version,
+        image_size=values.image_size,
+        precision=values.precision,
+        outputs=values.outputs,
+        bad_images=values.bad_images,
+        limits=limits,
+        license_=values.license,
+    )
     print(f"exported and verified: {path}")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import runs
+from tests import exports, runs
 from tests.photos import write_folder
 
 
@@ -19,3 +19,9 @@ def finished(photos, tmp_path_factory):
     command = runs.train(photos, workdir, "--checkpoint_steps=1", draw=True)
     result = runs.call(command)
     return workdir, result
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A run and its export, `exports.Exported`; not to be changed."""
+    return exports.make(tmp_path_factory.mktemp("run"))

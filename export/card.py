@@ -1,0 +1,251 @@
+"""The model card: what an export is, for people and for programs."""
+
+import datetime
+import hashlib
+import json
+import os
+from importlib import metadata
+
+import numpy as np
+import tensorflow as tf
+
+import clsa_tf
+from clsa_tf import config as config_lib
+from clsa_tf import metrics
+from clsa_tf.workdir import DATASET
+from export import served
+
+JSON = "model_card.json"
+TEXT = "README.md"
+
+# Name -> dtype, shape, meaning.
+_OUTPUTS = {
+    "embedding": ("float32", "[N, {features}]", "the backbone's features"),
+    "projection": ("float32", "[N, {projection}]", "unit vectors of the head"),
+    "valid": ("bool", "[N]", "false where an image was bad: its rows are NaN"),
+}
+# Signature -> name of the input, and the same.
+_INPUTS = {
+    "serving_default": (
+        "image_bytes",
+        "string",
+        "[N]",
+        "JPEG, PNG, BMP or GIF files of any size (of a GIF the first frame)",
+    ),
+    "images": ("images", "float32", "[N, H, W, 3]", "RGB in 0..1, as they are"),
+    "images_uint8": (
+        "images",
+        "uint8",
+        "[N, H, W, 3]",
+        "RGB in 0..255, as they are",
+    ),
+}
+
+
+def fingerprint(variables):
+    """A digest of names, shapes and values, that of a run's and its exports.
+
+    Args:
+        variables: of the encoder.
+
+    Returns:
+        `"sha256:…"`.
+    """
+    digest = hashlib.sha256()
+    for variable in sorted(variables, key=served.weight_name):
+        value = np.ascontiguousarray(variable.numpy())
+        head = f"{served.weight_name(variable)} {value.dtype} {value.shape}\n"
+        digest.update(head.encode())
+        digest.update(value.tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def describe(workdir, trained, served_as, *, license_):
+    """What there is to say about an export.
+
+    Args:
+        workdir: directory of the run.
+        trained: `clsa_tf.checkpoint.Trained`, of that run.
+        served_as: dictionary of `image_size` (px), `keep`, `precision`,
+            `outputs`, `bad_images`, `limits`.
+        license_: of the weights, text.
+
+    Returns:
+        dictionary that JSON can hold.
+    """
+    config, encoder = trained.config, trained.encoder
+    architecture = {
+        "backbone": config.backbone,
+        "width": config.width,
+        "stem": config.stem,
+        "projection_size": config.options.projection_size,
+    }
+    return {
+        "format": 1,
+        "method": config.method,
+        "license": license_,
+        "fingerprint": fingerprint(encoder.variables),
+        "encoder": architecture,
+        "parameters": sum(v.shape.num_elements() for v in encoder.variables),
+        "steps": trained.step,
+        "train_seconds": round(trained.seconds, 1),
+        "data": {"dataset": config.dataset} | _read(workdir, DATASET),
+        "evaluation": _evaluation(workdir),
+        **served_as,
+        "signatures": _signatures(encoder, served_as),
+        "flags": _flags(config),
+        "exported": datetime.datetime.now(datetime.timezone.utc).isoformat(
+            timespec="seconds"
+        ),
+        "made_with": {
+            "clsa_tf": clsa_tf.__version__,
+            "tensorflow": tf.__version__,
+            "keras": metadata.version("keras"),
+        },
+    }
+
+
+def write(card, directory):
+    """Writes a card (see `describe`) as JSON and as text into a directory."""
+    for name, text in (
+        (JSON, json.dumps(card, indent=2, ensure_ascii=False) + "\n"),
+        (TEXT, _text(card)),
+    ):
+        path = os.path.join(directory, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _flags(config):
+    """The flagfile of the run, but for where it lay on its machine."""
+    private = ("--workdir=", "--data_dir=", "--data_service=")
+    lines = config_lib.to_flagfile(config).splitlines(keepends=True)
+    return "".join(x for x in lines if not x.startswith(private))
+
+
+def _signatures(encoder, served_as):
+    sizes = {
+        "features": encoder.backbone.output_shape[-1],
+        "projection": encoder.head.output_shape[-1],
+    }
+
+    def tensor(dtype, shape, meaning):
+        shape = shape.format(**sizes)
+        return {"dtype": dtype, "shape": shape, "meaning": meaning}
+
+    names = list(served_as["outputs"])
+    names += ["valid"] if served_as["bad_images"] == "nan" else []
+    outputs = {name: tensor(*_OUTPUTS[name]) for name in names}
+    return {
+        signature: {"inputs": {name: tensor(*rest)}, "outputs": outputs}
+        for signature, (name, *rest) in _INPUTS.items()
+    }
+
+
+def _evaluation(workdir):
+    """Accuracies in [0, 1], those of the report if there is one."""
+    summary = _read(workdir, "summary.json")
+    found = {k: v for k, v in summary.items() if k.startswith("knn_") and v}
+    logged = [e["knn"] for e in metrics.read(workdir) if "knn" in e]
+    return found or ({"knn_trained": logged[-1]} if logged else {})
+
+
+def _read(workdir, name):
+    try:
+        with open(os.path.join(workdir, name), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}  # a run need not have it
+
+
+def _text(card):
+    data, limits = card["data"], card["limits"]
+    images = f", {data['images']:,} images" if "images" in data else ""
+    accuracies = [
+        (f"kNN accuracy, {name[len('knn_') :]}", f"{100 * value:.1f} %")
+        for name, value in card["evaluation"].items()
+    ]
+
+    def described(name, tensor):
+        kind = f"{tensor['dtype']} {tensor['shape']}"
+        return f"`{name}`", kind, tensor["meaning"]
+
+    inputs = [
+        (f"`{signature}`", *described(*item))
+        for signature, both in card["signatures"].items()
+        for item in both["inputs"].items()
+    ]
+    some = card["signatures"]["images"]
+    outputs = [described(*item) for item in some["outputs"].items()]
+    bad = {
+        "error": "A bad image fails its request, by number and reason.",
+        "nan": "A bad image gives rows of NaN, and `valid` is false for it.",
+    }[card["bad_images"]]
+    return "\n".join(
+        [
+            "# An image encoder",
+            "",
+            f"Pretrained without labels by **{card['method']}**, "
+            f"{card['steps']:,} steps on `{data['dataset']}`{images}.",
+            "",
+            *_table("", "", rows=_facts(card)),
+            "",
+            "## Evaluation",
+            "",
+            *(
+                _table("measure", "", rows=accuracies)
+                if accuracies
+                else ["None was made: the images have no labels."]
+            ),
+            "",
+            "## Inputs",
+            "",
+            *_table("signature", "input", "type", "meaning", rows=inputs),
+            "",
+            f"Encoded images are resized so that {card['image_size']} px are "
+            f"{100 * card['keep']:g} % of their shorter side, and cut to "
+            f"{card['image_size']} x {card['image_size']} px. A rotation "
+            "noted in EXIF data is not applied.",
+            "",
+            f"{bad} Refused: files of more than {limits['image_bytes']:,} "
+            f"bytes or {limits['image_pixels']:,} pixels, requests of more "
+            f"than {limits['batch_images']} images (or as many pixels).",
+            "",
+            "## Outputs",
+            "",
+            *_table("output", "type", "meaning", rows=outputs),
+            "",
+            "## Flags of the training",
+            "",
+            "```",
+            card["flags"].strip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _facts(card):
+    encoder, made = card["encoder"], card["made_with"]
+    return [
+        ("licence", card["license"]),
+        (
+            "backbone",
+            f"{encoder['backbone']}, width {encoder['width']:g}, stem "
+            f"{encoder['stem']}",
+        ),
+        ("parameters", f"{card['parameters']:,}"),
+        ("precision", card["precision"]),
+        ("fingerprint of the weights", f"`{card['fingerprint']}`"),
+        (
+            "exported",
+            f"{card['exported']}, clsa_tf {made['clsa_tf']}, TensorFlow "
+            f"{made['tensorflow']}",
+        ),
+    ]
+
+
+def _table(*head, rows):
+    """Lines of a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

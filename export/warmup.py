@@ -1,0 +1,89 @@
+"""Requests that a server makes of a new version before it serves it.
+
+TensorFlow Serving replays `assets.extra/tf_serving_warmup_requests`, a
+TFRecord of `PredictionLog`s, so that no client waits for what is done at a
+first run. It passes over a file whose name is not exactly that.
+
+Source: tensorflow/serving g3doc/saved_model_warmup.md.
+"""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
+# As many are replayed, at most.
+MAX_RECORDS = 1000
+# Images per request; a program of a GPU is chosen anew for each number.
+_BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+def write(model, *, image_size):
+    """Writes the requests of an exported model.
+
+    Args:
+        model: directory of the SavedModel, with the signatures of
+            `export.served`.
+        image_size: side of the encoder's images in px.
+    """
+    path = os.path.join(model, PATH)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tf.io.TFRecordWriter(path) as file:
+        for signature, inputs in _requests(image_size):
+            file.write(_record(signature, inputs).SerializeToString())
+
+
+def read(path):
+    """Reads requests.
+
+    Args:
+        path: of the TFRecord.
+
+    Yields:
+        `predict_pb2.PredictRequest`.
+
+    Raises:
+        ValueError: a record is not a `PredictionLog` of a prediction, or there
+            are more than `MAX_RECORDS`.
+        tf.errors.DataLossError: the file is damaged.
+    """
+    for count, record in enumerate(tf.data.TFRecordDataset(path)):
+        if count == MAX_RECORDS:
+            raise ValueError(f"more than {MAX_RECORDS} records")
+        try:
+            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        except Exception as e:  # protobuf's, whose class depends on its kind
+            raise ValueError(f"record {count} cannot be parsed: {e}") from e
+        if not log.HasField("predict_log"):
+            raise ValueError(f"record {count} is not of a prediction")
+        yield log.predict_log.request
+
+
+def _requests(size):
+    """Pairs of signature and inputs, smallest first."""
+    # As large as photographs on the web: time goes into decoding, too.
+    images = _photographs(max(_BATCHES), 2 * size)
+    encoded = [tf.io.encode_jpeg(image).numpy() for image in images]
+    for count in _BATCHES:
+        yield "serving_default", {"image_bytes": encoded[:count]}
+    images = images[:1, :size, :size]
+    yield "images_uint8", {"images": images}
+    yield "images", {"images": np.float32(images) / np.float32(255)}
+
+
+def _photographs(count, size):
+    """Smooth images uint8 `[count, size, size, 3]`, the same every time."""
+    coarse = np.random.default_rng(0).uniform(0, 255, [count, 8, 8, 3])
+    smooth = tf.image.resize(coarse, [size, size], "bicubic")
+    return tf.cast(tf.clip_by_value(smooth, 0, 255), tf.uint8).numpy()
+
+
+def _record(signature, inputs):
+    log = prediction_log_pb2.PredictionLog()
+    request = log.predict_log.request
+    request.model_spec.signature_name = signature
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    return log

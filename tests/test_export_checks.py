@@ -1,0 +1,215 @@
+"""Each check passes the good model and stops one that is broken its way."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from clsa_tf.errors import UserError
+from export import checks, warmup
+from tests import exports
+
+
+@pytest.fixture(scope="module")
+def expected(exported):
+    return checks.examples(
+        exported.encoder,
+        image_size=exports.SIZE,
+        keep=1.0,
+        outputs=["embedding", "projection"],
+    )
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy of the good model that a test may break."""
+    shutil.copytree(exported.path, tmp_path / "1")
+    return tmp_path / "1"
+
+
+LOADERS = [checks.check_clean_process, checks.check_c_loader]
+
+
+def test_examples_use_every_signature(exported, expected):
+    names = tf.saved_model.load(exported.path).signatures
+    assert {example.signature for example in expected} == set(names)
+    for example in expected:
+        assert np.ptp(example.outputs["embedding"], axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("check", LOADERS)
+def test_loaders_pass_what_is_right(exported, expected, check):
+    check(exported.path, expected)
+
+
+@pytest.mark.parametrize("check", LOADERS)
+def test_loaders_notice_other_numbers(exported, expected, check):
+    """In the last signature that is looked at, a single number."""
+    outputs = {k: v.copy() for k, v in expected[-1].outputs.items()}
+    outputs["projection"][1, 3] += 0.01
+    wrong = [*expected[:-1], expected[-1]._replace(outputs=outputs)]
+    with pytest.raises(UserError, match="projection of signature images_uint8"):
+        check(exported.path, wrong)
+
+
+@pytest.mark.parametrize("check", LOADERS)
+def test_loaders_notice_missing_variables(copy, expected, check):
+    shutil.rmtree(copy / "variables")
+    with pytest.raises(UserError, match="nothing was published"):
+        check(str(copy), expected)
+
+
+def test_nothing_of_this_project_is_needed_to_load(tmp_path, expected):
+    """What the clean process says of a model that is not self-contained."""
+
+    class Model(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def call(self, image_bytes):
+            size = tf.numpy_function(
+                lambda x: np.float32([len(x)]), [image_bytes], tf.float32
+            )
+            size = tf.ensure_shape(size, [None])
+            return {"embedding": size, "projection": size}
+
+    model = Model()
+    signatures = {"serving_default": model.call.get_concrete_function()}
+    tf.saved_model.save(model, str(tmp_path), signatures=signatures)
+    for check in LOADERS:
+        with pytest.raises(UserError, match="in another process"):
+            check(str(tmp_path), expected[:1])
+
+
+def test_the_graph_is_for_inference_and_has_its_weights_once(exported):
+    checks.check_graph(exported.path, exported.encoder)
+
+
+class Trains(tf.Module):
+    """Normalises as in training."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.weights = encoder.variables
+        self._encoder = lambda: encoder
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.float32)])
+    def call(self, images):
+        return {"embedding": self._encoder()(images, training=True)}
+
+
+def test_a_graph_of_a_training_is_noticed(exported, tmp_path):
+    module = Trains(exported.encoder)
+    tf.saved_model.save(module, str(tmp_path), signatures=module.call)
+    with pytest.raises(UserError, match="nodes of a training"):
+        checks.check_graph(str(tmp_path), exported.encoder)
+
+
+def test_weights_that_are_there_twice_are_noticed(exported, tmp_path):
+    encoder = exported.encoder
+    twice = tf.Module()
+    twice.weights = encoder.variables
+    twice.others = [tf.Variable(v) for v in encoder.variables]
+    tf.saved_model.save(twice, str(tmp_path / "variables"))
+    frozen = tf.Module()
+    frozen.weights = encoder.variables
+    constant = tf.constant(np.random.default_rng(0).random([200, 200]))
+    frozen.call = tf.function(lambda x: x * constant)
+    frozen.call.get_concrete_function(tf.TensorSpec([], tf.float64))
+    tf.saved_model.save(frozen, str(tmp_path / "constants"))
+    for name in ("variables", "constants"):
+        with pytest.raises(UserError, match="Expected the weights once"):
+            checks.check_graph(str(tmp_path / name), encoder)
+
+
+def test_the_warm_up_fits_the_signatures(exported):
+    checks.check_warmup(exported.path)
+    path = os.path.join(exported.path, warmup.PATH)
+    requests = list(warmup.read(path))
+    assert len(requests) <= warmup.MAX_RECORDS
+    # They are answered, too.
+    signatures = tf.saved_model.load(exported.path).signatures
+    for request in requests:
+        function = signatures[request.model_spec.signature_name]
+        inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+        outputs = function(**{k: tf.constant(v) for k, v in inputs.items()})
+        assert np.isfinite(outputs["embedding"]).all()
+
+
+def records(path):
+    raw = [r.numpy() for r in tf.data.TFRecordDataset(str(path))]
+    return [prediction_log_pb2.PredictionLog.FromString(r) for r in raw]
+
+
+def rename_signature(logs):
+    logs[0].predict_log.request.model_spec.signature_name = "default"
+
+
+def rename_input(logs):
+    inputs = logs[-1].predict_log.request.inputs
+    inputs["pixels"].CopyFrom(inputs.pop("images"))
+
+
+def change_type(logs):
+    tensor = tf.make_tensor_proto(np.zeros([1, 32, 32, 3], np.float64))
+    logs[-1].predict_log.request.inputs["images"].CopyFrom(tensor)
+
+
+def change_rank(logs):
+    tensor = tf.make_tensor_proto(np.zeros([32, 32, 3], np.float32))
+    logs[-1].predict_log.request.inputs["images"].CopyFrom(tensor)
+
+
+def leave_one_out(logs):
+    del logs[-1]
+
+
+def add_another_kind(logs):
+    logs.append(prediction_log_pb2.PredictionLog())
+    logs[-1].classify_log.request.model_spec.name = "x"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (rename_signature, "for the signature 'default'"),
+        (rename_input, "has inputs {'pixels'}"),
+        (change_type, "images is float64"),
+        (change_rank, r"images is float32 \(32, 32, 3\)"),
+        (leave_one_out, "received some for images_uint8, serving_default"),
+        (add_another_kind, "is not of a prediction"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_requests_that_do_not_fit_are_noticed(copy, change, words):
+    path = copy / warmup.PATH
+    logs = records(path)
+    change(logs)
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for log in logs:
+            file.write(log.SerializeToString())
+    with pytest.raises(UserError, match=words):
+        checks.check_warmup(str(copy))
+
+
+def test_warm_ups_that_cannot_be_read_are_noticed(copy):
+    path = copy / warmup.PATH
+    good = path.read_bytes()
+    path.write_bytes(good[:-5])
+    with pytest.raises(UserError, match="Expected requests for a warm-up"):
+        checks.check_warmup(str(copy))
+    with tf.io.TFRecordWriter(str(path)) as file:
+        file.write(b"\xff\xff\xff not a message")
+    with pytest.raises(UserError, match="record 0 cannot be parsed"):
+        checks.check_warmup(str(copy))
+    (copy / "good").write_bytes(good)
+    record = records(copy / "good")[0].SerializeToString()
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for _ in range(warmup.MAX_RECORDS + 1):
+            file.write(record)
+    with pytest.raises(UserError, match="more than 1000 records"):
+        checks.check_warmup(str(copy))
+    path.unlink()
+    with pytest.raises(UserError, match="Expected requests for a warm-up"):
+        checks.check_warmup(str(copy))

@@ -1,0 +1,224 @@
+"""Image files that were made to do harm; each must be refused, and quickly."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clsa_tf.augment import crop
+from clsa_tf.data.decode import decode
+from export import untrusted
+from tests import exports
+
+SIZE = 16
+LIMITS = untrusted.Limits(image_bytes=100_000, image_pixels=250_000)
+
+
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+def prepare(image_bytes):
+    return untrusted.prepare(image_bytes, size=SIZE, keep=0.9, limits=LIMITS)
+
+
+def reason(encoded):
+    images, reasons = prepare(tf.constant([encoded]))
+    number = int(reasons[0])
+    if number:
+        assert not images.numpy().any()
+    return untrusted.reasons(LIMITS)[number]
+
+
+def photo(width=60, height=40, seed=0):
+    coarse = np.random.default_rng(seed).uniform(0, 255, [4, 5, 3])
+    return Image.fromarray(np.uint8(coarse)).resize([width, height])
+
+
+KINDS = ["JPEG", "PNG", "BMP", "GIF"]
+FILES = {kind: exports.encode(photo(), kind) for kind in KINDS}
+FILES["progressive"] = exports.encode(photo(), "JPEG", progressive=True)
+
+
+def chunk(kind, data):
+    body = kind + data
+    return (
+        struct.pack(">I", len(data))
+        + body
+        + struct.pack(">I", zlib.crc32(body))
+    )
+
+
+def png_of_zeros(width, height):
+    """A valid file, compressed a thousandfold."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + width)
+    data = b"".join(packer.compress(row) for _ in range(height))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", data + packer.flush())
+        + chunk(b"IEND", b"")
+    )
+
+
+def gif(*frames):
+    """A GIF of pairs of claimed size and Pillow image."""
+    whole = exports.encode(frames[0][1], "GIF")
+    table = 3 * 2 ** ((whole[10] & 7) + 1) if whole[10] & 128 else 0
+    result = whole[: 13 + table]
+    for (width, height), image in frames:
+        encoded = exports.encode(image, "GIF")
+        begin = 13 + (3 * 2 ** ((encoded[10] & 7) + 1))
+        body = encoded[encoded.index(b"\x2c", begin) : -1]
+        result += body[:5] + struct.pack("<HH", width, height) + body[9:]
+    return result + b";"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_good_ones_come_as_the_evaluation_sees_them(kind):
+    files = [exports.encode(photo(seed=i), kind) for i in range(3)]
+    images, reasons = prepare(tf.constant(files))
+    assert not reasons.numpy().any()
+    for image, encoded in zip(images, files):
+        expected = crop.central(decode(encoded), size=SIZE, keep=0.9)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_progressive_and_16_bit_and_top_down_files_are_good():
+    deep = Image.fromarray(np.uint16(np.asarray(photo().convert("L"))) * 256)
+    assert reason(exports.encode(deep)) == "is good"
+    assert reason(FILES["progressive"]) == "is good"
+    bmp = bytearray(exports.encode(photo(), "BMP"))
+    bmp[22:26] = struct.pack("<i", -40)
+    assert reason(bytes(bmp)) == "is good"
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"",
+        b"\0" * 90_000,
+        b"GIF",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"RIFF\x24\0\0\0WEBPVP8 ",
+    ],
+    ids=["nothing", "zeros", "short", "svg", "webp"],
+)
+def test_what_is_no_image(encoded):
+    assert "is not a JPEG, PNG, BMP or GIF" in reason(encoded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_truncated_files(kind, share):
+    encoded = exports.encode(photo(), kind)
+    cut = encoded[: max(8, int(share * len(encoded)))]
+    assert reason(cut) == "is damaged or truncated"
+
+
+def test_too_many_bytes_are_not_looked_at():
+    assert "more than 100000 bytes" in reason(b"\xff\xd8\xff" + bytes(100_000))
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        png_of_zeros(600, 600),
+        exports.encode(photo(600, 600), "JPEG"),
+        gif(((65_000, 65_000), photo())),
+        b"BM" + bytes(16) + struct.pack("<ii", 30_000, 30_000) + bytes(60),
+    ],
+    ids=["png", "jpeg", "gif", "bmp"],
+)
+def test_too_many_pixels_are_not_decoded(encoded):
+    assert "more than 250000 pixels" in reason(encoded)
+
+
+def test_a_bomb_of_900_million_pixels():
+    bomb = png_of_zeros(30_000, 30_000)
+    assert len(bomb) < 1_000_000
+    limits = untrusted.DEFAULT
+    images, reasons = untrusted.prepare(
+        tf.constant([bomb]), size=SIZE, keep=1.0, limits=limits
+    )
+    words = untrusted.reasons(limits)[int(reasons[0])]
+    assert "more than 50000000 pixels" in words
+
+
+def test_a_side_longer_than_resizing_can_count():
+    assert "65535 in a row" in reason(png_of_zeros(65_536, 1))
+    assert reason(png_of_zeros(65_535, 1)) == "is good"
+
+
+def test_a_jpeg_that_is_scanned_again_and_again():
+    encoded = exports.encode(photo(400, 500), "JPEG", progressive=True)
+    assert reason(encoded) == "is good"
+    # The last scan once more and once more: a decoder goes over all of it.
+    begin = encoded.rindex(b"\xff\xda")
+    many = encoded[:-2] + encoded[begin:-2] * 20 + b"\xff\xd9"
+    assert "far more scans" in reason(many)
+
+
+def test_of_an_animation_only_the_first_frame_counts():
+    first, second = photo(), photo(seed=1)
+    still = gif(((60, 40), first))
+    bomb = gif(((60, 40), first), *[((65_000, 65_000), second)] * 50)
+    images, reasons = prepare(tf.constant([still, bomb]))
+    assert not reasons.numpy().any()
+    np.testing.assert_array_equal(images[0], images[1])
+    assert images.numpy().any()
+    # A decoder never sees the others, nor takes memory for them.
+    assert untrusted._first_frame(bomb).numpy() == still
+
+
+def test_a_gif_whose_blocks_never_end():
+    head = exports.encode(photo(), "GIF")[:13]
+    for body in (b"\x21\xfe\x00" * 1000, b"\x21\xfe" + b"\xff" * 3000, b""):
+        assert reason(head + body) == "is damaged or truncated"
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_mutated_files_are_decoded_or_refused(data):
+    fuzz(data)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=20_000,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_mutated_files_for_minutes(data):
+    fuzz(data)
+
+
+def fuzz(data):
+    """Changes, cuts and doubles parts of a good file."""
+    encoded = bytearray(FILES[data.draw(st.sampled_from(sorted(FILES)))])
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(encoded)))
+        new = data.draw(st.binary(max_size=4))
+        what = data.draw(st.sampled_from(["set", "insert", "cut", "double"]))
+        if what == "set":
+            encoded[at : at + len(new)] = new
+        elif what == "insert":
+            encoded[at:at] = new
+        elif what == "cut":
+            del encoded[at : at + data.draw(st.integers(0, 50))]
+        else:
+            encoded[at:at] = encoded[at : at + 300]
+    good = FILES["PNG"]
+    images, reasons = prepare(tf.constant([good, bytes(encoded), good]))
+    assert reasons.numpy()[[0, 2]].tolist() == [0, 0]
+    assert 0 <= reasons.numpy()[1] <= 4
+    np.testing.assert_array_equal(images[0], images[2])
