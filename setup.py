@@ -26,6 +26,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["clsa_tf*", "export*"]),
+    package_data={"export": ["templates/*"]},
     python_requires=">=3.9,<3.12",
     # Why each is there, and why in that range: BUILD.md, "Dependencies".
     install_requires=[
@@ -45,6 +46,7 @@ setuptools.setup(
         "pyarrow>=12",
         "numpy>=1.23,<2",
         "Pillow>=10",
+        "PyYAML>=6",
         "matplotlib>=3.7",
         "tqdm>=4.60",
     ],

@@ -32,7 +32,7 @@ class Example(typing.NamedTuple):
     outputs: dict  # name -> array
 
 
-def examples(encoder, *, image_size, keep, outputs):
+def examples(encoder, *, image_size, keep, outputs, bad_images="error"):
     """What the encoder itself makes of fixed images.
 
     Args:
@@ -40,6 +40,7 @@ def examples(encoder, *, image_size, keep, outputs):
         image_size: see `export.served.ServedEncoder`.
         keep: likewise.
         outputs: likewise.
+        bad_images: likewise.
 
     Returns:
         list of `Example`, at least one of each signature.
@@ -61,7 +62,10 @@ def examples(encoder, *, image_size, keep, outputs):
             "embedding": encoder(images, training=False),
             "projection": encoder.project(images),
         }
-        return {name: both[name].numpy() for name in outputs}
+        found = {name: both[name].numpy() for name in outputs}
+        if bad_images == "nan":
+            found["valid"] = np.ones(len(images), bool)
+        return found
 
     floats = np.float32(noise) / np.float32(255)
     return [

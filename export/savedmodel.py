@@ -84,6 +84,7 @@ def _check(path, encoder, served_as):
         image_size=served_as["image_size"],
         keep=served_as["keep"],
         outputs=served_as["outputs"],
+        bad_images=served_as["bad_images"],
     )
     checks.check_graph(path, encoder)
     checks.check_warmup(path)

@@ -32,9 +32,10 @@ def main(kind, model, examples):
         }
         outputs = run(case, inputs)
         for name, value in outputs.items():
-            expected = arrays[f"{number}/outputs/{name}"]
+            expected = np.float32(arrays[f"{number}/outputs/{name}"])
+            assert value.shape == expected.shape, (name, value.shape)
             scale = np.abs(expected).max() + 1e-6
-            worst = np.abs(value - expected).max() / scale
+            worst = np.abs(np.float32(value) - expected).max() / scale
             assert worst < case["tolerance"], (
                 f"output {name} of signature {case['signature']} is off by "
                 f"{worst:.2g} of its largest value"

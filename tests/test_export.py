@@ -172,6 +172,7 @@ def test_versions_count_up_and_are_never_overwritten(exported, tmp_path):
         str(exported.workdir),
         str(tmp_path),
         outputs=["projection"],
+        bad_images="nan",
         image_size=48,
         precision="mixed_bfloat16",
         license_="CC0",
@@ -179,11 +180,12 @@ def test_versions_count_up_and_are_never_overwritten(exported, tmp_path):
     assert path == f"{tmp_path}/5"
     described = json.loads(pathlib.Path(path, "model_card.json").read_text())
     assert described["license"] == "CC0" and described["image_size"] == 48
-    assert list(described["signatures"]["images"]["outputs"]) == ["projection"]
+    outputs = described["signatures"]["images"]["outputs"]
+    assert list(outputs) == ["projection", "valid"]
     encode = tf.saved_model.load(path).signatures["serving_default"]
     pixels = exports.noise(1, 48)
     outputs = encode(tf.constant([exports.encode(pixels[0])]))
-    assert set(outputs) == {"projection"}
+    assert set(outputs) == {"projection", "valid"} and outputs["valid"][0]
     # bfloat16 has 8 bits.
     expected = exported.encoder.project(pixels)
     np.testing.assert_allclose(outputs["projection"], expected, atol=0.05)

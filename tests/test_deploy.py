@@ -1,0 +1,500 @@
+"""The files that a real TensorFlow Serving is started with."""
+
+import http.server
+import json
+import os
+import pathlib
+import re
+import shutil
+import string
+import subprocess
+import threading
+
+import pytest
+import tensorflow as tf
+import yaml
+
+from clsa_tf.errors import UserError
+from export import warmup
+from export.deploy import check_deployment, deploy
+from export.deployment.checks import FLAGS
+from export.deployment.files import Settings, batch_sizes
+from export.serving.settings import read_batching_parameters, read_model_configs
+from tests import runs
+
+PHOTOS = Settings("photos")
+
+
+class Rows(tf.Module):
+    """A small model with an encoder's signature."""
+
+    def __init__(self, marks):
+        super().__init__()
+        self._marks = marks
+        self._scale = tf.Variable(2.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def image_bytes(self, image_bytes):
+        lengths = tf.cast(tf.strings.length(image_bytes), tf.float32)
+        rows = {"embedding": lengths[:, tf.newaxis] * self._scale}
+        return rows | ({"valid": lengths > 0} if self._marks else {})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Models of the kinds that `--bad_images` makes: error and nan."""
+    folder = tmp_path_factory.mktemp("saved")
+    for kind in ("error", "nan"):
+        module = Rows(kind == "nan")
+        path = str(folder / kind)
+        tf.saved_model.save(module, path, signatures=module.image_bytes)
+        card = {"limits": {"batch_images": 64}}
+        (folder / kind / "model_card.json").write_text(json.dumps(card))
+        warmup.write(path, image_size=8)
+    return folder
+
+
+@pytest.fixture
+def base(saved, tmp_path):
+    """A directory of five versions; of 5, a bad image fails its request."""
+    base = tmp_path / "models" / "photos"
+    for version in range(1, 6):
+        kind = "error" if version == 5 else "nan"
+        shutil.copytree(saved / kind, base / str(version))
+    return base
+
+
+def models_config(folder):
+    (model,) = read_model_configs(str(folder / "models.config"))
+    return model
+
+
+def compose(folder):
+    document = yaml.safe_load((folder / "docker-compose.yml").read_text())
+    return document["services"]["serving"]
+
+
+def interpolated(text):
+    """As Compose reads it: variables of the shell, `$$` for a dollar sign."""
+    return string.Template(text).substitute()
+
+
+def kubernetes(folder):
+    text = (folder / "kubernetes.yaml").read_text()
+    return {one["kind"]: one for one in yaml.safe_load_all(text)}
+
+
+def pod(folder):
+    return kubernetes(folder)["Deployment"]["spec"]["template"]["spec"]
+
+
+def arguments(folder):
+    """Flags of the server; they have to be the same everywhere."""
+    found = compose(folder)["command"]
+    (container,) = pod(folder)["containers"]
+    assert container["args"] == found
+    return dict(one[2:].split("=") for one in found)
+
+
+def test_an_export_is_deployed_and_the_files_can_be_read(exported, tmp_path):
+    output = tmp_path / "deploy"
+    said = runs.call(
+        runs.command(
+            "export.deploy",
+            f"--model_base_path={exported.base}",
+            "--model_name=photos",
+            f"--output={output}",
+        )
+    ).stdout
+    assert "stable = 1; batching: off" in said
+    assert f"docker compose --file={output}/docker-compose.yml up" in said
+    model = models_config(output)
+    assert (model.name, model.versions) == ("photos", (1,))
+    assert (model.labels, model.base_path) == ({"stable": 1}, "/models/photos")
+    assert sorted(os.listdir(output)) == [
+        "batching_parameters.txt",
+        "docker-compose.yml",
+        "kubernetes.yaml",
+        "models.config",
+        "monitoring.config",
+    ]
+    check_deployment(str(output))
+
+
+def test_batches_are_sized_for_the_clients(base, tmp_path):
+    settings = Settings("photos", max_batch_size=48, clients=100, cpus=6)
+    deploy(str(base), str(tmp_path / "d"), settings, stable=4)
+    read = read_batching_parameters(
+        str(tmp_path / "d" / "batching_parameters.txt")
+    )
+    assert read.max_batch_size == 48
+    assert read.max_enqueued_batches == 100
+    assert read.num_batch_threads == 6
+    assert read.allowed_batch_sizes == tuple(batch_sizes(48))
+    flags = arguments(tmp_path / "d")
+    assert int(flags["grpc_max_threads"]) > 100
+    assert int(flags["rest_api_num_threads"]) > 100
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 7, 32, 33, 48, 100, 1000])
+def test_less_than_a_third_of_a_batch_is_padding(largest):
+    sizes = batch_sizes(largest)
+    assert sizes == sorted(set(sizes)) and sizes[0] == 1
+    assert sizes[-1] == largest
+    for images in range(1, largest + 1):
+        padded = min(size for size in sizes if size >= images)
+        assert 3 * (padded - images) < padded
+
+
+@pytest.mark.parametrize(
+    "choice, stable, canary, batching",
+    [
+        ("auto", 4, 0, True),
+        ("auto", 5, 0, False),
+        ("auto", 4, 5, False),
+        ("on", 5, 0, True),
+        ("off", 4, 0, False),
+    ],
+)
+def test_requests_are_joined_if_a_bad_image_fails_no_other(
+    base, tmp_path, choice, stable, canary, batching
+):
+    settings = PHOTOS._replace(batching=choice)
+    written = deploy(
+        str(base), str(tmp_path), settings, stable=stable, canary=canary
+    )
+    assert written.batching == batching
+    flags = arguments(tmp_path)
+    # TensorFlow Serving does not start with the second and without the first.
+    assert ("enable_batching" in flags) == batching
+    assert ("batching_parameters_file" in flags) == batching
+    assert (tmp_path / "batching_parameters.txt").exists()
+
+
+@pytest.mark.parametrize("size", [31, 65])
+def test_batches_that_a_model_cannot_bear_are_refused(base, tmp_path, size):
+    # 32 is the largest request of the warm-up, 64 what the card allows.
+    settings = PHOTOS._replace(max_batch_size=size)
+    with pytest.raises(
+        UserError, match=f"from 32, .* to 64, .* received {size}"
+    ):
+        deploy(str(base), str(tmp_path), settings, stable=4)
+    deploy(str(base), str(tmp_path), settings, stable=5)
+
+
+def test_only_real_flags_and_those_that_the_server_needs(base, tmp_path):
+    deploy(str(base), str(tmp_path), PHOTOS, stable=4)
+    flags = arguments(tmp_path)
+    assert set(flags) <= FLAGS
+    assert flags["max_num_load_retries"] == "0"
+    # Without it a server with labels does not start at all.
+    assert flags["allow_version_labels_for_unavailable_models"] == "true"
+    assert flags["enable_profiler"] == "false"
+    for name in ("model_config_file_poll_wait_seconds", "port"):
+        assert int(flags[name]) > 0
+
+
+def test_compose_is_closed_to_the_outside(base, tmp_path):
+    deploy(str(base), str(tmp_path), PHOTOS)
+    service = compose(tmp_path)
+    assert service["ports"] == [f"127.0.0.1:{p}:{p}" for p in (8500, 8501)]
+    assert service["user"].split(":")[0] not in ("", "0", "root")
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(volume["read_only"] for volume in service["volumes"])
+    assert "privileged" not in service
+    assert service["deploy"]["resources"]["limits"]["memory"] == "4096m"
+
+
+def test_kubernetes_is_closed_to_the_outside(base, tmp_path):
+    deploy(str(base), str(tmp_path), PHOTOS)
+    kinds = kubernetes(tmp_path)
+    assert kinds["Service"]["spec"]["type"] == "ClusterIP"
+    spec = pod(tmp_path)
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["automountServiceAccountToken"] is False
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["memory"] == "4096Mi"
+    mounts = {one["name"]: one for one in container["volumeMounts"]}
+    assert mounts["models"]["readOnly"] and mounts["config"]["readOnly"]
+    claim = spec["volumes"][0]["persistentVolumeClaim"]
+    assert claim == {"claimName": "photos-models", "readOnly": True}
+    assert kinds["PersistentVolumeClaim"]["metadata"]["name"] == "photos-models"
+    selector = kinds["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert kinds["Service"]["spec"]["selector"] == selector
+    # Pods follow the ConfigMap only where no single file is mounted.
+    assert "subPath" not in mounts["config"]
+
+
+def test_a_gpu_is_asked_for_where_one_is_wanted(base, tmp_path):
+    for accelerator, image in (("cpu", "2.15.1"), ("gpu", "2.15.1-gpu")):
+        settings = PHOTOS._replace(accelerator=accelerator)
+        deploy(str(base), str(tmp_path), settings)
+        asked = accelerator == "gpu"
+        (container,) = pod(tmp_path)["containers"]
+        for found in (compose(tmp_path), container):
+            assert found["image"] == f"tensorflow/serving:{image}"
+        reserved = compose(tmp_path)["deploy"]["resources"]
+        assert ("reservations" in reserved) == asked
+        limits = container["resources"]["limits"]
+        assert ("nvidia.com/gpu" in limits) == asked
+
+
+def test_names_that_yaml_would_take_for_something_else(base, tmp_path):
+    for name in ("true", "null", "on"):
+        deploy(str(base), str(tmp_path), PHOTOS._replace(model_name=name))
+        for document in kubernetes(tmp_path).values():
+            labels = document["metadata"]["labels"]
+            assert labels == {"app.kubernetes.io/name": name}
+        assert kubernetes(tmp_path)["Service"]["metadata"]["name"] == name
+        text = (tmp_path / "docker-compose.yml").read_text()
+        assert yaml.safe_load(text)["name"] == name
+
+
+def test_a_path_may_hold_anything(base, tmp_path):
+    strange = tmp_path / "a: b'\"#${HOME} \\ é" / "photos"
+    shutil.copytree(base, strange)
+    deploy(str(strange), str(tmp_path / "d"), PHOTOS)
+    mounted = compose(tmp_path / "d")["volumes"][0]
+    assert interpolated(mounted["source"]) == str(strange)
+    assert mounted["target"] == "/models/photos"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """Answers 200 for what is available, and 404 for all else."""
+
+    def do_GET(self):  # noqa: N802, the name that http.server calls
+        there = self.path == "/v1/models/photos/labels/stable/metadata"
+        self.send_response(200 if there else 404)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+def test_the_health_check_tells_a_server_that_serves(base, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever).start()
+
+    def healthy(name):
+        deploy(str(base), str(tmp_path), PHOTOS._replace(model_name=name))
+        kind, *command = compose(tmp_path)["healthcheck"]["test"]
+        assert kind == "CMD"
+        port = str(server.server_port)
+        command = [interpolated(x).replace("8501", port) for x in command]
+        return subprocess.run(command, timeout=60, capture_output=True)
+
+    try:
+        assert healthy("photos").returncode == 0
+        assert healthy("others").returncode != 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert healthy("photos").returncode != 0
+
+
+def test_labels_move_and_nothing_else_is_written(base, tmp_path):
+    deploy(str(base), str(tmp_path), PHOTOS, stable=3)
+
+    def identities():
+        return {p.name: p.stat().st_ino for p in tmp_path.glob("*.*")}
+
+    before = identities()
+    again = deploy(str(base), str(tmp_path), PHOTOS, stable=3)
+    assert again.files == [] and identities() == before
+    moved = deploy(str(base), str(tmp_path), PHOTOS, stable=3, canary=4)
+    assert moved.files == ["kubernetes.yaml", "models.config"]
+    after = identities()
+    assert {n for n in before if after[n] != before[n]} == set(moved.files)
+    assert models_config(tmp_path).labels == {"stable": 3, "canary": 4}
+    assert models_config(tmp_path).versions == (3, 4)
+    text = kubernetes(tmp_path)["ConfigMap"]["data"]["models.config"]
+    assert text == (tmp_path / "models.config").read_text()
+
+
+def test_a_label_waits_until_its_version_is_loaded(base, tmp_path):
+    """Otherwise a server would neither move the label nor load the version."""
+    deploy(str(base), str(tmp_path), PHOTOS, stable=3, canary=2)
+    first = deploy(str(base), str(tmp_path), PHOTOS, stable=3, canary=4)
+    assert first.waiting == {"canary": 4}
+    model = models_config(tmp_path)
+    assert model.labels == {"stable": 3, "canary": 2}
+    assert model.versions == (2, 3, 4)
+    second = deploy(str(base), str(tmp_path), PHOTOS, stable=3, canary=4)
+    assert second.waiting == {}
+    model = models_config(tmp_path)
+    assert (model.labels, model.versions) == (
+        {"stable": 3, "canary": 4},
+        (3, 4),
+    )
+    # Between loaded versions labels move at once: forwards and back.
+    for stable, canary in ((4, 3), (3, 4)):
+        swapped = deploy(
+            str(base), str(tmp_path), PHOTOS, stable=stable, canary=canary
+        )
+        assert swapped.waiting == {}
+        assert models_config(tmp_path).labels["stable"] == stable
+
+
+def test_whoever_polls_never_sees_half_a_file(base, tmp_path):
+    deploy(str(base), str(tmp_path), PHOTOS, stable=3, canary=4)
+    seen, failed, over = set(), [], threading.Event()
+
+    def poll():
+        while not over.is_set():
+            try:
+                labels = models_config(tmp_path).labels
+                seen.add((labels["stable"], labels["canary"]))
+            except (UserError, OSError, KeyError) as e:
+                failed.append(e)
+
+    reader = threading.Thread(target=poll)
+    reader.start()
+    for stable, canary in 10 * ((4, 3), (3, 4)):
+        deploy(str(base), str(tmp_path), PHOTOS, stable=stable, canary=canary)
+    over.set()
+    reader.join()
+    assert not failed and seen == {(3, 4), (4, 3)}
+    assert not list(tmp_path.glob(".draft*"))
+
+
+def test_files_are_for_everyone_to_read(base, tmp_path):
+    before = os.umask(0o077)
+    try:
+        deploy(str(base), str(tmp_path / "new" / "d"), PHOTOS)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new" / "d").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "new" / "d").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_newest_version_is_stable_unless_told_otherwise(base, tmp_path):
+    (base / "007").mkdir()  # not how versions are written
+    (base / ".draft-9").mkdir()
+    (base / "notes").mkdir()
+    assert deploy(str(base), str(tmp_path), PHOTOS).labels == {"stable": 5}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Photos", "my_photos", "a/b", "a:b", "-a", "a-", "7", "a" * 64]
+)
+def test_names_that_cannot_be_served_are_refused(base, tmp_path, name):
+    with pytest.raises(UserError, match="model name"):
+        deploy(str(base), str(tmp_path), Settings(name))
+    assert not list(tmp_path.glob("*.config"))
+
+
+@pytest.mark.parametrize(
+    "versions, message",
+    [
+        ({"stable": 9}, r"there: 1, 2, 3, 4, 5\), received 9"),
+        ({"stable": 3, "canary": 9}, "received 9"),
+        ({"stable": 3, "canary": 3}, "received 3 as stable and as canary"),
+        ({"canary": 5}, "received 5 as stable and as canary"),
+    ],
+)
+def test_versions_that_are_not_there_are_refused(
+    base, tmp_path, versions, message
+):
+    with pytest.raises(UserError, match=message):
+        deploy(str(base), str(tmp_path / "d"), PHOTOS, **versions)
+
+
+@pytest.mark.parametrize("part", ["saved_model.pb", "variables"])
+def test_an_incomplete_version_is_refused_by_name(base, tmp_path, part):
+    path = base / "5" / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=f"{base}/5, which has no {part}"):
+        deploy(str(base), str(tmp_path / "d"), PHOTOS)
+    deploy(str(base), str(tmp_path / "d"), PHOTOS, stable=4)
+
+
+def test_models_that_cannot_be_loaded_are_refused(base, tmp_path):
+    path = base / "4" / "saved_model.pb"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        deploy(str(base), str(tmp_path), PHOTOS, stable=4)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="tag serve"):
+        deploy(str(base), str(tmp_path), PHOTOS, stable=4)
+
+
+def test_folders_that_are_not_there_are_refused(base, tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        deploy(str(tmp_path / "none"), str(tmp_path / "d"), PHOTOS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="which has none"):
+        deploy(str(tmp_path / "empty"), str(tmp_path / "d"), PHOTOS)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="there is a file"):
+        deploy(str(base), str(tmp_path / "file"), PHOTOS)
+
+
+def test_what_a_server_would_refuse_is_not_published(base, tmp_path):
+    deploy(str(base), str(tmp_path), PHOTOS, stable=3)
+    wrong = PHOTOS._replace(batch_timeout_micros=-1)
+    with pytest.raises(UserError, match="batch_timeout_micros"):
+        deploy(str(base), str(tmp_path), wrong, stable=4)
+    assert models_config(tmp_path).labels == {"stable": 3}
+    check_deployment(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [
+        ("models.config", "name", "nome", "ModelServerConfig"),
+        ("models.config", "versions: 4", "versions: 3", "listed versions"),
+        ("batching_parameters.txt", "sizes: 32", "sizes: 31", "last equals"),
+        ("monitoring.config", "enable: true", "enable: false", "enable"),
+        ("monitoring.config", "path", "paths", "MonitoringConfig"),
+        ("docker-compose.yml", "enable_profiler", "enable_profile", "flags"),
+        ("docker-compose.yml", "--enable_batching=true", "--port=1", "once"),
+        ("docker-compose.yml", "      - --enable_batching=true\n", "", "both"),
+        ("docker-compose.yml", "/config/models", "/settings/models", "mounted"),
+        ("docker-compose.yml", "services:", "services: [", "YAML"),
+        ("docker-compose.yml", "  serving:", "  server:", "a service"),
+        ("kubernetes.yaml", "- --port=8500", "- --ports=8500", "flags"),
+        ("kubernetes.yaml", "versions: 4", "versions: 3", "beside it"),
+        ("kubernetes.yaml", "kind: Deployment", "kind: Pod", "a Deployment"),
+    ],
+)
+def test_what_a_server_would_refuse_is_found(
+    base, tmp_path, name, old, new, message
+):
+    deploy(str(base), str(tmp_path), PHOTOS, stable=4)
+    path = pathlib.Path(tmp_path / name)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        check_deployment(str(tmp_path))
+    path.unlink()
+    with pytest.raises(UserError, match=name):
+        check_deployment(str(tmp_path))
+
+
+def readme_commands():
+    text = pathlib.Path("export/README.md").read_text()
+    found = {}
+    for module, rest in re.findall(
+        r"python -m (export\.\w+)((?: [^\n`]*\\\n| [^\n`#]*)*)", text
+    ):
+        names = re.findall(r"--([a-z_]+)", rest)
+        found.setdefault(module, set()).update(names)
+    return sorted(found.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module, names", readme_commands())
+def test_the_readme_names_flags_that_there_are(module, names):
+    said = runs.call(runs.command(module, "--help"), status=1).stdout
+    for name in names:
+        assert f"--{name}:" in said or f"--[no]{name}:" in said
