@@ -56,6 +56,7 @@ setuptools.setup(
         "dev": [
             *SERVE,
             "hypothesis>=6.100",
+            "psutil>=5.9",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
