@@ -20,8 +20,14 @@ ENTRY_POINTS = {
     "train.py",
     "report.py",
     "gallery.py",
-    "savedmodel.py",
     "data_service.py",
+    # export/
+    "savedmodel.py",
+    "server.py",
+    "client.py",
+    "embed.py",
+    "deploy.py",
+    "formats.py",
     "config.py",
 }
 

@@ -22,6 +22,7 @@ _STATE = get_model_status_pb2.ModelVersionStatus
 _WAS_LOADED = (_STATE.AVAILABLE, _STATE.UNLOADING)
 _BACKLOG = 2048  # connections that wait to be accepted
 _LOOK_SECONDS = 0.1  # between looks at what versions have become of
+_STOP_SECONDS = 5  # to unload what is idle
 _SPARE_CONNECTIONS = 256  # for those who look at health and metrics
 # Bodies held at a time, in units of the largest one.
 HELD_BODIES = 4
@@ -85,22 +86,27 @@ class Server:
         """
         self._heed_signals()
         self._addresses, transports = await self._open()
-        tasks = [asyncio.create_task(self._watch())]
-        loading = asyncio.create_task(asyncio.to_thread(self._models.start))
+        working = asyncio.create_task(self._work())
         ended = asyncio.create_task(self._end.wait())
         try:
-            await asyncio.wait(
-                [loading, ended], return_when=asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait(
+                [ended, working, *transports],
+                return_when=asyncio.FIRST_COMPLETED,
             )
-            if loading.done():
-                loading.result()
-                self._check_models()
-                tasks.append(asyncio.create_task(self._follow_file()))
-            await ended
+            for task in done - {ended}:
+                task.result()  # raises what ended it
         finally:
-            for task in tasks:
-                task.cancel()
+            working.cancel()
+            ended.cancel()
             await self._close(transports)
+
+    async def _work(self):
+        await asyncio.gather(self._watch(), self._load())
+
+    async def _load(self):
+        await asyncio.to_thread(self._models.start)
+        self._check_models()
+        await self._follow_file()
 
     def _heed_signals(self):
         def end(number):
@@ -144,7 +150,11 @@ class Server:
             transports = [*transports, self._grpc.stop(seconds)]
         await asyncio.gather(*transports)
         left = max(end - time.monotonic(), 0.0)
-        await asyncio.to_thread(self._models.stop, left)
+        stopping = asyncio.create_task(
+            asyncio.to_thread(self._models.stop, left)
+        )
+        # It waits for a version that is being loaded, we do not.
+        await asyncio.wait([stopping], timeout=left + _STOP_SECONDS)
 
     async def _watch(self):
         """Says what becomes of versions, to people and to health checks."""

@@ -1,0 +1,298 @@
+"""Everything that strangers, or bad luck, may send to a server of a model."""
+
+import base64
+import os
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from tests import exports
+from tests.server import Server, predict, request
+from tests.test_untrusted import png_of_zeros
+
+GOOD = exports.encode(exports.noise(1)[0])
+BOMB = png_of_zeros(30_000, 30_000)
+LIMIT = 64 * 2**20  # --max_request_bytes
+
+
+@pytest.fixture(scope="module")
+def base(exported, tmp_path_factory):
+    """Version 1 is good; 2 has no variables, 3 other tags, 4 nothing of use."""
+    base = tmp_path_factory.mktemp("models")
+    for version in (1, 2, 3):
+        shutil.copytree(exported.path, base / str(version))
+    shutil.rmtree(base / "2" / "variables")
+    graph = (base / "3" / "saved_model.pb").read_bytes()
+    (base / "3" / "saved_model.pb").write_bytes(
+        graph.replace(b"\x22\x05serve", b"\x22\x05other")
+    )
+    (base / "4").mkdir()
+    (base / "4" / "saved_model.pb").write_bytes(b"\0garbage" * 99)
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(base):
+    flags = [f"--model_base_path={base}", "--max_num_load_retries=0"]
+    with Server(*flags) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_takes_the_server_down(server):
+    yield
+    assert server.is_alive()
+    spec, outputs = predict(server.grpc, request({"image_bytes": [GOOD]}))
+    assert spec.version.value == 1
+    assert np.isfinite(outputs["embedding"]).all()
+
+
+def refused(server, message, code, words):
+    """Sent by gRPC."""
+    with pytest.raises(grpc.RpcError) as error:
+        predict(server.grpc, message, timeout=120)
+    assert error.value.code() == code, error.value.details()
+    assert words in error.value.details()
+
+
+def posted(server, body, path="/v1/models/default:predict"):
+    """Sent by REST; returns status and what was said."""
+    keyword = "json" if isinstance(body, dict) else "data"
+    answer = requests.post(server.rest + path, **{keyword: body}, timeout=120)
+    return answer.status_code, answer.text
+
+
+def b64(encoded):
+    return {"b64": base64.b64encode(encoded).decode()}
+
+
+FILES = {
+    "not an image": (b"#!/bin/sh", "is not a JPEG, PNG, BMP or GIF file"),
+    "nothing": (b"", "is not a JPEG, PNG, BMP or GIF file"),
+    "truncated": (
+        exports.encode(exports.noise(1)[0], "JPEG")[:300],
+        "is damaged or truncated",
+    ),
+    "a bomb": (BOMB, "has more than 50000000 pixels"),
+    "zeros": (bytes(30_000_000), "has more than 20000000 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_no_images(server, name):
+    encoded, words = FILES[name]
+    message = request({"image_bytes": [GOOD, encoded]})
+    refused(server, message, grpc.StatusCode.INVALID_ARGUMENT, words)
+    body = {"inputs": {"image_bytes": [b64(GOOD), b64(encoded)]}}
+    status, text = posted(server, body)
+    assert status == 400 and words in text and "image 1 " in text
+
+
+def test_a_hundred_megabytes_of_zeros(server):
+    message = request({"image_bytes": [bytes(100 * 2**20)]})
+    with pytest.raises(grpc.RpcError) as error:
+        predict(server.grpc, message)
+    assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    try:
+        status, _ = posted(server, bytes(100 * 2**20))
+    except requests.ConnectionError:
+        return  # closed while it was still sending
+    assert status == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b'{"instances": [' + b"[" * 50_000,
+        b'{"inputs": "\xff\xfe"}',
+        {"instances": [{"image_bytes": {"b64": "???"}}]},
+        {"instances": [{"image_bytes": {"b64": "QUJ"}}]},
+        {"instances": [{"image_bytes": {"b64": 7}}]},
+        {"instances": [{"b64": [1]}]},
+        {"instances": [{"image_bytes": 1.5}]},
+        {"instances": [[[1]], [2]], "signature_name": "images"},
+        {"inputs": {"images": [[[["x"]]]]}, "signature_name": "images"},
+        {"inputs": {"image_bytes": []}},
+        {"instances": []},
+        {"instances": [b64(GOOD)], "inputs": [b64(GOOD)]},
+        {"instances": [b64(GOOD)], "signature_name": 3},
+        b'{"instances": [1e400], "signature_name": "images"}',
+        b'{"instances": [NaN], "signature_name": "images"}',
+        {},
+    ],
+    ids=repr,
+)
+def test_bodies_that_are_wrong(server, body):
+    status, text = posted(server, body)
+    assert status == 400, text
+    assert '"error"' in text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(server, value):
+    images = np.full([2, 32, 32, 3], 0.5, np.float32)
+    images[1, 3, 4, 1] = value
+    refused(
+        server,
+        request({"images": images}, "images"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "received image 1 (counted from 0), which has values that are not",
+    )
+
+
+@pytest.mark.parametrize(
+    "signature, value",
+    [
+        ("images", np.zeros([32, 32, 3], np.float32)),
+        ("images", np.zeros([1, 32, 32, 4], np.float32)),
+        ("images", np.zeros([1, 1, 32, 32, 3], np.float32)),
+        ("images", np.float32(0.5)),
+        ("images", np.zeros([1, 0, 0, 3], np.float32)),
+        ("images", np.zeros([0, 32, 32, 3], np.float32)),
+        ("images", np.zeros([1, 32, 32, 3], np.float64)),
+        ("images_uint8", np.zeros([1, 32, 32, 3], np.float32)),
+        ("serving_default", np.array([[GOOD]])),
+        ("serving_default", np.zeros([2], np.float32)),
+    ],
+)
+def test_shapes_and_types_that_are_wrong(server, signature, value):
+    name = "image_bytes" if signature == "serving_default" else "images"
+    message = request({name: value}, signature)
+    refused(server, message, grpc.StatusCode.INVALID_ARGUMENT, "")
+
+
+def test_ten_thousand_items(server):
+    """Either all of them are answered, or it is said why not."""
+    message = request({"image_bytes": [GOOD] * 10_000})
+    try:
+        _, outputs = predict(server.grpc, message, timeout=300)
+    except grpc.RpcError as e:
+        assert e.code() in (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.UNAVAILABLE,
+        )
+        assert e.details()
+    else:
+        assert outputs["embedding"].shape[0] == 10_000
+        assert np.ptp(outputs["embedding"], axis=0).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "default/../../1",
+        "/etc",
+        "default\0",
+        "x" * 100_000,
+        "Default",
+        "{}",
+        "%s%n",
+    ],
+)
+def test_names_with_tricks(server, name):
+    message = request({"image_bytes": [GOOD]}, model=name)
+    code = grpc.StatusCode.NOT_FOUND
+    refused(server, message, code, "Servable not found")
+    quoted = requests.utils.quote(name, safe="")
+    for path in (f"/v1/models/{quoted}", f"/v1/models/{quoted}:predict"):
+        for url in (path, path.replace("%2F", "/").replace("%2E", ".")):
+            ask = requests.post if ":predict" in url else requests.get
+            status = ask(server.rest + url, timeout=60).status_code
+            assert status in (400, 404, 405, 414, 431), url
+
+
+@pytest.mark.parametrize("version", ["-1", "0", "99", "1e3", "9" * 40, "1/.."])
+def test_versions_with_tricks(server, version):
+    url = f"{server.rest}/v1/models/default/versions/{version}:predict"
+    status = requests.post(url, data=b"{}", timeout=60).status_code
+    assert status in (400, 404)
+
+
+def test_messages_that_lie(server):
+    """Tensors whose bytes are not what their shape says."""
+    message = request({"images": np.zeros([1, 2, 2, 3], np.float32)}, "images")
+    tensor = message.inputs["images"]
+    for sizes in ([2**40, 2**20, 2, 3], [-1, 2, 2, 3], [1, 2, 2, 4]):
+        for dim, size in zip(tensor.tensor_shape.dim, sizes):
+            dim.size = size
+        refused(server, message, grpc.StatusCode.INVALID_ARGUMENT, "")
+    tensor.dtype = 12345
+    refused(server, message, grpc.StatusCode.INVALID_ARGUMENT, "")
+
+
+def test_bytes_that_are_no_message(server):
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.unary_unary(
+            "/tensorflow.serving.PredictionService/Predict",
+            request_serializer=lambda content: content,
+        )
+        with pytest.raises(grpc.RpcError):
+            call(b"\xff" * 1000, timeout=60)
+
+
+def test_broken_versions_are_told_of_and_the_good_one_serves(server):
+    states = requests.get(server.rest + "/v1/models/default", timeout=60).json()
+    found = {
+        s["version"]: (s["state"], s["status"]["error_code"] == "OK")
+        for s in states["model_version_status"]
+    }
+    # (TensorFlow Serving, too, tries the newest only.)
+    assert found["4"] == ("END", False)
+    assert "version 4 cannot be loaded" in server.errors()
+
+
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_models_without_variables_or_with_other_tags(base, tmp_path, version):
+    """As the newer one of two: the older one goes on serving."""
+    models = tmp_path / "models"
+    shutil.copytree(base / "1", models / "1")
+    flags = ["--max_num_load_retries=0", f"--model_base_path={models}"]
+    with Server(*flags) as server:
+        os.rename(shutil.copytree(base / version, models / ".2"), models / "2")
+        url = server.rest + "/v1/models/default/versions/2"
+
+        def state():
+            answer = requests.get(url, timeout=60).json()
+            if "error" in answer:
+                return "none", ""
+            status = answer["model_version_status"][0]
+            return status["state"], status["status"]["error_message"]
+
+        while state()[0] not in ("END", "AVAILABLE"):
+            pass
+        assert state()[0] == "END" and state()[1]
+        spec, _ = predict(server.grpc, request({"image_bytes": [GOOD]}))
+        assert spec.version.value == 1
+
+
+def test_connections_that_say_nothing(server):
+    """Two hundred of them, while others are served."""
+    import socket
+
+    host, port = server.rest.split("//")[1].split(":")
+    idle = [socket.create_connection((host, int(port))) for _ in range(200)]
+    for one in idle[:100]:
+        one.sendall(b"POST /v1/models/default:predict HTTP/1.1\r\nHost: a\r\n")
+    status, _ = posted(server, {"instances": [b64(GOOD)]})
+    assert status == 200
+    for one in idle:
+        one.close()
+
+
+def test_unknown_calls(server):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub
+    with grpc.insecure_channel(server.grpc) as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            stub(channel).Predict(predict_pb2.PredictRequest(), timeout=60)
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert tf.errors.INVALID_ARGUMENT == error.value.code().value[0]

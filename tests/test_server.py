@@ -1,0 +1,339 @@
+"""The gRPC services of a real server process."""
+
+import concurrent.futures
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from tests import exports
+from tests.server import (
+    Server,
+    models_config,
+    predict,
+    request,
+    write_toy,
+)
+
+LABELS = 'version_labels { key: "stable" value: 1 } '
+ALL = "model_version_policy { all {} } "
+IMAGE = exports.encode(exports.noise(1)[0])
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Base path of a model with one version."""
+    base = tmp_path_factory.mktemp("toys")
+    write_toy(base / "1")
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(exported, toys, tmp_path_factory):
+    """Serves the export as versions 1 and 2, and the toys."""
+    folder = tmp_path_factory.mktemp("served")
+    for version in ("1", "2"):
+        shutil.copytree(exported.path, folder / "base" / version)
+    config = folder / "models.config"
+    config.write_text(
+        models_config(default=(folder / "base", ALL + LABELS), toy=(toys, ""))
+    )
+    with Server(
+        f"--model_config_file={config}",
+        "--max_concurrent_requests=6",
+        "--max_request_bytes=1000000",
+    ) as process:
+        process.next_served()
+        process.wait_for_error("loaded version 1 of default")
+        yield process
+
+
+@pytest.fixture
+def channel(server):
+    with grpc.insecure_channel(server.grpc) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return tf.saved_model.load(exported.path)
+
+
+def good():
+    return request({"image_bytes": [IMAGE]})
+
+
+def assert_alive(server):
+    _, outputs = predict(server.grpc, good())
+    assert np.isfinite(outputs["embedding"]).all()
+    assert server.is_alive()
+
+
+@pytest.mark.parametrize(
+    "signature, inputs",
+    [
+        (
+            "",
+            {
+                "image_bytes": [
+                    IMAGE,
+                    exports.encode(exports.noise(1)[0], "BMP"),
+                ]
+            },
+        ),
+        ("images", {"images": np.float32(exports.noise(3) / 255.0)}),
+        ("images_uint8", {"images": exports.noise(5)}),
+    ],
+)
+def test_answers_are_those_of_the_saved_model(server, model, signature, inputs):
+    function = model.signatures[signature or "serving_default"]
+    expected = function(**{k: tf.constant(v) for k, v in inputs.items()})
+    spec, outputs = predict(server.grpc, request(inputs, signature))
+    assert (spec.name, spec.version.value) == ("default", 2)
+    assert spec.signature_name == (signature or "serving_default")
+    assert outputs.keys() == expected.keys() == {"embedding", "projection"}
+    for name, value in expected.items():
+        assert outputs[name].dtype == np.float32
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_versions_and_labels_choose(server):
+    for choice, version in (
+        ({}, 2),
+        ({"version": 1}, 1),
+        ({"version": 2}, 2),
+        ({"label": "stable"}, 1),
+    ):
+        message = request({"image_bytes": [IMAGE]}, **choice)
+        spec, _ = predict(server.grpc, message)
+        assert spec.version.value == version
+
+
+def test_outputs_are_filtered(server):
+    message = good()
+    message.output_filter.append("projection")
+    _, outputs = predict(server.grpc, message)
+    assert outputs.keys() == {"projection"}
+
+
+def test_values_are_where_tensorflow_serving_puts_them(channel):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    proto = stub.Predict(good(), timeout=60).outputs["projection"]
+    assert not proto.tensor_content
+    assert len(proto.float_val) == proto.tensor_shape.dim[1].size
+
+
+def test_all_types_travel(server):
+    inputs = {
+        "numbers": np.float32([[0.5, np.nan], [np.inf, 2]]),
+        "count": np.int64([2**62, -1]),
+        "flag": np.array([True, False]),
+        "some_bytes": np.array([b"a\0", b""], object),
+    }
+    _, outputs = predict(server.grpc, request(inputs, "echo", "toy"))
+    assert outputs.keys() == inputs.keys()
+    for name, value in inputs.items():
+        np.testing.assert_array_equal(outputs[name], value)
+
+
+def test_metadata(channel, model):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    message = get_model_metadata_pb2.GetModelMetadataRequest()
+    message.model_spec.name = "default"
+    message.model_spec.version_label = "stable"
+    message.metadata_field.append("signature_def")
+    response = stub.GetModelMetadata(message, timeout=60)
+    assert response.model_spec.version.value == 1
+    found = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(found)
+    assert set(model.signatures) <= set(found.signature_def)
+    info = found.signature_def["images"].inputs["images"]
+    assert info.dtype == types_pb2.DT_FLOAT
+    message.metadata_field[0] = "everything"
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.GetModelMetadata(message, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_status(channel):
+    stub = model_service_pb2_grpc.ModelServiceStub(channel)
+    message = get_model_status_pb2.GetModelStatusRequest()
+    message.model_spec.name = "default"
+    found = stub.GetModelStatus(message, timeout=60).model_version_status
+    available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+    assert {s.version: s.state for s in found} == {1: available, 2: available}
+    message.model_spec.version.value = 7
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.GetModelStatus(message, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "service", ["", "tensorflow.serving.PredictionService"]
+)
+def test_health(channel, service):
+    stub = health_pb2_grpc.HealthStub(channel)
+    message = health_pb2.HealthCheckRequest(service=service)
+    assert stub.Check(message, timeout=60).status == 1  # SERVING
+
+
+def proto(dtype=types_pb2.DT_FLOAT, shape=(1, 2, 2, 3), **fields):
+    """A request for `images` with a `TensorProto` as it is put together."""
+    message = predict_pb2.PredictRequest()
+    message.model_spec.name = "default"
+    message.model_spec.signature_name = "images"
+    tensor = message.inputs["images"]
+    tensor.CopyFrom(tensor_pb2.TensorProto(dtype=dtype, **fields))
+    for size in shape:
+        tensor.tensor_shape.dim.add(size=size)
+    return message
+
+
+def unknown_rank():
+    message = proto(shape=())
+    message.inputs["images"].tensor_shape.unknown_rank = True
+    return message
+
+
+def many_inputs():
+    message = good()
+    for number in range(2000):
+        message.inputs[str(number)].dtype = 1
+    return message
+
+
+BAD = {
+    "model": ("NOT_FOUND", request({"x": [1.0]}, model="none")),
+    "path": ("NOT_FOUND", request({"x": [1.0]}, model="../default")),
+    "long": ("NOT_FOUND", request({"x": [1.0]}, model="m" * 10_000)),
+    "version": ("NOT_FOUND", request({"image_bytes": [IMAGE]}, version=9)),
+    "negative": ("NOT_FOUND", request({"image_bytes": [IMAGE]}, version=-1)),
+    "label": ("INVALID_ARGUMENT", request({"image_bytes": [IMAGE]}, label="x")),
+    "no_name": (
+        "INVALID_ARGUMENT",
+        request({"image_bytes": [IMAGE]}, model=""),
+    ),
+    "no_spec": ("INVALID_ARGUMENT", predict_pb2.PredictRequest()),
+    "signature": (
+        "FAILED_PRECONDITION",
+        request({"image_bytes": [IMAGE]}, "none"),
+    ),
+    "no_input": ("INVALID_ARGUMENT", request({})),
+    "other_input": ("INVALID_ARGUMENT", request({"images": [IMAGE]})),
+    "two_inputs": (
+        "INVALID_ARGUMENT",
+        request({"image_bytes": [IMAGE], "more": [1]}),
+    ),
+    "many_inputs": ("INVALID_ARGUMENT", many_inputs()),
+    "no_rows": (
+        "INVALID_ARGUMENT",
+        request({"image_bytes": np.zeros([0], object)}),
+    ),
+    "type": ("INVALID_ARGUMENT", request({"image_bytes": [1.5]})),
+    "rank": ("INVALID_ARGUMENT", request({"image_bytes": [[IMAGE]]})),
+    "channels": (
+        "INVALID_ARGUMENT",
+        request({"images": np.zeros([1, 8, 8, 4], np.float32)}, "images"),
+    ),
+    "not_an_image": ("INVALID_ARGUMENT", request({"image_bytes": [b"text"]})),
+    "truncated": ("INVALID_ARGUMENT", request({"image_bytes": [IMAGE[:50]]})),
+    "empty": ("INVALID_ARGUMENT", request({"image_bytes": [IMAGE, b""]})),
+    "nan": (
+        "INVALID_ARGUMENT",
+        request({"images": np.full([1, 8, 8, 3], np.nan, "f")}, "images"),
+    ),
+    "items": ("INVALID_ARGUMENT", request({"image_bytes": [b"x"] * 10_000})),
+    "too_large": (
+        "RESOURCE_EXHAUSTED",
+        request({"image_bytes": [bytes(2_000_000)]}),
+    ),
+    # Messages that contradict themselves.
+    "content": ("INVALID_ARGUMENT", proto(tensor_content=b"123")),
+    "huge": ("INVALID_ARGUMENT", proto(shape=(2**40,) * 3, float_val=[1.0])),
+    "filled": ("INVALID_ARGUMENT", proto(shape=(1, 2**15, 2**15, 3))),
+    "hollow": ("INVALID_ARGUMENT", proto(shape=(0, 2**40, 2**40, 3))),
+    "negative_size": ("INVALID_ARGUMENT", proto(shape=(-1, 8, 8, 3))),
+    "unknown_rank": ("INVALID_ARGUMENT", unknown_rank()),
+    "dimensions": ("INVALID_ARGUMENT", proto(shape=(1,) * 300)),
+    "values": ("INVALID_ARGUMENT", proto(float_val=[0.5] * 13)),
+    "no_type": ("INVALID_ARGUMENT", proto(dtype=0)),
+    "odd_type": ("INVALID_ARGUMENT", proto(dtype=types_pb2.DT_VARIANT)),
+    "new_type": ("INVALID_ARGUMENT", proto(dtype=9999)),
+    "strings": (
+        "INVALID_ARGUMENT",
+        proto(dtype=types_pb2.DT_STRING, shape=(9,), string_val=[b"x"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_told_apart(server, name):
+    code, message = BAD[name]
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(server.grpc, message)
+    assert caught.value.code().name == code, caught.value.details()
+    assert caught.value.details()
+    assert "Traceback" not in server.errors()
+    assert_alive(server)
+
+
+def test_a_bad_image_is_named(server):
+    message = request({"image_bytes": [IMAGE, IMAGE, b"text"]})
+    with pytest.raises(grpc.RpcError, match="image 2"):
+        predict(server.grpc, message)
+
+
+def test_what_is_no_message_is_refused(channel):
+    call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"\xff\xff\xff", timeout=60)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_other_methods_are_unimplemented(channel):
+    for name in ("Classify", "Regress", "MultiInference"):
+        call = channel.unary_unary(
+            f"/tensorflow.serving.PredictionService/{name}"
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=60)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def wait_for(seconds):
+    return request({"seconds": np.float32([seconds])}, model="toy")
+
+
+def test_deadlines_are_kept(server):
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(server.grpc, wait_for(3.0), timeout=0.3)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert_alive(server)
+
+
+def outcome(server, message):
+    try:
+        predict(server.grpc, message)
+    except grpc.RpcError as e:
+        return e.code().name
+    return "OK"
+
+
+def test_too_many_at_a_time_are_refused_at_once(server):
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        found = [pool.submit(outcome, server, wait_for(0.5)) for _ in range(20)]
+        codes = [future.result() for future in found]
+    assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+    assert codes.count("OK") >= 6  # --max_concurrent_requests
+    assert_alive(server)

@@ -1,0 +1,274 @@
+"""The life of a real server process: start, changes, stop; its flags."""
+
+import concurrent.futures
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from absl import flags
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from clsa_tf.errors import UserError
+from export import server as server_lib
+from tests import runs
+from tests.server import (
+    Server,
+    command,
+    models_config,
+    predict,
+    request,
+    write_toy,
+)
+
+TOY = "/v1/models/toy"
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Base path of a model with one version."""
+    base = tmp_path_factory.mktemp("toys")
+    write_toy(base / "1")
+    return base
+
+
+def wait_for(seconds):
+    return request({"seconds": np.float32([seconds])}, model="toy")
+
+
+def own_lines(text):
+    """Without what TensorFlow says of CUDA wherever it starts."""
+    lines = text.splitlines()
+    return [line for line in lines if "cuda" not in line.lower()]
+
+
+def outcome(server, message):
+    try:
+        predict(server.grpc, message)
+    except grpc.RpcError as e:
+        return e.code().name
+    return "OK"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_lets_requests_finish(toys, number):
+    with Server("--model_name=toy", f"--model_base_path={toys}") as process:
+        session = requests.Session()  # stays connected
+        assert session.get(f"{process.rest}/healthz").status_code == 200
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = pool.submit(predict, process.grpc, wait_for(3.0))
+            by_rest = pool.submit(
+                requests.post,
+                f"{process.rest}{TOY}:predict",
+                json={"instances": [2.5]},
+                timeout=60,
+            )
+            time.sleep(1.0)  # they are under way
+            with grpc.insecure_channel(process.grpc) as channel:
+                # One who watches does not hold it up.
+                watch = health_pb2_grpc.HealthStub(channel).Watch(
+                    health_pb2.HealthCheckRequest()
+                )
+                assert next(watch).status == 1  # SERVING
+                process.send(number)
+                assert next(watch).status == 2  # NOT_SERVING
+            while is_open(process.grpc) or is_open(process.rest[7:]):
+                time.sleep(0.05)
+            assert not asked.done() and not by_rest.done()
+            assert asked.result()[1]["seconds"] == 3.0
+            assert by_rest.result().json() == {"predictions": [2.5]}
+        assert process.wait() == 0
+        assert own_lines(process.errors()) == []
+
+
+def is_open(address):
+    host, port = address.split(":")
+    try:
+        socket.create_connection((host, int(port)), 10).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_a_stop_does_not_wait_for_ever(toys):
+    with Server(
+        "--model_name=toy", f"--model_base_path={toys}", "--drain_seconds=0.5"
+    ) as process:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = pool.submit(outcome, process, wait_for(20.0))
+            time.sleep(0.5)
+            start = time.monotonic()
+            assert process.end() == 0
+            assert time.monotonic() - start < 15
+            assert asked.result() == "UNAVAILABLE"
+
+
+def test_a_second_signal_ends_at_once(toys):
+    with Server("--model_name=toy", f"--model_base_path={toys}") as process:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = pool.submit(outcome, process, wait_for(20.0))
+            time.sleep(0.5)
+            process.send(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.is_alive()
+            process.send(signal.SIGTERM)
+            assert process.wait() == 128 + signal.SIGTERM
+            assert asked.result() == "UNAVAILABLE"
+
+
+def test_a_version_that_comes_later_is_served(toys, tmp_path):
+    with subprocess.Popen(
+        command(f"--model_base_path={tmp_path / 'base'}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=runs.environment(),
+    ) as process:
+        line = ""
+        while "waiting for a version of default" not in line:
+            line = process.stderr.readline()
+            assert line
+        shutil.copytree(toys / "1", tmp_path / "3")
+        (tmp_path / "base").mkdir()
+        (tmp_path / "3").rename(tmp_path / "base" / "3")
+        assert "serving default version 3" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_a_new_version_takes_over_without_a_failure(toys, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(toys, base)
+    with Server("--model_name=toy", f"--model_base_path={base}") as process:
+        over = threading.Event()
+
+        def ask():
+            versions = []
+            while not over.is_set():
+                spec, _ = predict(process.grpc, wait_for(0.02))
+                versions.append(spec.version.value)
+            return versions
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(ask) for _ in range(4)]
+            shutil.copytree(toys / "1", tmp_path / "2")
+            (tmp_path / "2").rename(base / "2")
+            process.wait_for_error("loaded version 2 of toy")
+            process.wait_for_error("unloaded version 1 of toy")
+            over.set()
+            for future in asked:  # raises what failed
+                found = future.result()
+                assert found == sorted(found)
+                assert found[0] == 1 and found[-1] == 2
+
+
+def test_nothing_to_serve_and_nothing_to_wait_for(tmp_path):
+    result = runs.call(
+        command(
+            f"--model_base_path={tmp_path}", "--file_system_poll_wait_seconds=0"
+        ),
+        status=1,
+    )
+    assert "Expected a version of model 'default'" in result.stderr
+
+
+def test_the_file_of_models_is_followed(toys, tmp_path):
+    config = tmp_path / "models.config"
+    config.write_text(models_config(one=(toys, "")))
+    with Server(
+        f"--model_config_file={config}",
+        "--model_config_file_poll_wait_seconds=1",
+    ) as process:
+        config.write_text("this is no configuration")
+        process.wait_for_error("The models stay as they were")
+        config.write_text(models_config(one=(toys, ""), two=(toys, "")))
+        assert process.next_served()[0] == "two"
+        for name in ("one", "two"):
+            message = request({"seconds": np.float32([0.0])}, model=name)
+            assert predict(process.grpc, message)[0].name == name
+
+
+@pytest.mark.parametrize("flag", ["port", "rest_api_port"])
+def test_a_port_that_is_taken(toys, flag):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = runs.call(
+            command(f"--model_base_path={toys}", f"--{flag}={port}"), status=1
+        )
+    (line,) = own_lines(result.stderr)
+    assert "Expected a free port" in line and f":{port}:" in line
+
+
+def read(*arguments):
+    values = flags.FlagValues()
+    server_lib.define_flags(values)
+    values(["server", *arguments])
+    return server_lib.read_flags(values)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "received neither"),
+        (["--model_base_path=/a", "--model_config_file=/b"], "received both"),
+        (["--model_config_file=/nothing/here"], "/nothing/here"),
+        (["--model_base_path=/a", "--model_name=a/b"], "without a slash"),
+        (
+            [
+                "--model_base_path=/a",
+                "--noenable_batching",
+                "--batching_parameters_file=/b",
+            ],
+            "--noenable_batching",
+        ),
+        (
+            ["--model_base_path=/a", "--model_config_file_poll_wait_seconds=1"],
+            "--model_config_file ",
+        ),
+        (["--model_base_path=/a", "--port=0", "--rest_api_port=0"], "ports"),
+        (["--model_base_path=/a", "--port=81", "--rest_api_port=81"], "ports"),
+        (
+            [
+                "--model_base_path=/a",
+                "--rest_api_port=0",
+                "--monitoring_config_file=/b",
+            ],
+            "--rest_api_port=0",
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other(arguments, said):
+    with pytest.raises(UserError) as caught:
+        read(*arguments)
+    text = str(caught.value)
+    assert text.startswith("Expected ") and said in text
+    assert "received" in text and "; " in text
+
+
+def test_flags_become_settings(tmp_path):
+    monitoring = tmp_path / "monitoring.config"
+    monitoring.write_text('prometheus_config { enable: true path: "/m" }')
+    configs, batching, paths = read(
+        "--model_base_path=/a/b",
+        "--model_name=photos",
+        f"--monitoring_config_file={monitoring}",
+    )
+    assert [(c.name, c.base_path) for c in configs] == [("photos", "/a/b")]
+    assert batching and paths == ["/metrics", "/m"]
+    monitoring.write_text("prometheus_config { enable: true }")
+    found = read(
+        "--model_base_path=/a",
+        "--noenable_batching",
+        f"--monitoring_config_file={monitoring}",
+    )
+    assert found[1] is None
+    assert found[2] == ["/metrics", "/monitoring/prometheus/metrics"]
+    monitoring.write_text("prometheus { }")
+    with pytest.raises(UserError, match="MonitoringConfig"):
+        read("--model_base_path=/a", f"--monitoring_config_file={monitoring}")
