@@ -13,6 +13,7 @@ with open("README.md", encoding="utf-8") as file:
 # The embedded server; an encoder can be exported without it.
 SERVE = [
     "grpcio-health-checking>=1.56",
+    "h11>=0.14",
     "prometheus-client>=0.16",
     "starlette>=0.40",
     "uvicorn>=0.30",

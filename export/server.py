@@ -20,8 +20,15 @@ from absl import flags
 from clsa_tf import entry
 from clsa_tf.errors import UserError
 from export.serving import settings
-from export.serving.metrics import read_monitoring_path
-from export.serving.process import HELD_BODIES, Server
+
+try:
+    from export.serving.metrics import read_monitoring_path
+    from export.serving.process import HELD_BODIES, Server
+except ModuleNotFoundError as e:
+    raise SystemExit(
+        f"error: Expected the packages of the server, received: {e}; install "
+        "them: pip install 'clsa_tf[serve]'."
+    ) from e
 
 _ANY_PORT = "0: not served, as in TensorFlow Serving; -1: any free port"
 _PORTS = dict(lower_bound=-1, upper_bound=2**16 - 1)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -272,3 +273,13 @@ def test_flags_become_settings(tmp_path):
     monitoring.write_text("prometheus { }")
     with pytest.raises(UserError, match="MonitoringConfig"):
         read("--model_base_path=/a", f"--monitoring_config_file={monitoring}")
+
+
+def test_packages_that_are_missing_are_named():
+    code = (
+        "import sys, runpy; sys.modules['uvicorn'] = None; "
+        "runpy.run_module('export.server', run_name='__main__')"
+    )
+    error = runs.call([sys.executable, "-c", code], status=1).stderr
+    assert "uvicorn" in error and "pip install 'clsa_tf[serve]'" in error
+    assert "Traceback" not in error
