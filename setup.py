@@ -54,6 +54,8 @@ setuptools.setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
         "serve": SERVE,
+        # onnx 1.19 needs a newer ml-dtypes than TensorFlow 2.15 allows.
+        "onnx": ["tf2onnx>=1.17,<1.18", "onnx>=1.18,<1.19", "onnxruntime>=1.20"],
         "dev": [
             *SERVE,
             "hypothesis>=6.100",

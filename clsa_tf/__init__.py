@@ -2,6 +2,10 @@
 
 import importlib.metadata
 import sys
+import typing
+
+if typing.TYPE_CHECKING:
+    from clsa_tf.load import load_encoder as load_encoder
 
 __version__ = "0.1.0"
 
@@ -45,3 +49,12 @@ _check_versions(
     _installed("tensorflow", "tensorflow-cpu", "tensorflow-macos"),
     _installed("keras"),
 )
+
+
+def __getattr__(name):
+    # TensorFlow takes seconds to import: only for those who need it.
+    if name == "load_encoder":
+        from clsa_tf.load import load_encoder
+
+        return load_encoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

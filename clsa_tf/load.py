@@ -1,0 +1,262 @@
+"""Encoders for other work: a Keras model from whatever holds the weights.
+
+`clsa_tf.load_encoder(DIR)` is what users call; `functional` is the same
+network as `clsa_tf.networks.encoder.Encoder`, made of Keras' own layers only.
+"""
+
+import json
+import os
+import re
+import zipfile
+
+import tensorflow as tf
+from tensorflow import keras
+
+from clsa_tf import config as config_lib
+from clsa_tf.checkpoint import load_trained
+from clsa_tf.errors import UserError, first_line
+from clsa_tf.networks.encoder import MEAN, STDDEV, mlp
+from clsa_tf.networks.resnet import BLOCKS, STEMS, resnet
+
+# Names of layers; those between the first two are torchvision's.
+NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
+# What export.formats calls its file.
+KERAS_FILE = "encoder.keras"
+OUTPUTS = ("embedding", "projection", "both")
+
+_SAVEDMODEL = "saved_model.pb"
+_CARD = "model_card.json"
+_SPEC = ("backbone", "width", "stem", "projection_size")
+_ACCEPTED = (
+    "the directory of a run, of an exported version or of the versions, or "
+    f"the file {KERAS_FILE}"
+)
+
+
+def load_encoder(
+    path,
+    *,
+    outputs="embedding",
+    pixels=(0, 255),
+    trainable=True,
+    name="encoder",
+):
+    """Loads a pretrained encoder as a `keras.Model`, ready to fine-tune.
+
+        encoder = clsa_tf.load_encoder("runs/quickstart")
+        model = keras.Sequential([encoder, keras.layers.Dense(10)])
+
+    **Pixels are 0..255 by default**, uint8 or float: as
+    `keras.utils.image_dataset_from_directory`, `keras.utils.load_img` and
+    tensorflow-datasets give them. Pass `pixels=(0, 1)` for images that were
+    divided by 255. The model normalises them itself; nothing else has to be
+    done. To check: `encoder.get_layer("normalise")(images)` of photographs has
+    a standard deviation of about 1; with the wrong range it is near 0 or in
+    the hundreds.
+
+    The model consists of Keras' own layers, so that what is built on it is
+    saved by `model.save("model.keras")` and loaded without clsa_tf. Its layers
+    are not nested: `encoder.get_layer("layer2.1.relu").output` is the feature
+    map of a block, see `stages`.
+
+    Args:
+        path: the directory of a run (its newest checkpoint), of an exported
+            version, of the versions (the newest), of what `export.formats`
+            wrote, or a file `encoder.keras`.
+        outputs: `"embedding"`, float32 `[N, F]`, features of the backbone;
+            `"projection"`, float32 `[N, D]`, unit rows; or `"both"`, a
+            dictionary of the two.
+        pixels: (black, white), the values that stand for them.
+        trainable: whether training changes the weights. If not, its batch
+            normalisation keeps to the running statistics, too.
+        name: of the model.
+
+    Returns:
+        functional `keras.Model`: images `[N, H, W, 3]`, RGB, of any size, to
+        what `outputs` says.
+
+    Raises:
+        UserError: nothing that can be loaded there, or it is damaged.
+    """
+    if outputs not in OUTPUTS:
+        raise UserError(
+            f"Expected outputs to be one of {', '.join(OUTPUTS)}, received "
+            f"{outputs!r}; choose one of them."
+        )
+    scale = _affine(pixels)
+    model = _read(os.fspath(path))
+    normalise = model.get_layer(NORMALISE)
+    normalise.scale, normalise.offset = scale
+    tensors = {
+        "embedding": model.get_layer(FEATURES).output,
+        "projection": model.get_layer(PROJECTION).output,
+    }
+    encoder = keras.Model(
+        model.input,
+        tensors if outputs == "both" else tensors[outputs],
+        name=name,
+    )
+    encoder.trainable = trainable
+    return encoder
+
+
+def functional(*, backbone, width, stem, projection_size, image_size=None):
+    """Builds the encoder of Keras' own layers, with initial weights.
+
+    Args:
+        backbone: see `clsa_tf.networks.encoder.Encoder`.
+        width: likewise.
+        stem: likewise.
+        projection_size: likewise.
+        image_size: side of the images in px; None: any.
+
+    Returns:
+        `keras.Model`: `images` float32 `[N, H, W, 3]` in [0, 1] -> dictionary
+        of `embedding` float32 `[N, F]` and `projection` float32 `[N, D]`, unit
+        rows. Its variables have the names of the `Encoder`'s.
+    """
+    trunk = resnet(backbone, width=width, stem=stem)
+    features = trunk.output_shape[-1]
+    head = mlp(features, hidden=features, outputs=projection_size, seed=0)
+    images = keras.Input([image_size, image_size, 3], name="images")
+    scale, offset = _affine((0, 1))
+    x = keras.layers.Rescaling(scale, offset, name=NORMALISE)(images)
+    embedding = _replay(trunk, x)
+    projection = keras.layers.UnitNormalization(name=PROJECTION)(
+        _replay(head, embedding)
+    )
+    return keras.Model(
+        images,
+        {"embedding": embedding, "projection": projection},
+        name="encoder",
+    )
+
+
+def from_encoder(encoder, config, *, image_size=None):
+    """Returns `functional` with the weights of an `Encoder`.
+
+    Args:
+        encoder: `clsa_tf.networks.encoder.Encoder`.
+        config: `clsa_tf.config.Config` that it was made from.
+        image_size: see `functional`.
+    """
+    model = functional(
+        backbone=config.backbone,
+        width=config.width,
+        stem=config.stem,
+        projection_size=config.options.projection_size,
+        image_size=image_size,
+    )
+    values = {v.name: v for v in encoder.variables}
+    for variable in model.variables:
+        variable.assign(values[variable.name])
+    return model
+
+
+def stages(encoder):
+    """Layers whose outputs are the feature maps of the four stages.
+
+    Args:
+        encoder: what `load_encoder` returned.
+
+    Returns:
+        list of four names, finest first, for `encoder.get_layer`. With the
+        stem "imagenet" their strides are 4, 8, 16 and 32 px, else 1, 2, 4
+        and 8.
+    """
+    ends = {}
+    for layer in encoder.layers:
+        match = re.fullmatch(r"layer(\d)\.\d+\.relu", layer.name)
+        if match:
+            ends[match[1]] = layer.name  # the last block's stays
+    return [ends[stage] for stage in sorted(ends)]
+
+
+def _affine(pixels):
+    """Scale and offset, per channel, of pixels to normalised images."""
+    black, white = map(float, pixels)
+    if black == white:
+        raise UserError(
+            f"Expected the pixel values of black and of white, received "
+            f"{pixels}; pass (0, 255) or (0, 1)."
+        )
+    scale = [1 / ((white - black) * s) for s in STDDEV]
+    return scale, [-black * k - m / s for k, m, s in zip(scale, MEAN, STDDEV)]
+
+
+def _replay(model, x):
+    """Applies copies of a functional model's layers to `x`, one by one.
+
+    Calling the model would nest it, out of reach of what picks layers.
+    """
+    tensors = {id(model.input): x}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        inputs = [tensors[id(t)] for t in tf.nest.flatten(layer.input)]
+        copy = type(layer).from_config(layer.get_config())
+        tensors[id(layer.output)] = copy(
+            inputs if len(inputs) > 1 else inputs[0]
+        )
+    return tensors[id(model.output)]
+
+
+def _read(path):
+    """The model that `functional` describes, from any of the places."""
+    if os.path.isfile(path):
+        return _from_keras(path)
+    if os.path.exists(os.path.join(path, config_lib.RUN_FLAGS)):
+        trained = load_trained(path)
+        return from_encoder(trained.encoder, trained.config)
+    if os.path.exists(os.path.join(path, KERAS_FILE)):
+        return _from_keras(os.path.join(path, KERAS_FILE))
+    names = os.listdir(path) if os.path.isdir(path) else []
+    versions = sorted(filter(str.isdecimal, names), key=int, reverse=True)
+    for folder in (path, *(os.path.join(path, v) for v in versions)):
+        if os.path.exists(os.path.join(folder, _SAVEDMODEL)):
+            return _from_export(folder)
+    raise UserError(
+        f"Expected {_ACCEPTED}, received {path!r}, which is "
+        f"{'none of them' if os.path.exists(path) else 'not there'}; check "
+        "the path."
+    )
+
+
+def _from_export(path):
+    """From the variables that `export.served.ServedEncoder` saves by name."""
+    try:
+        with open(os.path.join(path, _CARD), encoding="utf-8") as file:
+            card = json.load(file)["encoder"]
+        spec = {key: card[key] for key in _SPEC}
+        if spec["backbone"] not in BLOCKS or spec["stem"] not in STEMS:
+            raise ValueError(f"unknown architecture {spec}")
+        model = functional(**spec)
+        weights = {v.name.split(":")[0]: v for v in model.variables}
+        reader = tf.train.Checkpoint(weights=weights)
+        status = reader.read(os.path.join(path, "variables", "variables"))
+        status.expect_partial().assert_existing_objects_matched()
+    # What is thrown depends on what is damaged.
+    except Exception as e:
+        raise UserError(
+            f"Expected a model with its {_CARD} and variables, as "
+            f"export.savedmodel writes it, in {path}, received: "
+            f"{first_line(e)}; export it again."
+        ) from e
+    return model
+
+
+def _from_keras(path):
+    try:
+        # Keras takes files of other names for formats that may bring code.
+        if not (path.endswith(".keras") and zipfile.is_zipfile(path)):
+            raise ValueError("not a .keras file")
+        model = keras.models.load_model(path, compile=False)
+        for name in (NORMALISE, FEATURES, PROJECTION):
+            model.get_layer(name)
+    # What is thrown depends on what is damaged.
+    except Exception as e:
+        raise UserError(
+            f"Expected {_ACCEPTED}, received {path}, which cannot be read as "
+            f"such: {first_line(e)}; check the path or write it again."
+        ) from e
+    return model

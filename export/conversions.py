@@ -1,0 +1,149 @@
+"""An encoder's model in the formats of `export.formats`, and back.
+
+Each `write_…` takes a `Source` and a path, writes the file, reads it again and
+returns what it computes: a function from images uint8 `[n, S, S, 3]` to a
+dictionary of `embedding` and `projection`, float32 arrays.
+"""
+
+import os
+import typing
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from clsa_tf.errors import first_line
+
+_OPSET = 17  # of ONNX; what runtimes since 2022 know
+
+_NEEDS_ONNX = (
+    "Expected the packages tf2onnx, onnx and onnxruntime, received: {}; "
+    "install them with `pip install 'clsa_tf[onnx]'`."
+)
+
+
+class Unavailable(Exception):
+    """A format's optional packages are not there."""
+
+
+class Source(typing.NamedTuple):
+    """What is converted.
+
+    Attributes:
+        model: `clsa_tf.load.functional`, for images of any size.
+        image_size: S, in px, for formats that fix it.
+        photos: uint8 `[n, S, S, 3]`, images of the kind that it will see, for
+            formats with ranges of activations; None: for no such format.
+    """
+
+    model: keras.Model
+    image_size: int
+    photos: typing.Optional[np.ndarray] = None
+
+
+def write_keras(source, path):
+    """Writes a `.keras` file."""
+    source.model.save(path)
+    return _run_keras(keras.models.load_model(path, compile=False))
+
+
+def write_weights(source, path):
+    """Writes the weights alone."""
+    source.model.save_weights(path)
+    model = keras.models.clone_model(source.model)  # with initial weights
+    model.load_weights(path)
+    return _run_keras(model)
+
+
+def write_float16(source, path):
+    """Writes a TFLite file with weights of 16 bits, computing in float32."""
+    converter = _converter(source)
+    converter.target_spec.supported_types = [tf.float16]
+    return _run_tflite(converter, path, to_input=_to_float)
+
+
+def write_int8(source, path):
+    """Writes a TFLite file with weights and activations of 8 bits."""
+    # With black and white among them the input's scale is exactly 1/255: its
+    # bytes are those of the pixels.
+    extremes = np.zeros([2, *source.photos.shape[1:]], np.uint8)
+    extremes[1] = 255
+    seen = np.concatenate([source.photos, extremes])
+    converter = _converter(source)
+    converter.representative_dataset = lambda: (
+        [_to_float(image[np.newaxis])] for image in seen
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = tf.uint8
+    converter.inference_output_type = tf.float32
+    return _run_tflite(converter, path, to_input=lambda images: images)
+
+
+def write_onnx(source, path):
+    """Writes an ONNX file.
+
+    Raises:
+        Unavailable: a package is missing, or does not go with the others.
+    """
+    try:
+        import onnxruntime
+        import tf2onnx
+    # The second is what versions raise that do not go together.
+    except (ImportError, AttributeError) as e:
+        raise Unavailable(_NEEDS_ONNX.format(first_line(e))) from e
+    model = keras.Model(source.model.input, source.model.output)
+    # What the outputs are called there; else they bear their layers' names.
+    model.output_names = list(source.model.output)
+    images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
+    tf2onnx.convert.from_keras(model, [images], _OPSET, output_path=path)
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(
+        zip(names, session.run(names, {"images": _to_float(images)}))
+    )
+
+
+def _to_float(images):
+    return np.float32(images / 255.0)
+
+
+def _run_keras(model):
+    def run(images):
+        outputs = model(_to_float(images), training=False)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return run
+
+
+def _converter(source):
+    size = source.image_size
+    images = tf.TensorSpec([1, size, size, 3], tf.float32, "images")
+    function = tf.function(
+        lambda images: source.model(images, training=False),
+        input_signature=[images],
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], source.model
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return converter
+
+
+def _run_tflite(converter, path, *, to_input):
+    with open(path, "wb") as file:
+        file.write(converter.convert())
+    interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
+    signature = interpreter.get_signature_runner()
+
+    def run(images):
+        rows = [
+            signature(images=to_input(images[i : i + 1]))
+            for i in range(len(images))
+        ]
+        return {
+            name: np.concatenate([r[name] for r in rows]) for name in rows[0]
+        }
+
+    return run

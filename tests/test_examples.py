@@ -1,0 +1,91 @@
+"""The examples as users start them, on few and small images."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tensorflow import keras
+
+from clsa_tf import load
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def here():
+    """An environment in which scripts find the package, installed or not."""
+    return runs.environment() | {"PYTHONPATH": os.getcwd()}
+
+
+def call(script, here, *arguments, status=0):
+    result = subprocess.run(
+        [sys.executable, f"examples/{script}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=here,
+        timeout=900,
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    return result
+
+
+def test_finetune(exported, photos, here, tmp_path):
+    output = tmp_path / "classifier.keras"
+    printed = call(
+        "finetune.py",
+        here,
+        f"--encoder={exported.base}",
+        f"--images={photos}",
+        f"--output={output}",
+        "--epochs=5",
+        "--image_size=32",
+    ).stdout
+    accuracies = dict(re.findall(r"accuracy, (.*?) +([\d.]+)%", printed))
+    assert list(accuracies) == [
+        "linear classifier",
+        "fine-tuned",
+        "from scratch",
+    ]
+    # Bright and dark photographs are not hard to tell apart.
+    assert float(accuracies["fine-tuned"]) > 75
+    model = keras.models.load_model(output)
+    levels = np.float32([190, 60])[:, np.newaxis, np.newaxis, np.newaxis]
+    blank = np.broadcast_to(levels, [2, 32, 32, 3])
+    classes = model.predict(blank, verbose=0).argmax(axis=1)
+    assert classes.tolist() == [0, 1]  # bright, dark
+
+
+def test_detector(photos, here, tmp_path):
+    encoder = load.functional(
+        backbone="resnet18", width=0.125, stem="imagenet", projection_size=8
+    )
+    encoder.save(tmp_path / "encoder.keras")
+    output = tmp_path / "detector.weights.h5"
+    printed = call(
+        "keras_cv_detector.py",
+        here,
+        f"--encoder={tmp_path}",
+        f"--images={photos}",
+        f"--output={output}",
+        "--epochs=8",
+        "--scenes=16",
+        "--image_size=96",
+    ).stdout
+    losses = [float(x) for x in re.findall(r" loss: ([\d.]+)", printed)]
+    assert len(losses) == 8 and losses[-1] < 0.7 * losses[0], losses
+    assert len(re.findall(r"true: +(bright|dark) at .* found: ", printed)) == 4
+    assert output.stat().st_size > 10**6
+
+
+def test_an_encoder_that_is_not_there(photos, here, tmp_path):
+    result = call(
+        "finetune.py",
+        here,
+        f"--encoder={tmp_path / 'none'}",
+        f"--images={photos}",
+        status=1,
+    )
+    assert "Expected the directory of a run" in result.stderr
+    assert not (tmp_path / "classifier.keras").exists()
