@@ -10,6 +10,12 @@ with open("clsa_tf/__init__.py", encoding="utf-8") as file:
 with open("README.md", encoding="utf-8") as file:
     README = file.read()
 
+# onnx 1.19 needs a newer ml-dtypes than TensorFlow 2.15 allows.
+ONNX = [
+    "tf2onnx>=1.17,<1.18",
+    "onnx>=1.18,<1.19",
+    "onnxruntime>=1.20",
+]
 # The embedded server; an encoder can be exported without it.
 SERVE = [
     "grpcio-health-checking>=1.56",
@@ -44,7 +50,7 @@ setuptools.setup(
         "tensorflow-serving-api>=2.15,<2.16",
         "requests>=2.28",
         "tenacity>=8",
-        "pyarrow>=12",
+        "pyarrow>=12,<26",
         "numpy>=1.23,<2",
         "Pillow>=10",
         "PyYAML>=6",
@@ -54,10 +60,10 @@ setuptools.setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
         "serve": SERVE,
-        # onnx 1.19 needs a newer ml-dtypes than TensorFlow 2.15 allows.
-        "onnx": ["tf2onnx>=1.17,<1.18", "onnx>=1.18,<1.19", "onnxruntime>=1.20"],
+        "onnx": ONNX,
         "dev": [
             *SERVE,
+            *ONNX,
             "hypothesis>=6.100",
             "psutil>=5.9",
             "pytest>=8",

@@ -17,7 +17,7 @@ _DISK_ERRORS = (
 )
 
 
-def launch(main):
+def launch(main, *, positional=False):
     """Parses the flags, calls `main()` and exits.
 
     The exit status is 0; 1 after a `UserError` or an unusable disk; 128 + its
@@ -26,6 +26,8 @@ def launch(main):
 
     Args:
         main: function without arguments; flags are parsed when it is called.
+        positional: whether the command takes more than flags, before, between
+            or behind them; `main` is called with the list of it.
     """
 
     def guarded(argv):
@@ -33,12 +35,12 @@ def launch(main):
         # Plain text: absl's prefix of date, thread and line is for servers.
         logging.get_absl_handler().setFormatter(None)
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not positional:
                 raise UserError(
                     f"Expected only flags, received {argv[1]!r}; write flags "
                     "as --name=value."
                 )
-            main()
+            main(argv[1:]) if positional else main()
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)
             return 1

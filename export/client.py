@@ -1,0 +1,265 @@
+"""Asks a server for embeddings: TensorFlow Serving, or `export.server`.
+
+    python -m export.client --server=localhost:8500 photo.jpg other.png
+
+prints one JSON object per photograph, `{"file": …, "embedding": […],
+"projection": […]}`, or `{"file": …, "error": …}` where the model refused it;
+with --output they go to a file instead, see `export.embeddings`. gRPC is
+spoken to `host:port` and `grpc://host:port`, REST to `http://host:port`.
+
+From Python:
+
+    with Client("localhost:8500", model="photos") as client:
+        rows = client.embed([open("photo.jpg", "rb").read()])["embedding"]
+"""
+
+import json
+
+import numpy as np
+import tenacity
+from absl import flags
+
+from clsa_tf import entry
+from clsa_tf.errors import UserError
+from export import address, embeddings, transports
+from export.address import Model
+from export.refusal import ModelError, embed_each, read_image
+
+
+class Client:
+    """Asks a server that speaks TensorFlow Serving's protocols.
+
+    Calls that fail for want of a connection or of room (UNAVAILABLE,
+    RESOURCE_EXHAUSTED, HTTP 429 and 503) are made again after a random wait,
+    of at most 0.5 s, then 1 s, 2 s and so on up to 10 s. Others are not: they
+    would fail again. May be used by several threads at once.
+
+    Args:
+        server: `"host:port"` or `"grpc://host:port"` for gRPC, or
+            `"http://host:port"` (or https) for REST. The model may be part of
+            it: `"grpc://host:port/NAME"`,
+            `"http://host:port/v1/models/NAME[/versions/N|/labels/L]"`.
+        model: name of the model, if the address does not say it.
+        version: number of the version; None: the newest.
+        label: label of the version, instead of a number.
+        signature: name of the signature; it takes `image_bytes`.
+        timeout: seconds that one attempt may take.
+        attempts: how often to try, >= 1.
+        batch_size: images per request, at most.
+
+    Raises:
+        UserError: the address has none of these forms, or both a version and
+            a label were given.
+    """
+
+    def __init__(
+        self,
+        server,
+        *,
+        model="default",
+        version=None,
+        label=None,
+        signature="serving_default",
+        timeout=60.0,
+        attempts=5,
+        batch_size=32,
+    ):
+        """See the class."""
+        place, found = address.parse(server)
+        self.model = found or Model(model, version, label)
+        if self.model.version is not None and self.model.label:
+            raise UserError(
+                "Expected a version or a label of the model, received both; "
+                "leave one out."
+            )
+        self.signature = signature
+        self._batch_size = batch_size
+        protocol = transports.Rest if "://" in place else transports.Grpc
+        self._transport = protocol(place, timeout=timeout)
+        self._call = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_transient),
+            wait=tenacity.wait_random_exponential(0.5, min=0.05, max=10),
+            stop=tenacity.stop_after_attempt(attempts),
+            reraise=True,
+        )
+
+    def embed(self, images, *, outputs=None):
+        """Embeds encoded images.
+
+        Args:
+            images: list of N >= 1 `bytes`, JPEG, PNG, BMP or GIF files.
+            outputs: names of those wanted; None: all that the model has.
+
+        Returns:
+            dictionary: `embedding` float32 `[N, F]`, `projection` float32
+            `[N, D]`, unit rows, and of some models `valid` bool `[N]`.
+
+        Raises:
+            ModelError: it could not be reached, has no such model, or refused
+                the images.
+        """
+        if not images:
+            raise ValueError("Expected at least one image, received none.")
+        found = []
+        for start in range(0, len(images), self._batch_size):
+            batch = list(images[start : start + self._batch_size])
+            found.append(self._predict(batch, outputs))
+        return {
+            name: np.concatenate([rows[name] for rows in found])
+            for name in found[0]
+        }
+
+    def metadata(self):
+        """Describes the model that is served.
+
+        Returns:
+            dictionary: `model`, its name; `version`, int; `signatures`, from
+            names to `{"inputs": {name: {"dtype": …, "shape": …}}, "outputs":
+            …}`, with -1 for sizes that are open.
+
+        Raises:
+            ModelError: as `embed`.
+        """
+        return self._call(self._transport.metadata, self.model)
+
+    def pin(self):
+        """Keeps to the version that is served now, whatever is added later.
+
+        Returns:
+            as `metadata`.
+
+        Raises:
+            ModelError: as `embed`.
+        """
+        found = self.metadata()
+        self.model = Model(self.model.name, found["version"])
+        return found
+
+    def close(self):
+        """Closes the connections."""
+        self._transport.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _predict(self, images, outputs):
+        rows = self._call(
+            self._transport.predict,
+            self.model,
+            self.signature,
+            images,
+            outputs,
+        )
+        if "" in rows:  # REST does not name a signature's only output
+            signature = self.metadata()["signatures"][self.signature]
+            rows = dict(zip(signature["outputs"], rows.values()))
+        missing = set(outputs or ()) - set(rows)
+        if missing or any(len(x) != len(images) for x in rows.values()):
+            shapes = {name: list(x.shape) for name, x in rows.items()}
+            raise ModelError(
+                self._transport.place,
+                "INTERNAL",
+                f"outputs {shapes} for {len(images)} images",
+            )
+        return {name: rows[name] for name in outputs or rows}
+
+
+def _is_transient(error):
+    return isinstance(error, ModelError) and error.transient
+
+
+def define_flags():
+    """Defines this command's flags."""
+    flags.DEFINE_string(
+        "server",
+        None,
+        "whom to ask: host:port or grpc://host:port for gRPC, "
+        "http://host:port for REST",
+        required=True,
+    )
+    flags.DEFINE_string("model", "default", "name of the model there")
+    flags.DEFINE_integer(
+        "version", None, "number of its version; none: the newest", 0
+    )
+    flags.DEFINE_string("label", None, "label of its version")
+    flags.DEFINE_string("signature", "serving_default", "what to call")
+    flags.DEFINE_float("timeout", 60.0, "seconds per attempt", 0.001)
+    flags.DEFINE_integer("attempts", 5, "how often to try", 1)
+    flags.DEFINE_integer("batch_size", 32, "images per request", 1)
+    flags.DEFINE_string(
+        "output", None, "file to write: .npz, .parquet or .tfrecord"
+    )
+    flags.DEFINE_bool(
+        "metadata", False, "print what the model takes and gives instead"
+    )
+
+
+def main(photographs):
+    """Reads the flags and asks for the embeddings of files.
+
+    Args:
+        photographs: their paths.
+    """
+    values = flags.FLAGS
+    if values.output:
+        embeddings.check(values.output)
+    if not photographs and not values.metadata:
+        raise UserError(
+            "Expected photographs, received none; name them behind the flags."
+        )
+    with Client(
+        values.server,
+        model=values.model,
+        version=values.version,
+        label=values.label,
+        signature=values.signature,
+        timeout=values.timeout,
+        attempts=values.attempts,
+        batch_size=values.batch_size,
+    ) as client:
+        if values.metadata:
+            print(json.dumps(client.metadata(), indent=2))
+            return
+        blocks, files, bad = [], [], []
+        for start in range(0, len(photographs), values.batch_size):
+            paths = photographs[start : start + values.batch_size]
+            contents = [read_image(path) for path in paths]
+            rows, reasons = embed_each(client.embed, contents)
+            good = [path for i, path in enumerate(paths) if i not in reasons]
+            bad += [(paths[i], reason) for i, reason in reasons.items()]
+            if values.output:
+                blocks.append(rows)
+                files += good
+            else:
+                _print(paths, rows, reasons)
+    if files:
+        blocks = [rows for rows in blocks if rows]
+        widths = {name: x.shape[1] for name, x in blocks[0].items()}
+        embeddings.write(values.output, files, widths, lambda _: blocks)
+    if bad:
+        raise UserError(
+            f"Expected {len(photographs)} photographs that the model takes, "
+            f"received {len(bad)} others, first {bad[0][0]} ({bad[0][1]}); "
+            "leave them out or mend them."
+        )
+
+
+def _print(paths, rows, reasons):
+    """Prints a line per photograph, in their order."""
+    of_good = iter(range(len(paths)))
+    for i, path in enumerate(paths):
+        line = {"file": path}
+        if i in reasons:
+            line["error"] = reasons[i]
+        else:
+            row = next(of_good)
+            line |= {name: x[row].tolist() for name, x in rows.items()}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry.launch(main, positional=True)

@@ -1,0 +1,292 @@
+"""Embeds a folder of images into one file.
+
+    python -m export.embed --encoder=export/ --images=photos/ \\
+        --output=embeddings.npz
+
+The encoder is a SavedModel that `export.savedmodel` made, or a server of it:
+grpc://host:port/MODEL or http://host:port/v1/models/MODEL. The output is
+.npz, .parquet or .tfrecord; see `export.embeddings` for how to read it.
+
+What is done is kept in OUTPUT.parts: after a kill, a crash or a full disk the
+same command goes on from there. Images that cannot be read, and those that
+the model refuses, are left out and listed, a line each with the reason behind
+a tab, in OUTPUT.unreadable.txt.
+"""
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import sys
+import time
+
+import tqdm
+from absl import flags
+
+from clsa_tf import entry
+from clsa_tf.data.folder import SUFFIXES, list_images
+from clsa_tf.errors import Stopped, UserError
+from clsa_tf.interruption import Interruption
+from export import embeddings
+from export.encoders import open_encoder
+from export.in_order import in_order
+from export.parts import Parts
+from export.refusal import Gate, embed_each, read_image
+
+_READERS = 4  # threads that read files
+
+
+def images(root):
+    """Lists the images of a folder.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        (list of paths below it; digest of these and of the files' sizes).
+
+    Raises:
+        UserError: there are none.
+    """
+    files, others = list_images(root) if os.path.isdir(root) else ([], 0)
+    if not files:
+        raise UserError(
+            f"Expected a folder with images ({' '.join(SUFFIXES)}) in or below "
+            f"it, received {root!r} with {others} other files; name one."
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            size = os.stat(posixpath.join(root, file)).st_size
+        except OSError:  # it will be listed as bad
+            size = -1
+        digest.update(os.fsencode(file) + b"\0%d\0" % size)
+    return files, f"{len(files)}, sha256:{digest.hexdigest()}"
+
+
+def batches(start, end, size, shard_size):
+    """Yields the bounds of batches, which end where shards end.
+
+    So which images make a batch, and with it the rounding, does not depend on
+    where a part ended before its time.
+    """
+    while start < end:
+        stop = min(start + size, end, start - start % shard_size + shard_size)
+        yield start, stop
+        start = stop
+
+
+def embed(
+    encoder,
+    root,
+    files,
+    parts,
+    interruption,
+    *,
+    batch_size,
+    shard_size,
+    concurrency,
+):
+    """Embeds what is not embedded yet.
+
+    Args:
+        encoder: of `export.encoders`.
+        root: the folder.
+        files: list of paths below it.
+        parts: `export.parts.Parts` of these files.
+        interruption: `Interruption`, entered.
+        batch_size: images that are embedded at once.
+        shard_size: images per part.
+        concurrency: batches that are under way at the same time.
+
+    Raises:
+        ModelError: the encoder failed; what was done before is kept.
+        Stopped: by a signal; what was done before is kept.
+    """
+
+    gate = Gate(concurrency)
+
+    def read(bounds):
+        paths = [posixpath.join(root, file) for file in files[slice(*bounds)]]
+        return bounds, [read_image(path) for path in paths]
+
+    def run(item):
+        bounds, contents = item
+        return bounds, embed_each(encoder, contents, gate)
+
+    bounds = batches(parts.done, len(files), batch_size, shard_size)
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(_bar(parts.done, len(files)))
+        contents = stack.enter_context(
+            in_order(read, bounds, workers=_READERS, ahead=concurrency + 1)
+        )
+        results = stack.enter_context(
+            in_order(run, contents, workers=concurrency, ahead=concurrency)
+        )
+        try:
+            for (start, stop), (outputs, bad) in results:
+                parts.add(start, stop, outputs, bad)
+                bar.update(stop - start)
+                if stop % shard_size == 0:
+                    parts.save()
+                if interruption.signal:
+                    raise Stopped(interruption.signal)
+        finally:
+            parts.save()
+
+
+def _bar(done, total):
+    return tqdm.tqdm(
+        initial=done,
+        total=total,
+        unit="images",
+        dynamic_ncols=True,
+        # In a log file: a line every so often instead of a moving bar.
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+    )
+
+
+def join(parts, files, output, widths, interruption, *, max_bad_share):
+    """Makes the output of the parts, and lists the bad images.
+
+    Args:
+        parts: `export.parts.Parts` of all files.
+        files: list of paths.
+        output: path, see `export.embeddings.write`.
+        widths: from names of outputs to their widths.
+        interruption: `Interruption`, entered.
+        max_bad_share: in [0, 1].
+
+    Returns:
+        how many images are bad.
+
+    Raises:
+        UserError: too many are; the parts are kept.
+        Stopped: by a signal; the parts are kept.
+    """
+    bad = parts.bad()
+    listed = f"{output}.unreadable.txt"
+    _list_bad(listed, [(files[i], reason) for i, reason in bad.items()])
+    if len(bad) > max_bad_share * len(files):
+        raise UserError(
+            f"Expected at most {max_bad_share:g} of the images to be bad, "
+            f"received {len(bad)} of {len(files)}, listed in {listed}; mend "
+            "them and start anew, or raise --max_bad_share: what is done is "
+            f"kept in {parts.directory}, and the same command goes on there."
+        )
+
+    def blocks(names):
+        for block in parts.blocks(names):
+            if interruption.signal:
+                raise Stopped(interruption.signal)
+            yield block
+
+    good = [files[row] for row in parts.rows()]
+    embeddings.write(output, good, widths, blocks)
+    parts.remove()
+    return len(bad)
+
+
+def _list_bad(path, bad):
+    if not bad:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+        return
+    with open(
+        path + ".draft", "w", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        for name, reason in bad:
+            # A line break is a character that names may have.
+            file.write(f"{name}\t{reason}".replace("\n", "\\n") + "\n")
+    os.replace(path + ".draft", path)
+
+
+def define_flags():
+    """Defines this command's flags."""
+    flags.DEFINE_string(
+        "encoder",
+        None,
+        "directory of a SavedModel or of its versions, grpc://host:port/MODEL "
+        "or http://host:port/v1/models/MODEL",
+        required=True,
+    )
+    flags.DEFINE_string("images", None, "folder of images", required=True)
+    flags.DEFINE_string(
+        "output", None, "file: .npz, .parquet or .tfrecord", required=True
+    )
+    flags.DEFINE_list(
+        "outputs", "embedding,projection", "what to keep: either or both"
+    )
+    flags.DEFINE_integer("batch_size", 32, "images embedded at once", 1)
+    flags.DEFINE_integer(
+        "shard_size", 2048, "images after which what is done is saved", 1
+    )
+    flags.DEFINE_integer(
+        "concurrency", 4, "batches under way at the same time", 1
+    )
+    flags.DEFINE_float(
+        "timeout", 60.0, "seconds per attempt to reach a server", 0.001
+    )
+    flags.DEFINE_integer("attempts", 5, "how often to try", 1)
+    flags.DEFINE_float(
+        "max_bad_share",
+        0.05,
+        "share, in [0, 1], of bad images above which there is no output",
+        0.0,
+        1.0,
+    )
+
+
+def main():
+    """Reads the flags and embeds."""
+    values = flags.FLAGS
+    embeddings.check(values.output)
+    files, digest = images(values.images)
+    with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        encoder = open_encoder(
+            values.encoder,
+            outputs=sorted({*values.outputs}),
+            batch_size=values.batch_size,
+            timeout=values.timeout,
+            attempts=values.attempts,
+        )
+        stack.callback(encoder.close)
+        manifest = {
+            "encoder": encoder.identity,
+            "images": digest,
+            "outputs": encoder.widths,
+            "shard_size": values.shard_size,
+        }
+        parts = Parts(f"{values.output}.parts", manifest, encoder.widths)
+        stack.callback(parts.close)
+        before, started = parts.done, time.perf_counter()
+        embed(
+            encoder,
+            values.images,
+            files,
+            parts,
+            interruption,
+            batch_size=values.batch_size,
+            shard_size=values.shard_size,
+            concurrency=values.concurrency,
+        )
+        seconds = time.perf_counter() - started
+        bad = join(
+            parts,
+            files,
+            values.output,
+            encoder.widths,
+            interruption,
+            max_bad_share=values.max_bad_share,
+        )
+    new = len(files) - before
+    print(
+        f"{len(files)} images, {before} of them done before; {bad} bad; "
+        f"{seconds:.1f} s, {new / seconds:.1f} images/s"
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry.launch(main)

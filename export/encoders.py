@@ -1,0 +1,215 @@
+"""What `export.embed` computes with: a SavedModel here, or a server."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+
+from clsa_tf.errors import UserError, first_line
+from export.client import Client
+from export.refusal import ModelError
+
+_SIGNATURE = "serving_default"
+_INPUT = "image_bytes"
+_CARD = "model_card.json"
+# Of what a model card says, that on which embeddings depend.
+_IDENTITY = ("fingerprint", "image_size", "keep", "precision")
+_BLOCK = 2**20  # bytes that are hashed at once
+
+
+def open_encoder(name, *, outputs, batch_size, timeout, attempts):
+    """Opens an encoder.
+
+    Args:
+        name: directory of a SavedModel, or of its versions, of which the
+            newest is taken; or the address of a server, see `Client`.
+        outputs: names of those that are wanted.
+        batch_size: images per request to a server.
+        timeout: seconds per request.
+        attempts: how often to make one.
+
+    Returns:
+        `SavedModel` or `Server`.
+
+    Raises:
+        UserError: there is none, or it has no such outputs.
+    """
+    if re.match(r"(grpc|https?)://", name):
+        client = Client(
+            name, batch_size=batch_size, timeout=timeout, attempts=attempts
+        )
+        return Server(client, name, outputs)
+    return SavedModel(newest_version(name), outputs)
+
+
+class SavedModel:
+    """A SavedModel in this process.
+
+    Args:
+        path: its directory.
+        outputs: names of those that are wanted.
+
+    Attributes:
+        identity: differs from those of models that give other embeddings.
+        widths: from the outputs' names to their widths.
+
+    Raises:
+        UserError: it cannot be loaded or has no such outputs.
+    """
+
+    def __init__(self, path, outputs):
+        """See the class."""
+        import tensorflow as tf
+
+        self.path = path
+        try:
+            # It has to be kept for its variables to be.
+            self._model = tf.saved_model.load(path)
+            self._function = self._model.signatures[_SIGNATURE]
+            # TensorFlow prepares a function when it is first called, and in
+            # each of several threads if these are the first.
+            with contextlib.suppress(tf.errors.InvalidArgumentError):
+                black = tf.io.encode_png(tf.zeros([64, 64, 3], tf.uint8))
+                self._function(image_bytes=black[tf.newaxis])
+        # What is thrown depends on which file is damaged.
+        except Exception as e:
+            raise UserError(
+                f"Expected a SavedModel with the signature {_SIGNATURE!r} of "
+                f"{_INPUT} in {path}, received: {first_line(e)}; export it "
+                "again."
+            ) from e
+        inputs = self._function.structured_input_signature[1]
+        found = self._function.structured_outputs
+        shapes = {name: x.shape.as_list() for name, x in found.items()}
+        self.widths = _widths(path, outputs, inputs, shapes)
+        self._outputs = [*outputs, *({"valid"} & {*shapes})]
+        self.identity = fingerprint(path)
+
+    def __call__(self, images):
+        """Embeds images; as `Client.embed`."""
+        import grpc
+        import tensorflow as tf
+
+        try:
+            found = self._function(image_bytes=tf.constant(images))
+        except tf.errors.OpError as e:
+            # Numbered as by gRPC.
+            statuses = {code.value[0]: code.name for code in grpc.StatusCode}
+            status = statuses[e.error_code]
+            raise ModelError(
+                self.path, status, first_line(e).rstrip(".")
+            ) from e
+        return {name: found[name].numpy() for name in self._outputs}
+
+    def close(self):
+        """Does nothing."""
+
+
+class Server:
+    """A model of a server, always the version that was there first.
+
+    Args:
+        client: `export.client.Client`.
+        address: its server, for messages.
+        outputs: names of those that are wanted.
+
+    Attributes:
+        identity: differs from those of other servers, models and versions.
+        widths: as of `SavedModel`.
+
+    Raises:
+        UserError: it cannot be reached or has no such outputs.
+    """
+
+    def __init__(self, client, address, outputs):
+        """See the class."""
+        self._client = client
+        found = client.pin()
+        self.identity = f"{address} version {found['version']}"
+        signature = found["signatures"].get(_SIGNATURE)
+        signature = signature or {"inputs": {}, "outputs": {}}
+        shapes = {k: x["shape"] for k, x in signature["outputs"].items()}
+        self.widths = _widths(address, outputs, signature["inputs"], shapes)
+        self._outputs = [*outputs, *({"valid"} & {*shapes})]
+
+    def __call__(self, images):
+        """Embeds images; as `Client.embed`."""
+        return self._client.embed(images, outputs=self._outputs)
+
+    def close(self):
+        """Closes the connections."""
+        self._client.close()
+
+
+def newest_version(path):
+    """Finds a SavedModel.
+
+    Args:
+        path: its directory, or that of its versions.
+
+    Returns:
+        its directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    if os.path.exists(os.path.join(path, "saved_model.pb")):
+        return path
+    names = os.listdir(path) if os.path.isdir(path) else []
+    for version in sorted(filter(str.isdigit, names), key=int, reverse=True):
+        found = os.path.join(path, version)
+        if os.path.exists(os.path.join(found, "saved_model.pb")):
+            return found
+    raise UserError(
+        "Expected an --encoder that is the directory of a SavedModel or of "
+        "its versions, or the address of a server, grpc://host:port/MODEL or "
+        f"http://host:port/v1/models/MODEL, received {path!r}; name one."
+    )
+
+
+def fingerprint(path):
+    """What tells a SavedModel from those that give other embeddings.
+
+    Args:
+        path: its directory.
+
+    Returns:
+        `"sha256:…"`, of what its model card says or, without one, of its
+        files.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(os.path.join(path, _CARD), encoding="utf-8") as file:
+            card = json.load(file)
+        said = [card["fingerprint"], *(card.get(key) for key in _IDENTITY)]
+        digest.update(json.dumps(said).encode())
+    except (OSError, ValueError, LookupError, TypeError):
+        for name in ("saved_model.pb", *_variables(path)):
+            with open(os.path.join(path, name), "rb") as file:
+                digest.update(name.encode())
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _variables(path):
+    names = sorted(os.listdir(os.path.join(path, "variables")))
+    return [os.path.join("variables", name) for name in names]
+
+
+def _widths(place, outputs, inputs, shapes):
+    """The outputs' widths, from the shapes of all outputs."""
+    widths = {
+        name: shape[1]
+        for name, shape in shapes.items()
+        if len(shape) == 2 and (shape[1] or -1) > 0
+    }
+    if list(inputs) == [_INPUT] and outputs and {*outputs} <= {*widths}:
+        return {name: widths[name] for name in outputs}
+    raise UserError(
+        f"Expected {place} to make {', '.join(outputs) or 'an output'} of "
+        f"{_INPUT}, received "
+        f"a model that makes {', '.join(widths) or 'nothing'} of "
+        f"{', '.join(inputs) or 'nothing'}; check --encoder and --outputs."
+    )

@@ -1,0 +1,583 @@
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from clsa_tf.errors import UserError
+from export import embed, embeddings, encoders
+from export.in_order import in_order
+from export.parts import Parts
+from export.refusal import ModelError, embed_each, read_image
+from tests import exports
+from tests.runs import call, command, environment, start, wait_until
+from tests.server import Server
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="root mounts a disk")
+FORMATS = (".npz", ".parquet", ".tfrecord")
+GOOD, BAD = 40, 3
+# Small parts, whose ends are not always those of batches.
+SIZES = ("--batch_size=3", "--shard_size=5")
+LENIENT = "--max_bad_share=0.1"
+STRANGE = [b"not utf-8 \xff.jpg", b"line\nbreak.jpg", "für.jpg".encode()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photographs large enough for a process to be met at work."""
+    root = tmp_path_factory.mktemp("folder")
+    names = [os.fsencode(f"{i % 3}/{i:02d}.jpg") for i in range(GOOD)]
+    names[-len(STRANGE) :] = STRANGE
+    for i, name in enumerate(names):
+        path = os.path.join(os.fsencode(root), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        image = Image.fromarray(exports.noise(1, 6, seed=i)[0])
+        image = image.resize((1500, 1200), Image.BICUBIC)
+        with open(path, "wb") as file:
+            file.write(exports.encode(image, "JPEG"))
+    (root / "1" / "empty.png").touch()
+    (root / "1" / "text.jpg").write_text("not an image")
+    (root / "gone.jpg").symlink_to("nowhere")
+    (root / "notes.txt").write_text("of no interest")
+    return root
+
+
+def arguments(encoder, folder, output, *more):
+    return command(
+        "export.embed",
+        f"--encoder={encoder}",
+        f"--images={folder}",
+        f"--output={output}",
+        LENIENT,
+        *SIZES,
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(exported, folder, tmp_path_factory):
+    """The file of a run that was never disturbed, and what it printed."""
+    output = tmp_path_factory.mktemp("straight") / "e.npz"
+    result = call(arguments(exported.base, folder, output))
+    return output, result
+
+
+def refusal(result):
+    """The one sentence of a command that failed."""
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.splitlines()
+    (sentence,) = [line for line in lines if line.startswith("error: ")]
+    return sentence
+
+
+def unreadable(output):
+    """What is listed, as dictionary."""
+    with open(f"{output}.unreadable.txt", errors="surrogateescape") as file:
+        return dict(line.rstrip("\n").split("\t") for line in file)
+
+
+def parts_of(output):
+    try:
+        names = os.listdir(f"{output}.parts")
+    except FileNotFoundError:
+        return []
+    return [name for name in names if name.endswith(".npz")]
+
+
+# ---- What comes out
+
+
+def test_equals_the_encoder(exported, folder, straight):
+    output, result = straight
+    with np.load(output, allow_pickle=False) as data:
+        assert set(data) == {"files", "embedding", "projection"}
+        files, rows = data["files"].tolist(), dict(data)
+    assert len(files) == GOOD and files == sorted(files)
+    assert set(STRANGE) <= set(map(os.fsencode, files))
+    paths = [os.path.join(folder, file) for file in files]
+    function = tf.saved_model.load(exported.path).signatures["serving_default"]
+    images = tf.constant([read_image(path) for path in paths])
+    for name, value in function(images).items():
+        assert rows[name].dtype == np.float32
+        np.testing.assert_allclose(rows[name], value, rtol=1e-4, atol=1e-5)
+    summary = result.stdout.splitlines()[-1]
+    assert f"{GOOD + BAD} images, 0 of them done before; {BAD} bad" in summary
+    assert "images/s" in summary
+
+
+def test_lists_bad_images(straight):
+    output, _ = straight
+    found = unreadable(output)
+    assert set(found) == {"1/empty.png", "1/text.jpg", "gone.jpg"}
+    assert found["gone.jpg"] == "No such file or directory"
+    assert found["1/text.jpg"].startswith("INVALID_ARGUMENT: ")
+    assert sorted(os.listdir(output.parent)) == [
+        "e.npz",
+        "e.npz.unreadable.txt",
+    ]
+
+
+def read_back(path):
+    """(names as bytes, outputs), read as the documentation says."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as data:
+            rows = dict(data)
+        return list(map(os.fsencode, rows.pop("files").tolist())), rows
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path)
+        rows = {
+            name: np.stack(table[name].to_numpy())
+            for name in table.column_names
+            if name != "file"
+        }
+        return list(map(os.fsencode, table["file"].to_pylist())), rows
+    form = {
+        "file": tf.io.FixedLenFeature([], tf.string),
+        "embedding": tf.io.FixedLenFeature([4], tf.float32),
+        "projection": tf.io.FixedLenFeature([2], tf.float32),
+    }
+    records = tf.data.TFRecordDataset(str(path)).map(
+        lambda record: tf.io.parse_single_example(record, form)
+    )
+    rows = list(records.as_numpy_iterator())
+    columns = {name: np.stack([row[name] for row in rows]) for name in form}
+    return columns.pop("file").tolist(), columns
+
+
+@pytest.mark.parametrize("strange", [False, True])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_gives_back_what_was_written(suffix, strange, tmp_path):
+    names = [b"%d.jpg" % i for i in range(7)] + [STRANGE[2]]
+    names += STRANGE if strange else []
+    rng = np.random.default_rng(0)
+    widths = {"embedding": 4, "projection": 2}
+    whole = {
+        name: rng.normal(size=[len(names), width]).astype(np.float32)
+        for name, width in widths.items()
+    }
+
+    def blocks(wanted):
+        for i, j in ((0, 3), (3, 4), (4, len(names))):
+            yield {name: whole[name][i:j] for name in wanted}
+
+    path = tmp_path / f"e{suffix}"
+    files = list(map(os.fsdecode, names))
+    embeddings.write(str(path), files, widths, blocks)
+    found, rows = read_back(path)
+    assert found == names and os.listdir(tmp_path) == [path.name]
+    assert rows.keys() == widths.keys()
+    for name in widths:
+        assert rows[name].dtype == np.float32
+        np.testing.assert_array_equal(rows[name], whole[name])
+
+
+def test_joining_does_not_hold_everything(tmp_path):
+    rows, width = 256, 2**12  # 4 MiB
+    code = f"""
+import resource, numpy as np
+from export import embeddings
+block = np.ones([{rows}, {width}], np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+files = list(map(str, range(64 * {rows})))
+embeddings.write("e.npz", files, {{"embedding": {width}}},
+                 lambda names: ({{"embedding": block}} for _ in range(64)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment()
+        | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (tmp_path / "e.npz").stat().st_size > 256 * 2**20
+    assert int(result.stdout) < 64 * 2**10  # KiB
+    data = np.load(tmp_path / "e.npz")["embedding"]
+    assert data.shape == (64 * rows, width) and data.min() == 1
+
+
+# ---- Kills, signals, and going on
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        (signal.SIGKILL, signal.SIGTERM),
+        pytest.param(
+            (signal.SIGINT, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_goes_on_whatever_ended_it(ends, exported, folder, straight, tmp_path):
+    output = tmp_path / "e.npz"
+    log = tmp_path / "log"
+    for number in ends:
+        before = len(parts_of(output))
+        with open(log, "w") as file:
+            process = start(arguments(exported.base, folder, output), file)
+        assert wait_until(
+            lambda n=before: len(parts_of(output)) > n, process, pause=0.001
+        )
+        process.send_signal(number)
+        status = process.wait(60)
+        assert not output.exists()
+        if number == signal.SIGKILL:
+            assert status == -9
+        else:
+            assert status == 128 + number
+            assert "the same command goes on from" in log.read_text()
+            assert "Traceback" not in log.read_text()
+    result = call(arguments(exported.base, folder, output))
+    assert " 0 of them done before" not in result.stdout
+    assert output.read_bytes() == straight[0].read_bytes()
+    assert unreadable(output) == unreadable(straight[0])
+    assert not os.path.exists(f"{output}.parts")
+
+
+def test_too_many_bad_images_and_other_settings(
+    exported, folder, straight, tmp_path
+):
+    output = tmp_path / "e.npz"
+    command = arguments(exported.path, folder, output)
+    strict = refusal(call([*command, "--max_bad_share=0.01"], status=1))
+    assert f"received {BAD} of {GOOD + BAD}" in strict
+    assert unreadable(output) == unreadable(straight[0])
+    assert not output.exists()
+    other = refusal(call([*command, "--outputs=embedding"], status=1))
+    assert "outputs" in other and "choose another --output" in other
+    # Nothing is computed again, whatever the size of batches.
+    result = call([*command, "--batch_size=4"])
+    assert f"{GOOD + BAD} of them done before" in result.stdout
+    assert output.read_bytes() == straight[0].read_bytes()
+
+
+def test_batches_do_not_depend_on_where_a_part_ended():
+    undisturbed = list(embed.batches(0, 23, 3, 7))
+    assert undisturbed[:4] == [(0, 3), (3, 6), (6, 7), (7, 10)]
+    assert undisturbed[-1] == (21, 23)
+    for number, (first, _) in enumerate(undisturbed):
+        assert list(embed.batches(first, 23, 3, 7)) == undisturbed[number:]
+    assert list(embed.batches(23, 23, 3, 7)) == []
+
+
+MANIFEST = {"encoder": "a", "images": "b", "outputs": {"e": 2}}
+
+
+def filled_parts(path):
+    parts = Parts(str(path), MANIFEST, {"e": 2})
+    for i in range(0, 6, 2):
+        rows = np.full([1, 2], i, np.float32)
+        parts.add(i, i + 2, {"e": rows}, {1: f"bad {i + 1}"})
+        parts.save()
+    return parts
+
+
+def test_parts_go_on_behind_the_last_whole_one(tmp_path):
+    path = tmp_path / "parts"
+    parts = filled_parts(path)
+    with pytest.raises(UserError, match=f"process {os.getpid()}"):
+        Parts(str(path), MANIFEST, {"e": 2})
+    parts.close()
+    first, second, _ = sorted(path.glob("*.npz"))
+    second.write_bytes(second.read_bytes()[:100])
+    (path / "part-x.npz.draft").touch()
+    again = Parts(str(path), MANIFEST, {"e": 2})
+    # What is behind a hole cannot be gone on from.
+    assert again.done == 2 and list(path.glob("*.npz")) == [first]
+    assert not list(path.glob("*.draft"))
+    assert again.rows() == [0] and again.bad() == {1: "bad 1"}
+    again.add(2, 4, {}, {0: "x", 1: "y"})
+    again.save()
+    again.save()  # there is nothing new
+    assert again.done == 4 and again.bad() == {1: "bad 1", 2: "x", 3: "y"}
+    (block,) = again.blocks(["e"])
+    np.testing.assert_array_equal(block["e"], [[0, 0]])
+
+
+@pytest.mark.parametrize("word", MANIFEST)
+def test_parts_of_something_else_are_refused(word, tmp_path):
+    path = str(tmp_path / "parts")
+    filled_parts(path).close()
+    with pytest.raises(UserError, match=f"{word}.*remove that directory"):
+        Parts(path, MANIFEST | {word: "other"}, {"e": 2})
+    with open(f"{path}/manifest.json", "w") as file:
+        file.write("[1]")
+    with pytest.raises(UserError, match="remove .*parts or choose another"):
+        Parts(path, MANIFEST, {"e": 2})
+
+
+# ---- Servers
+
+
+@pytest.mark.parametrize(
+    "protocol", ["grpc", pytest.param("http", marks=pytest.mark.slow)]
+)
+def test_a_server_that_dies(protocol, exported, folder, straight, tmp_path):
+    output = tmp_path / "e.npz"
+    base = f"--model_base_path={exported.base}"
+    with Server(base) as server:
+        ports = (
+            f"--port={server.grpc.rpartition(':')[2]}",
+            f"--rest_api_port={server.rest.rpartition(':')[2]}",
+        )
+        address = {
+            "grpc": f"grpc://{server.grpc}/default",
+            "http": f"{server.rest}/v1/models/default",
+        }[protocol]
+        command = arguments(address, folder, output, "--attempts=3")
+        process = subprocess.Popen(
+            [*command, "--concurrency=2"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        assert wait_until(lambda: parts_of(output), process, pause=0.001)
+        server.send(signal.SIGKILL)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in printed
+    assert "UNAVAILABLE" in printed and "check the address" in printed
+    assert parts_of(output) and not output.exists()
+    with Server(base, *ports):
+        result = call(command)
+    assert " 0 of them done before" not in result.stdout
+    with np.load(output) as mine, np.load(straight[0]) as others:
+        np.testing.assert_array_equal(mine["files"], others["files"])
+        for name in ("embedding", "projection"):
+            np.testing.assert_allclose(
+                mine[name], others[name], rtol=1e-4, atol=1e-5
+            )
+    assert unreadable(output).keys() == unreadable(straight[0]).keys()
+
+
+# ---- Encoders
+
+
+def open_encoder(name, outputs=("embedding",)):
+    return encoders.open_encoder(
+        str(name), outputs=outputs, batch_size=4, timeout=5.0, attempts=1
+    )
+
+
+class Lengths(tf.Module):
+    """A model whose rows say how long the images are; 0 bytes are bad."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def lengths(self, image_bytes):
+        length = tf.cast(tf.strings.length(image_bytes), tf.float32)
+        return {
+            "embedding": tf.stack([length, -length], axis=1),
+            "valid": length > 0,
+        }
+
+
+def write_lengths(path, signature="serving_default"):
+    model = Lengths()
+    tf.saved_model.save(
+        model, str(path), {signature: model.lengths.get_concrete_function()}
+    )
+    return path
+
+
+def test_models_with_a_valid_output(tmp_path):
+    encoder = open_encoder(write_lengths(tmp_path / "1"))
+    assert encoder.widths == {"embedding": 2}
+    rows, bad = embed_each(encoder, [b"a", b"", b"abc"])
+    assert list(bad) == [1]
+    np.testing.assert_array_equal(rows["embedding"], [[1, -1], [3, -3]])
+
+
+def test_a_bad_image_is_named_by_the_model(exported):
+    encoder = open_encoder(exported.base)
+    with pytest.raises(ModelError, match="INVALID_ARGUMENT") as e:
+        encoder([exports.encode(exports.noise(1)[0]), b"x"])
+    assert e.value.refused
+
+
+def test_the_newest_complete_version(tmp_path):
+    for version in ("9", "10", "11", "draft"):
+        (tmp_path / version).mkdir()
+    for version in ("9", "10", "draft"):
+        (tmp_path / version / "saved_model.pb").touch()
+    newest = str(tmp_path / "10")
+    assert encoders.newest_version(str(tmp_path)) == newest
+    assert encoders.newest_version(newest) == newest
+
+
+def test_fingerprints(exported, tmp_path):
+    whole = encoders.fingerprint(exported.path)
+    copy = tmp_path / "1"
+    shutil.copytree(exported.path, copy)
+    assert encoders.fingerprint(str(copy)) == whole
+    card = json.loads((copy / "model_card.json").read_text())
+    for key in ("fingerprint", "image_size", "keep"):
+        changed = card | {key: "other"}
+        (copy / "model_card.json").write_text(json.dumps(changed))
+        assert encoders.fingerprint(str(copy)) != whole
+    (copy / "model_card.json").unlink()
+    of_files = encoders.fingerprint(str(copy))
+    data = next((copy / "variables").glob("*.data*"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    assert whole != of_files != encoders.fingerprint(str(copy))
+
+
+def test_encoders_that_are_none(exported, tmp_path):
+    with pytest.raises(UserError, match="no_such.*; name one"):
+        open_encoder(tmp_path / "no_such")
+    with pytest.raises(UserError, match="make nothing_such of image_bytes"):
+        open_encoder(exported.base, ["nothing_such"])
+    broken = tmp_path / "broken"
+    shutil.copytree(exported.path, broken)
+    shutil.rmtree(broken / "variables")
+    with pytest.raises(UserError, match="Expected a SavedModel"):
+        open_encoder(broken)
+    with pytest.raises(UserError, match="serving_default"):
+        open_encoder(write_lengths(tmp_path / "other", "else"))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(ModelError, match="UNAVAILABLE"):
+            open_encoder(f"grpc://127.0.0.1:{nobody.getsockname()[1]}/m")
+
+
+# ---- Files and threads
+
+
+def test_folders_without_images(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="with 1 other files; name one"):
+        embed.images(str(tmp_path))
+    with pytest.raises(UserError, match="with 0 other files"):
+        embed.images(str(tmp_path / "none"))
+
+
+def test_an_empty_folder_ends_the_command(exported, tmp_path):
+    result = call(
+        arguments(exported.base, tmp_path, tmp_path / "e.npz"), status=1
+    )
+    assert "Expected a folder with images" in refusal(result)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_folder_holds_is_told_apart(tmp_path):
+    def described():
+        return embed.images(str(tmp_path))[1]
+
+    (tmp_path / "a.jpg").write_bytes(b"123")
+    found = [described()]
+    (tmp_path / "a.jpg").write_bytes(b"1234")
+    found.append(described())
+    (tmp_path / "a.jpg").rename(tmp_path / "b.jpg")
+    found.append(described())
+    (tmp_path / "c.jpg").symlink_to("nowhere")
+    found.append(described())
+    assert len({*found}) == 4 and described() == found[-1]
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("e.txt", r"\.npz, \.parquet, \.tfrecord"),
+        ("none/e.npz", "create the directory first"),
+        ("there.npz", "does not exist yet"),
+    ],
+)
+def test_outputs_that_cannot_be(name, words, tmp_path):
+    (tmp_path / "there.npz").touch()
+    with pytest.raises(UserError, match=words):
+        embeddings.check(str(tmp_path / name))
+
+
+def test_parquet_needs_a_pyarrow_that_works(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="Expected pyarrow.*write .npz"):
+        embeddings.check(str(tmp_path / "e.parquet"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A directory with 256 KiB of its own."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path]
+    subprocess.run(mount, check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+@needs_root
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk_leaves_nothing_half_written(suffix, disk):
+    rows = np.random.default_rng(0).normal(size=[100, 1000])
+    block = {"e": rows.astype(np.float32)}
+    files = list(map(str, range(100)))
+    with pytest.raises(OSError) as e:
+        embeddings.write(
+            str(disk / f"e{suffix}"), files, {"e": 1000}, lambda _: [block]
+        )
+    assert e.value.errno == errno.ENOSPC and os.listdir(disk) == []
+
+
+@needs_root
+def test_a_full_disk_keeps_the_parts_that_are_there(disk):
+    parts = Parts(str(disk / "parts"), MANIFEST, {"e": 1000})
+    rows = np.ones([50, 1000], np.float32)
+    parts.add(0, 50, {"e": rows}, {})
+    parts.save()
+    parts.add(50, 100, {"e": rows}, {})
+    with pytest.raises(OSError) as e:
+        parts.save()
+    assert e.value.errno == errno.ENOSPC
+    parts.close()
+    assert Parts(str(disk / "parts"), MANIFEST, {"e": 1000}).done == 50
+
+
+def test_files_that_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert "regular" in str(read_image(tmp_path / "pipe.jpg"))
+    with open(tmp_path / "large.jpg", "wb") as file:
+        file.truncate(2**28 + 1)
+    assert "more than" in str(read_image(tmp_path / "large.jpg"))
+    assert isinstance(read_image(tmp_path), OSError)
+
+
+def test_works_ahead_but_not_too_far():
+    begun, release = [], threading.Semaphore(0)
+
+    def work(i):
+        begun.append(i)
+        assert release.acquire(timeout=5)  # instead of waiting for ever
+        return i * i
+
+    with in_order(work, iter(range(10)), workers=8, ahead=3) as results:
+        release.release()
+        assert next(results) == 0
+        # The first, and three that nobody asked for yet.
+        assert sorted(begun) == [0, 1, 2, 3]
+        for _ in range(10):
+            release.release()
+        assert list(results) == [i * i for i in range(1, 10)]
+
+
+def test_threads_hand_errors_on():
+    def fail(i):
+        return 1 // (3 - i)
+
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        with in_order(fail, range(9), workers=2, ahead=1) as results:
+            found.extend(results)
+    assert found == [0, 0, 1]
