@@ -1,14 +1,18 @@
 """Everything that strangers, or bad luck, may send to a server of a model."""
 
 import base64
+import json
 import os
 import shutil
+import socket
 
 import grpc
 import numpy as np
 import pytest
 import requests
 import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests import exports
@@ -277,8 +281,6 @@ def test_models_without_variables_or_with_other_tags(base, tmp_path, version):
 
 def test_connections_that_say_nothing(server):
     """Two hundred of them, while others are served."""
-    import socket
-
     host, port = server.rest.split("//")[1].split(":")
     idle = [socket.create_connection((host, int(port))) for _ in range(200)]
     for one in idle[:100]:
@@ -296,3 +298,65 @@ def test_unknown_calls(server):
             stub(channel).Predict(predict_pb2.PredictRequest(), timeout=60)
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert tf.errors.INVALID_ARGUMENT == error.value.code().value[0]
+
+
+BODIES = [
+    b'{"instances": [{"image_bytes": {"b64": "%s"}}]}' % base64.b64encode(GOOD),
+    b'{"inputs": {"images": [[[[0.5, 1, 0]]]]}, "signature_name": "images"}',
+    b'{"signature_name": "images_uint8", "instances": [[[[1, 2, 3]]]]}',
+]
+PIECES = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\u0000", b"1e999", b"-"]
+
+
+def some_json():
+    leaves = st.none() | st.booleans() | st.floats() | st.integers()
+    leaves |= st.text(max_size=5) | st.just({"b64": "YQ=="})
+    names = ["instances", "inputs", "signature_name", "image_bytes", "images"]
+    values = st.recursive(
+        leaves,
+        lambda x: (
+            st.lists(x, max_size=4)
+            | st.dictionaries(st.sampled_from(names), x, max_size=4)
+        ),
+        max_leaves=20,
+    )
+    return values.map(lambda value: json.dumps(value).encode())
+
+
+@st.composite
+def mutated_bodies(draw):
+    """A good request of which parts were changed, cut or doubled."""
+    body = bytearray(draw(st.sampled_from(BODIES)))
+    for _ in range(draw(st.integers(1, 5))):
+        at = draw(st.integers(0, len(body)))
+        end = at + draw(st.integers(0, 8))
+        new = draw(st.binary(max_size=3) | st.sampled_from(PIECES))
+        body[at:end] = new
+    return bytes(body)
+
+
+def fuzz(server, body):
+    status, text = posted(server, body)
+    assert status in (200, 400), (status, text)
+    if status == 400:
+        assert json.loads(text)["error"]
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(body=mutated_bodies() | some_json() | st.binary(max_size=50))
+def test_no_body_is_too_odd(server, body):
+    fuzz(server, body)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck)
+)
+@given(body=mutated_bodies() | some_json() | st.binary(max_size=50))
+def test_no_body_is_too_odd_for_minutes(server, body):
+    fuzz(server, body)

@@ -21,6 +21,7 @@ from export.serving.errors import ServingError, reason
 from export.serving.models import Models
 from export.serving.servable import Servable
 from export.serving.settings import BatchingParameters, ModelConfig
+from export.serving.warmup import warm_up
 from tests import exports
 
 _STATE = get_model_status_pb2.ModelVersionStatus
@@ -777,24 +778,27 @@ def test_stopping_ends_everything(publish, serve):
 # --- warm-up ----------------------------------------------------------------
 
 
-def test_versions_are_warmed_up_before_they_serve(serve, tmp_path):
-    (tmp_path / "m").mkdir()
-    version = write(tmp_path / "m", 1, limit=8)
+def test_versions_are_warmed_up_before_they_serve(tmp_path):
+    version = write(tmp_path, 1, limit=8)
     write_warmup(
         version,
         ("total", {"x": _X[0]}),
         ("", {"x": _X}),
         ("serving_default", {"x": _X}),
     )
-    sizes = {"max_batch_size": 4, "allowed_batch_sizes": (1, 4)}
-    models = serve(batching=BatchingParameters(**sizes))
-    assert ask(models).version == 1
-    # Each size is tried, of which one is too many for this model.
-    sizes = {"max_batch_size": 8, "allowed_batch_sizes": (1, 4, 8)}
-    models = serve(batching=BatchingParameters(**sizes))
-    assert states(models) == {1: _STATE.END}
-    models = serve(batching=BatchingParameters(**sizes), warmup=False)
-    assert states(models) == {1: _STATE.AVAILABLE}
+    servable = Servable(str(version))
+    for each_size in (False, True):
+        warm_up(servable, str(version), (1, 4), each_size=each_size)
+    # One size is too many for this model: it is tried where that matters.
+    warm_up(servable, str(version), (1, 8), each_size=False)
+    with pytest.raises(ServingError, match="warm-up"):
+        warm_up(servable, str(version), (1, 8), each_size=True)
+    # And so are the requests behind the first.
+    write_warmup(version, ("", {"x": _X}), ("", {"x": -_X}))
+    warm_up(servable, str(version), each_size=False)
+    with pytest.raises(ServingError, match="is negative"):
+        warm_up(servable, str(version), each_size=True)
+    servable.close()
 
 
 # --- labels and other configurations ----------------------------------------

@@ -62,6 +62,11 @@ class Servable:
             inter_op_parallelism_threads=inter_op,
             allow_soft_placement=True,
         )
+        if not tf.config.list_physical_devices("GPU"):
+            # Rewriting the graph takes longer than loading it, and on a CPU
+            # gains nothing (measured: BUILD.md).
+            rewrite = options.graph_options.rewrite_options
+            rewrite.disable_meta_optimizer = True
         # Two versions are in memory during a swap.
         options.gpu_options.allow_growth = True
         graph = tf.Graph()
