@@ -223,7 +223,7 @@ def _read(path):
 
 
 def _from_export(path):
-    """From the variables that `export.served.ServedEncoder` saves by name."""
+    """From the variables that `export.model.served` saves by name."""
     try:
         with open(os.path.join(path, _CARD), encoding="utf-8") as file:
             card = json.load(file)["encoder"]

@@ -4,7 +4,7 @@
 
 prints one JSON object per photograph, `{"file": …, "embedding": […],
 "projection": […]}`, or `{"file": …, "error": …}` where the model refused it;
-with --output they go to a file instead, see `export.embeddings`. gRPC is
+with --output they go to a file, see `export.embedding.embeddings`. gRPC is
 spoken to `host:port` and `grpc://host:port`, REST to `http://host:port`.
 
 From Python:
@@ -21,9 +21,9 @@ from absl import flags
 
 from clsa_tf import entry
 from clsa_tf.errors import UserError
-from export import address, embeddings, transports
-from export.address import Model
-from export.refusal import ModelError, embed_each, read_image
+from export.embedding import address, embeddings, transports
+from export.embedding.address import Model
+from export.embedding.refusal import ModelError, embed_each, read_image
 
 
 class Client:

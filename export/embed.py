@@ -5,7 +5,7 @@
 
 The encoder is a SavedModel that `export.savedmodel` made, or a server of it:
 grpc://host:port/MODEL or http://host:port/v1/models/MODEL. The output is
-.npz, .parquet or .tfrecord; see `export.embeddings` for how to read it.
+.npz, .parquet or .tfrecord; `export.embedding.embeddings` tells how to read it.
 
 What is done is kept in OUTPUT.parts: after a kill, a crash or a full disk the
 same command goes on from there. Images that cannot be read, and those that
@@ -27,11 +27,11 @@ from clsa_tf import entry
 from clsa_tf.data.folder import SUFFIXES, list_images
 from clsa_tf.errors import Stopped, UserError
 from clsa_tf.interruption import Interruption
-from export import embeddings
-from export.encoders import open_encoder
-from export.in_order import in_order
-from export.parts import Parts
-from export.refusal import Gate, embed_each, read_image
+from export.embedding import embeddings
+from export.embedding.encoders import open_encoder
+from export.embedding.in_order import in_order
+from export.embedding.parts import Parts
+from export.embedding.refusal import Gate, embed_each, read_image
 
 _READERS = 4  # threads that read files
 
@@ -90,10 +90,10 @@ def embed(
     """Embeds what is not embedded yet.
 
     Args:
-        encoder: of `export.encoders`.
+        encoder: of `export.embedding.encoders`.
         root: the folder.
         files: list of paths below it.
-        parts: `export.parts.Parts` of these files.
+        parts: `export.embedding.parts.Parts` of these files.
         interruption: `Interruption`, entered.
         batch_size: images that are embedded at once.
         shard_size: images per part.
@@ -150,9 +150,9 @@ def join(parts, files, output, widths, interruption, *, max_bad_share):
     """Makes the output of the parts, and lists the bad images.
 
     Args:
-        parts: `export.parts.Parts` of all files.
+        parts: `export.embedding.parts.Parts` of all files.
         files: list of paths.
-        output: path, see `export.embeddings.write`.
+        output: path, see `export.embedding.embeddings.write`.
         widths: from names of outputs to their widths.
         interruption: `Interruption`, entered.
         max_bad_share: in [0, 1].

@@ -43,7 +43,8 @@ from clsa_tf.data.sources import (
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import knn_task
-from export import card, conversions
+from export import conversions
+from export.model import card
 
 SUMMARY = "formats.json"
 

@@ -1,8 +1,8 @@
 """Exports: `python -m export.savedmodel --workdir=W --output=D`.
 
 Writes `D/<version>/`, a SavedModel for TensorFlow Serving, complete or not at
-all: it is written under a temporary name, checked (`export.checks`), and only
-then renamed.
+all: it is written under a temporary name, checked (`export.model.checks`), and
+only then renamed.
 """
 
 import os
@@ -16,7 +16,7 @@ from clsa_tf import entry
 from clsa_tf.checkpoint import flush_to_disk, load_trained
 from clsa_tf.errors import UserError
 from clsa_tf.precision import PRECISIONS
-from export import card, checks, served, untrusted, warmup
+from export.model import card, checks, served, untrusted, warmup
 
 
 def export(
@@ -40,9 +40,9 @@ def export(
         image_size: side that encoded images are brought to, in px; 0: the one
             that the run was evaluated with.
         precision: in which the backbone computes, see `clsa_tf.precision`.
-        outputs: those of `export.served.OUTPUTS` to return.
-        bad_images: see `export.served.ServedEncoder`.
-        limits: `export.untrusted.Limits`.
+        outputs: those of `export.model.served.OUTPUTS` to return.
+        bad_images: see `export.model.served.ServedEncoder`.
+        limits: `export.model.untrusted.Limits`.
         license_: of the weights, for the model card.
 
     Returns:

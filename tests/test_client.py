@@ -19,10 +19,10 @@ from tensorflow_serving.apis import (
 )
 
 from clsa_tf.errors import UserError
-from export import address
-from export.address import Model
 from export.client import Client
-from export.refusal import Gate, ModelError, embed_each
+from export.embedding import address
+from export.embedding.address import Model
+from export.embedding.refusal import Gate, ModelError, embed_each
 from tests import exports
 from tests.runs import call, command
 from tests.server import Server

@@ -15,10 +15,10 @@ import tensorflow as tf
 import yaml
 
 from clsa_tf.errors import UserError
-from export import warmup
 from export.deploy import check_deployment, deploy
 from export.deployment.checks import FLAGS
 from export.deployment.files import Settings, batch_sizes
+from export.model import warmup
 from export.serving.settings import read_batching_parameters, read_model_configs
 from tests import runs
 

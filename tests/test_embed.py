@@ -14,10 +14,11 @@ import tensorflow as tf
 from PIL import Image
 
 from clsa_tf.errors import UserError
-from export import embed, embeddings, encoders
-from export.in_order import in_order
-from export.parts import Parts
-from export.refusal import ModelError, embed_each, read_image
+from export import embed
+from export.embedding import embeddings, encoders
+from export.embedding.in_order import in_order
+from export.embedding.parts import Parts
+from export.embedding.refusal import ModelError, embed_each, read_image
 from tests import exports
 from tests.runs import call, command, environment, start, wait_until
 from tests.server import Server
@@ -186,7 +187,7 @@ def test_joining_does_not_hold_everything(tmp_path):
     rows, width = 256, 2**12  # 4 MiB
     code = f"""
 import resource, numpy as np
-from export import embeddings
+from export.embedding import embeddings
 block = np.ones([{rows}, {width}], np.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 files = list(map(str, range(64 * {rows})))

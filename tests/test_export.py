@@ -8,7 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from clsa_tf.errors import UserError
-from export import card, savedmodel, served
+from export import savedmodel
+from export.model import card, served
 from tests import exports, runs
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from clsa_tf.errors import UserError
-from export import checks, warmup
+from export.model import checks, warmup
 from tests import exports
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, prediction_log_pb2
 
 from clsa_tf.errors import UserError
-from export import warmup
+from export.model import warmup
 from export.serving import settings
 from export.serving.errors import ServingError, reason
 from export.serving.models import Models

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clsa_tf.augment import crop
 from clsa_tf.data.decode import decode
-from export import untrusted
+from export.model import untrusted
 from tests import exports
 
 SIZE = 16

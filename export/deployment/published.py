@@ -72,7 +72,7 @@ def warmup_images(model):
     Raises:
         UserError: the file is damaged.
     """
-    from export import warmup
+    from export.model import warmup
 
     path = os.path.join(model.path, warmup.PATH)
     if not os.path.exists(path):

@@ -6,7 +6,7 @@ import struct
 import grpc
 import tensorflow as tf
 
-from export import warmup
+from export.model import warmup
 from export.serving.errors import ServingError, reason
 from export.serving.execution import resize_rows
 from export.serving.servable import DEFAULT_SIGNATURE

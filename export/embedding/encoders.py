@@ -8,7 +8,7 @@ import re
 
 from clsa_tf.errors import UserError, first_line
 from export.client import Client
-from export.refusal import ModelError
+from export.embedding.refusal import ModelError
 
 _SIGNATURE = "serving_default"
 _INPUT = "image_bytes"

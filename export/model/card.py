@@ -13,7 +13,7 @@ import clsa_tf
 from clsa_tf import config as config_lib
 from clsa_tf import metrics
 from clsa_tf.workdir import DATASET
-from export import served
+from export.model import served
 
 JSON = "model_card.json"
 TEXT = "README.md"

@@ -25,7 +25,7 @@ def write(model, *, image_size):
 
     Args:
         model: directory of the SavedModel, with the signatures of
-            `export.served`.
+            `export.model.served`.
         image_size: side of the encoder's images in px.
     """
     path = os.path.join(model, PATH)

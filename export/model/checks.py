@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from clsa_tf.augment import crop
 from clsa_tf.data.decode import decode
 from clsa_tf.errors import UserError
-from export import warmup
+from export.model import warmup
 
 _VERIFY = os.path.join(os.path.dirname(__file__), "verify.py")
 # Another process may choose other kernels; results then differ by rounding.
@@ -37,7 +37,7 @@ def examples(encoder, *, image_size, keep, outputs, bad_images="error"):
 
     Args:
         encoder: `clsa_tf.networks.encoder.Encoder`.
-        image_size: see `export.served.ServedEncoder`.
+        image_size: see `export.model.served.ServedEncoder`.
         keep: likewise.
         outputs: likewise.
         bad_images: likewise.
@@ -213,7 +213,7 @@ def _compare(kind, model, expected, precision):
 
 
 def _write(path, model, expected, tolerance):
-    """Writes what `export/verify.py` reads, without anything to unpickle."""
+    """Writes what `verify.py` reads, without anything to unpickle."""
     cases, arrays = [], {}
     for number, example in enumerate(expected):
         signature = _signatures(model)[example.signature]

@@ -1,11 +1,11 @@
 """Loads a SavedModel and compares what it computes with recorded outputs.
 
-    python -I export/verify.py python|c MODEL EXAMPLES.npz
+    python -I export/model/verify.py python|c MODEL EXAMPLES.npz
 
 Run as a file, in a process that knows nothing of this project: `python` loads
 with `tf.saved_model.load`, `c` with TensorFlow's C API, whose loader is that
 of TensorFlow Serving, and without TensorFlow's Python. Exit status 0 if all
-outputs agree. `export.checks` writes the examples and starts it.
+outputs agree. `export.model.checks` writes the examples and starts it.
 """
 
 import ctypes

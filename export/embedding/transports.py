@@ -10,7 +10,7 @@ import urllib.parse
 import numpy as np
 
 from clsa_tf.errors import first_line
-from export.refusal import ModelError
+from export.embedding.refusal import ModelError
 
 _INPUT = "image_bytes"
 _SIGNATURES = "signature_def"

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from clsa_tf.networks.encoder import unit
-from export import untrusted
+from export.model import untrusted
 
 OUTPUTS = ("embedding", "projection")
 BAD_IMAGES = ("error", "nan")
@@ -22,7 +22,7 @@ class ServedEncoder(tf.Module):
         outputs: those of `OUTPUTS` to return.
         bad_images: what a bad image does: `"error"` fails its request, and
             names it; `"nan"` gives a row of NaN and an output `valid`.
-        limits: `export.untrusted.Limits`.
+        limits: `export.model.untrusted.Limits`.
 
     Attributes:
         weights: the encoder's variables by name.

@@ -1,0 +1,1 @@
+"""What `export.client` and `export.embed` are made of."""
