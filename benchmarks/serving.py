@@ -37,7 +37,9 @@ _ONLY = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each")
 _CLIENTS = flags.DEFINE_integer("clients", 32, "requests at a time")
 _REQUESTS = flags.DEFINE_integer("requests", 256, "requests per turn")
-_POLL_SECONDS = 1  # how often the server looks for versions
+_POLL_SECONDS = flags.DEFINE_integer(
+    "poll_seconds", 1, "seconds between the server's looks for versions"
+)
 
 
 def main(argv):
@@ -130,7 +132,7 @@ def measure_swap(base, direct, photos):
         f"a new version is served after {statistics.median(seconds):.1f} s "
         f"({min(seconds):.1f} to {max(seconds):.1f}), with {answered} requests "
         f"answered meanwhile, {failed} failed; interval of polling "
-        f"{_POLL_SECONDS} s",
+        f"{_POLL_SECONDS.value} s",
         flush=True,
     )
 
@@ -263,7 +265,7 @@ def serving(base):
         [
             *(sys.executable, "-m", "export.server", "--port=-1"),
             *("--rest_api_port=0", f"--model_base_path={base}"),
-            f"--file_system_poll_wait_seconds={_POLL_SECONDS}",
+            f"--file_system_poll_wait_seconds={_POLL_SECONDS.value}",
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

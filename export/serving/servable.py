@@ -64,7 +64,7 @@ class Servable:
         )
         if not tf.config.list_physical_devices("GPU"):
             # Rewriting the graph takes longer than loading it, and on a CPU
-            # gains nothing (measured: BUILD.md).
+            # gains nothing (benchmarks/README.md).
             rewrite = options.graph_options.rewrite_options
             rewrite.disable_meta_optimizer = True
         # Two versions are in memory during a swap.
