@@ -26,8 +26,8 @@ def launch(main, *, positional=False):
 
     Args:
         main: function without arguments; flags are parsed when it is called.
-        positional: whether the command takes more than flags, before, between
-            or behind them; `main` is called with the list of it.
+        positional: whether the command takes other arguments, too, before,
+            between or behind the flags; `main` is then called with their list.
     """
 
     def guarded(argv):
