@@ -193,7 +193,7 @@ def test_mutated_files_are_decoded_or_refused(data):
 
 @pytest.mark.slow
 @settings(
-    max_examples=20_000,
+    max_examples=40_000,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
