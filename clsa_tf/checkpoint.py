@@ -12,6 +12,7 @@ from absl import logging
 
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError, first_line
+from clsa_tf.files import flush_to_disk
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks.encoder import Encoder
 from clsa_tf.strategy import LOST
@@ -257,15 +258,6 @@ def _files(directory):
         for match in found
         if match
     ]
-
-
-def flush_to_disk(path):
-    """Makes what was written to a file, or moved into a directory, lasting."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _step_of(path):

@@ -15,6 +15,7 @@ from tensorflow import keras
 from clsa_tf import config as config_lib
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError, first_line
+from clsa_tf.files import newest_savedmodel
 from clsa_tf.networks.encoder import MEAN, STDDEV, mlp
 from clsa_tf.networks.resnet import BLOCKS, STEMS, resnet
 
@@ -24,7 +25,6 @@ NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
 KERAS_FILE = "encoder.keras"
 OUTPUTS = ("embedding", "projection", "both")
 
-_SAVEDMODEL = "saved_model.pb"
 _CARD = "model_card.json"
 _SPEC = ("backbone", "width", "stem", "projection_size")
 _ACCEPTED = (
@@ -210,11 +210,9 @@ def _read(path):
         return from_encoder(trained.encoder, trained.config)
     if os.path.exists(os.path.join(path, KERAS_FILE)):
         return _from_keras(os.path.join(path, KERAS_FILE))
-    names = os.listdir(path) if os.path.isdir(path) else []
-    versions = sorted(filter(str.isdecimal, names), key=int, reverse=True)
-    for folder in (path, *(os.path.join(path, v) for v in versions)):
-        if os.path.exists(os.path.join(folder, _SAVEDMODEL)):
-            return _from_export(folder)
+    exported = newest_savedmodel(path)
+    if exported:
+        return _from_export(exported)
     raise UserError(
         f"Expected {_ACCEPTED}, received {path!r}, which is "
         f"{'none of them' if os.path.exists(path) else 'not there'}; check "

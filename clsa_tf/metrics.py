@@ -3,6 +3,8 @@
 import json
 import os
 
+from clsa_tf.files import write_atomically
+
 FILE = "metrics.jsonl"
 
 
@@ -41,12 +43,3 @@ def append(workdir, entry):
         # A checkpoint lasts once it is written: what it follows has to, too.
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_atomically(path, text):
-    """Writes a text file so that a reader sees all of it or none."""
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)

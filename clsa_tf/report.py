@@ -9,7 +9,7 @@ import os
 import numpy as np
 from absl import flags
 
-from clsa_tf import entry, methods, metrics, pictures
+from clsa_tf import entry, files, methods, metrics, pictures
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
@@ -61,11 +61,11 @@ def report(workdir, *, savedmodel=""):
     )
     summary |= {
         "savedmodel": savedmodel
-        or _newest(os.path.join(workdir, "savedmodel")),
+        or files.newest_savedmodel(os.path.join(workdir, "savedmodel")),
         "train_seconds": round(seconds, 1),
         "pictures": paths,
     }
-    metrics.write_atomically(
+    files.write_atomically(
         os.path.join(workdir, "summary.json"),
         json.dumps(summary, indent=2) + "\n",
     )
@@ -95,13 +95,6 @@ def _pick(batches, rows):
                 wanted[row] = images[row - start].numpy()
         start += len(images)
     return np.stack([wanted[row] for row in rows.tolist()])
-
-
-def _newest(directory):
-    if not os.path.isdir(directory):
-        return None
-    versions = [int(n) for n in os.listdir(directory) if n.isdigit()]
-    return os.path.join(directory, str(max(versions))) if versions else None
 
 
 def show(summary):

@@ -1,20 +1,14 @@
 """The directory of a run: whose it is, and what it was begun with."""
 
-import errno
-import fcntl
 import json
 import os
-import socket
 
 import clsa_tf.config
-from clsa_tf import metrics
+from clsa_tf import files
 from clsa_tf.errors import UserError
 
 LOCK = "lock"
 DATASET = "dataset.json"
-
-# What file systems say that know no locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def claim(config, *, images):
@@ -41,9 +35,14 @@ def claim(config, *, images):
     _check_images(dataset, config, images)
     try:
         os.makedirs(directory, exist_ok=True)
-        lock = _lock(directory)
-        metrics.write_atomically(flagfile, clsa_tf.config.to_flagfile(config))
-        metrics.write_atomically(dataset, json.dumps({"images": images}) + "\n")
+        lock = files.lock(os.path.join(directory, LOCK))
+        files.write_atomically(flagfile, clsa_tf.config.to_flagfile(config))
+        files.write_atomically(dataset, json.dumps({"images": images}) + "\n")
+    except files.Locked as e:
+        raise UserError(
+            f"Expected a --workdir that no other run uses, received "
+            f"{directory!r}, in use by {e}; wait for it or choose another."
+        ) from e
     except OSError as e:
         raise UserError(
             f"Expected a --workdir that can be written, received "
@@ -89,25 +88,3 @@ def _check_images(path, config, images):
             "is gone (empty files of the same names will do, which are left "
             "out as unreadable), or choose another --workdir."
         )
-
-
-def _lock(directory):
-    """Takes the lock, which the operating system gives back at the end."""
-    file = open(os.path.join(directory, LOCK), "a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise UserError(
-            f"Expected a --workdir that no other run uses, received "
-            f"{directory!r}, in use by {owner}; wait for it or choose another."
-        ) from e
-    except OSError as e:
-        if e.errno not in _NO_LOCKS:
-            raise
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file

@@ -30,8 +30,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import entry, load, metrics
-from clsa_tf.checkpoint import flush_to_disk, load_trained
+from clsa_tf import entry, files, load
+from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import evaluation_batches
 from clsa_tf.data.sources import (
@@ -187,9 +187,9 @@ def _write(form, source, trained, output, compared, accuracy):
         }
         if form.lossy and accuracy:
             found |= _loss(form, run, accuracy)
-        flush_to_disk(path)
+        files.flush_to_disk(path)
         os.replace(path, os.path.join(output, form.file))
-        flush_to_disk(output)
+        files.flush_to_disk(output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return found
@@ -313,7 +313,7 @@ def _note(output, written):
     except (OSError, ValueError, TypeError):
         before = {}
     text = json.dumps(before | written, indent=2) + "\n"
-    metrics.write_atomically(path, text)
+    files.write_atomically(path, text)
 
 
 def _line(file, found):

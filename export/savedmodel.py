@@ -13,8 +13,9 @@ import tensorflow as tf
 from absl import flags
 
 from clsa_tf import entry
-from clsa_tf.checkpoint import flush_to_disk, load_trained
+from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError
+from clsa_tf.files import flush_to_disk
 from clsa_tf.precision import PRECISIONS
 from export.model import card, checks, served, untrusted, warmup
 

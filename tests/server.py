@@ -111,6 +111,15 @@ def predict(address, message, timeout=60):
     return response.model_spec, outputs
 
 
+def outcome(server, message):
+    """The name of the status that a `PredictRequest` comes back with."""
+    try:
+        predict(server.grpc, message)
+    except grpc.RpcError as e:
+        return e.code().name
+    return "OK"
+
+
 class _Toy(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "seconds")])
     def wait(self, seconds):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from clsa_tf.errors import UserError
+from clsa_tf.files import newest_savedmodel
 from export import embed
 from export.embedding import embeddings, encoders
 from export.embedding.in_order import in_order
@@ -415,8 +416,8 @@ def test_the_newest_complete_version(tmp_path):
     for version in ("9", "10", "draft"):
         (tmp_path / version / "saved_model.pb").touch()
     newest = str(tmp_path / "10")
-    assert encoders.newest_version(str(tmp_path)) == newest
-    assert encoders.newest_version(newest) == newest
+    assert newest_savedmodel(str(tmp_path)) == newest
+    assert newest_savedmodel(newest) == newest
 
 
 def test_fingerprints(exported, tmp_path):

@@ -1,6 +1,6 @@
 import json
 
-from clsa_tf import metrics
+from clsa_tf import files, metrics
 
 
 def test_lines_are_read_back_in_order(tmp_path):
@@ -26,6 +26,6 @@ def test_rewind_drops_what_will_come_again_and_half_a_line(tmp_path):
 def test_atomic_write_replaces_whole(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    metrics.write_atomically(str(path), "new")
+    files.write_atomically(str(path), "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

@@ -21,6 +21,7 @@ from tests import exports
 from tests.server import (
     Server,
     models_config,
+    outcome,
     predict,
     request,
     write_toy,
@@ -320,14 +321,6 @@ def test_deadlines_are_kept(server):
         predict(server.grpc, wait_for(3.0), timeout=0.3)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert_alive(server)
-
-
-def outcome(server, message):
-    try:
-        predict(server.grpc, message)
-    except grpc.RpcError as e:
-        return e.code().name
-    return "OK"
 
 
 def test_too_many_at_a_time_are_refused_at_once(server):

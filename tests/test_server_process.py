@@ -23,6 +23,7 @@ from tests.server import (
     Server,
     command,
     models_config,
+    outcome,
     predict,
     request,
     write_toy,
@@ -47,14 +48,6 @@ def own_lines(text):
     """Without what TensorFlow says of CUDA wherever it starts."""
     lines = text.splitlines()
     return [line for line in lines if "cuda" not in line.lower()]
-
-
-def outcome(server, message):
-    try:
-        predict(server.grpc, message)
-    except grpc.RpcError as e:
-        return e.code().name
-    return "OK"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,6 +7,7 @@ import os
 import re
 
 from clsa_tf.errors import UserError, first_line
+from clsa_tf.files import newest_savedmodel
 from export.client import Client
 from export.embedding.refusal import ModelError
 
@@ -40,7 +41,14 @@ def open_encoder(name, *, outputs, batch_size, timeout, attempts):
             name, batch_size=batch_size, timeout=timeout, attempts=attempts
         )
         return Server(client, name, outputs)
-    return SavedModel(newest_version(name), outputs)
+    path = newest_savedmodel(name)
+    if not path:
+        raise UserError(
+            "Expected an --encoder that is the directory of a SavedModel or of "
+            "its versions, or the address of a server, grpc://host:port/MODEL "
+            f"or http://host:port/v1/models/MODEL, received {name!r}; name one."
+        )
+    return SavedModel(path, outputs)
 
 
 class SavedModel:
@@ -140,32 +148,6 @@ class Server:
     def close(self):
         """Closes the connections."""
         self._client.close()
-
-
-def newest_version(path):
-    """Finds a SavedModel.
-
-    Args:
-        path: its directory, or that of its versions.
-
-    Returns:
-        its directory.
-
-    Raises:
-        UserError: there is none.
-    """
-    if os.path.exists(os.path.join(path, "saved_model.pb")):
-        return path
-    names = os.listdir(path) if os.path.isdir(path) else []
-    for version in sorted(filter(str.isdigit, names), key=int, reverse=True):
-        found = os.path.join(path, version)
-        if os.path.exists(os.path.join(found, "saved_model.pb")):
-            return found
-    raise UserError(
-        "Expected an --encoder that is the directory of a SavedModel or of "
-        "its versions, or the address of a server, grpc://host:port/MODEL or "
-        f"http://host:port/v1/models/MODEL, received {path!r}; name one."
-    )
 
 
 def fingerprint(path):

@@ -1,25 +1,20 @@
 """What of a long piece of work is done: parts that survive a kill."""
 
-import errno
-import fcntl
 import io
 import json
 import os
 import re
 import shutil
-import socket
 import zipfile
 
 import numpy as np
 
+from clsa_tf import files
 from clsa_tf.errors import UserError
-from clsa_tf.metrics import write_atomically
 
 _MANIFEST = "manifest.json"
 _LOCK = "lock"
 _NAME = re.compile(r"part-(\d{12})-(\d{12})\.npz")
-# What file systems say that know no locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Parts:
@@ -165,7 +160,7 @@ def _is_whole(path):
 def _check_manifest(path, manifest):
     directory = os.path.dirname(path)
     if not os.path.exists(path):
-        write_atomically(path, json.dumps(manifest, indent=2) + "\n")
+        files.write_atomically(path, json.dumps(manifest, indent=2) + "\n")
         return
     try:
         with open(path, encoding="utf-8") as file:
@@ -185,22 +180,10 @@ def _check_manifest(path, manifest):
 
 
 def _lock(directory):
-    """Takes the lock, which the operating system gives back at the end."""
-    file = open(os.path.join(directory, _LOCK), "a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
+        return files.lock(os.path.join(directory, _LOCK))
+    except files.Locked as e:
         raise UserError(
             f"Expected an --output that no other process writes, received one "
-            f"in use by {owner}; wait for it or choose another."
+            f"in use by {e}; wait for it or choose another."
         ) from e
-    except OSError as e:
-        if e.errno not in _NO_LOCKS:
-            raise
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
