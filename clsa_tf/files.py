@@ -8,6 +8,8 @@ import socket
 # What file systems say that know no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SAVEDMODEL = "saved_model.pb"
+# What an export says of itself, for programs.
+MODEL_CARD = "model_card.json"
 
 
 class Locked(Exception):

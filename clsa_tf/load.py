@@ -15,8 +15,8 @@ from tensorflow import keras
 from clsa_tf import config as config_lib
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError, first_line
-from clsa_tf.files import newest_savedmodel
-from clsa_tf.networks.encoder import MEAN, STDDEV, mlp
+from clsa_tf.files import MODEL_CARD, newest_savedmodel
+from clsa_tf.networks.encoder import MEAN, STDDEV, mlp, weight_name
 from clsa_tf.networks.resnet import BLOCKS, STEMS, resnet
 
 # Names of layers; those between the first two are torchvision's.
@@ -25,7 +25,6 @@ NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
 KERAS_FILE = "encoder.keras"
 OUTPUTS = ("embedding", "projection", "both")
 
-_CARD = "model_card.json"
 _SPEC = ("backbone", "width", "stem", "projection_size")
 _ACCEPTED = (
     "the directory of a run, of an exported version or of the versions, or "
@@ -223,20 +222,20 @@ def _read(path):
 def _from_export(path):
     """From the variables that `export.model.served` saves by name."""
     try:
-        with open(os.path.join(path, _CARD), encoding="utf-8") as file:
+        with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
             card = json.load(file)["encoder"]
         spec = {key: card[key] for key in _SPEC}
         if spec["backbone"] not in BLOCKS or spec["stem"] not in STEMS:
             raise ValueError(f"unknown architecture {spec}")
         model = functional(**spec)
-        weights = {v.name.split(":")[0]: v for v in model.variables}
+        weights = {weight_name(v): v for v in model.variables}
         reader = tf.train.Checkpoint(weights=weights)
         status = reader.read(os.path.join(path, "variables", "variables"))
         status.expect_partial().assert_existing_objects_matched()
     # What is thrown depends on what is damaged.
     except Exception as e:
         raise UserError(
-            f"Expected a model with its {_CARD} and variables, as "
+            f"Expected a model with its {MODEL_CARD} and variables, as "
             f"export.savedmodel writes it, in {path}, received: "
             f"{first_line(e)}; export it again."
         ) from e

@@ -122,6 +122,11 @@ class Encoder(keras.Model):
         return unit(projections)
 
 
+def weight_name(variable):
+    """What a variable of an encoder is called in exports and digests."""
+    return variable.name.split(":")[0]
+
+
 def unit(rows):
     """Divides each row of float `[N, D]` by its length, at least in float32."""
     rows = rows if rows.dtype == tf.float64 else tf.cast(rows, tf.float32)

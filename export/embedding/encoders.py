@@ -7,13 +7,12 @@ import os
 import re
 
 from clsa_tf.errors import UserError, first_line
-from clsa_tf.files import newest_savedmodel
+from clsa_tf.files import MODEL_CARD, newest_savedmodel
 from export.client import Client
 from export.embedding.refusal import ModelError
 
 _SIGNATURE = "serving_default"
 _INPUT = "image_bytes"
-_CARD = "model_card.json"
 # Of what a model card says, that on which embeddings depend.
 _IDENTITY = ("fingerprint", "image_size", "keep", "precision")
 _BLOCK = 2**20  # bytes that are hashed at once
@@ -162,7 +161,7 @@ def fingerprint(path):
     """
     digest = hashlib.sha256()
     try:
-        with open(os.path.join(path, _CARD), encoding="utf-8") as file:
+        with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
             card = json.load(file)
         said = [card["fingerprint"], *(card.get(key) for key in _IDENTITY)]
         digest.update(json.dumps(said).encode())

@@ -12,10 +12,10 @@ import tensorflow as tf
 import clsa_tf
 from clsa_tf import config as config_lib
 from clsa_tf import metrics
+from clsa_tf.files import MODEL_CARD
+from clsa_tf.networks.encoder import weight_name
 from clsa_tf.workdir import DATASET
-from export.model import served
 
-JSON = "model_card.json"
 TEXT = "README.md"
 
 # Name -> dtype, shape, meaning.
@@ -52,9 +52,9 @@ def fingerprint(variables):
         `"sha256:…"`.
     """
     digest = hashlib.sha256()
-    for variable in sorted(variables, key=served.weight_name):
+    for variable in sorted(variables, key=weight_name):
         value = np.ascontiguousarray(variable.numpy())
-        head = f"{served.weight_name(variable)} {value.dtype} {value.shape}\n"
+        head = f"{weight_name(variable)} {value.dtype} {value.shape}\n"
         digest.update(head.encode())
         digest.update(value.tobytes())
     return f"sha256:{digest.hexdigest()}"
@@ -108,7 +108,7 @@ def describe(workdir, trained, served_as, *, license_):
 def write(card, directory):
     """Writes a card (see `describe`) as JSON and as text into a directory."""
     for name, text in (
-        (JSON, json.dumps(card, indent=2, ensure_ascii=False) + "\n"),
+        (MODEL_CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n"),
         (TEXT, _text(card)),
     ):
         path = os.path.join(directory, name)

@@ -214,9 +214,9 @@ def _compare(kind, model, expected, precision):
 
 def _write(path, model, expected, tolerance):
     """Writes what `verify.py` reads, without anything to unpickle."""
-    cases, arrays = [], {}
+    cases, arrays, signatures = [], {}, _signatures(model)
     for number, example in enumerate(expected):
-        signature = _signatures(model)[example.signature]
+        signature = signatures[example.signature]
         cases.append(
             {
                 "signature": example.signature,

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from clsa_tf.networks.encoder import unit
+from clsa_tf.networks.encoder import unit, weight_name
 from export.model import untrusted
 
 OUTPUTS = ("embedding", "projection")
@@ -167,8 +167,3 @@ class ServedEncoder(tf.Module):
         )
         with tf.control_dependencies([checked]):
             return tf.identity(images)
-
-
-def weight_name(variable):
-    """The key of a variable in `ServedEncoder.weights`."""
-    return variable.name.split(":")[0]
