@@ -93,16 +93,55 @@ _JITTERS = (
 )
 
 
-def _weak(image, params):
+def texture(image, params):
+    """Convolution of an array, in whole numbers, mixed with it."""
+    kernel = np.asarray(params["kernel"], np.int64).reshape(3, 3)
+    alpha = int(params["alpha"])
+    height, width = image.shape[:2]
+    padded = np.pad(image, [(1, 1), (1, 1), (0, 0)], "edge").astype(np.int64)
+    convolved = sum(
+        kernel[y, x] * padded[y : y + height, x : x + width]
+        for y in range(3)
+        for x in range(3)
+    )
+    # Both in units of 1/64, as the numbers are.
+    mixed = alpha * 64 * image.astype(np.int64) + (64 - alpha) * convolved
+    return np.clip((mixed + 2048) // 4096, 0, 255).astype(np.uint8)
+
+
+def _jitter(image, params):
     if params["jitter"]:
         factors = np.asarray(params["factors"])
         for index in np.asarray(params["order"]):
             image = _JITTERS[index](image, float(factors[index]))
-    if params["gray"]:
-        image = image.convert("L").convert("RGB")
+    return image
+
+
+def _gray(image, params):
+    return image.convert("L").convert("RGB") if params["gray"] else image
+
+
+_TURNS = (
+    None,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+)
+
+
+def _weak(image, params, gray_first=False):
+    if params.get("rotation"):
+        image = image.transpose(_TURNS[int(params["rotation"])])
+    for step in (_gray, _jitter) if gray_first else (_jitter, _gray):
+        image = step(image, params)
+    if "texture" in params and params["texture"]["apply"]:
+        image = texture(np.asarray(image), params["texture"])
+        image = Image.fromarray(image)
     if params["blur"]:
         sigma = float(params["sigma"])
         image = image.filter(ImageFilter.GaussianBlur(radius=sigma))
+    if params.get("solarize"):
+        image = ImageOps.solarize(image, 128)
     if params["flip"]:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image
@@ -116,9 +155,9 @@ def _strong(image, params):
     return image
 
 
-def weak(image, params):
-    """Jitter, greyscale, blur, flip of an array."""
-    return np.asarray(_weak(Image.fromarray(image), params))
+def weak(image, params, gray_first=False):
+    """Jitter, greyscale, blur, flip of an array, and what else was drawn."""
+    return np.asarray(_weak(Image.fromarray(image), params, gray_first))
 
 
 def strong(image, params):
@@ -126,14 +165,14 @@ def strong(image, params):
     return np.asarray(_strong(Image.fromarray(image), params))
 
 
-def _chain(image, params):
-    image = _weak(image, params)
+def _chain(image, params, gray_first=False):
+    image = _weak(image, params, gray_first)
     return _strong(image, params["strong"]) if "strong" in params else image
 
 
-def chain(image, params):
+def chain(image, params, gray_first=False):
     """What follows the crop of an array."""
-    return np.asarray(_chain(Image.fromarray(image), params))
+    return np.asarray(_chain(Image.fromarray(image), params, gray_first))
 
 
 def make(image, params, size):

@@ -1,11 +1,13 @@
 """clsa_tf: pretraining of image encoders without labels, in TensorFlow."""
 
+import importlib
 import importlib.metadata
 import sys
 import typing
 
 if typing.TYPE_CHECKING:
     from clsa_tf.load import load_encoder as load_encoder
+    from clsa_tf.pretraining import pretrain as pretrain
 
 __version__ = "0.1.0"
 
@@ -51,10 +53,15 @@ _check_versions(
 )
 
 
-def __getattr__(name):
-    # TensorFlow takes seconds to import: only for those who need it.
-    if name == "load_encoder":
-        from clsa_tf.load import load_encoder
+# TensorFlow takes seconds to import: only for those who need it.
+_LAZY = {"load_encoder": "clsa_tf.load", "pretrain": "clsa_tf.pretraining"}
 
-        return load_encoder
+
+def __getattr__(name):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_LAZY])

@@ -17,7 +17,14 @@ from clsa_tf.data import offload
 from clsa_tf.errors import UserError
 from clsa_tf.networks.batchnorm import KINDS
 from clsa_tf.networks.resnet import BLOCKS, STEMS
-from clsa_tf.optimizer import OPTIMIZERS
+from clsa_tf.optimizer import (
+    L2_ON,
+    LR_PER,
+    LR_SCALINGS,
+    OPTIMIZERS,
+    SCHEDULES,
+    check_schedule,
+)
 from clsa_tf.options import Crop, option
 from clsa_tf.precision import PRECISIONS
 from clsa_tf.strategy import STRATEGIES
@@ -135,19 +142,62 @@ class Config:
         256, "images per step, over all replicas", minimum=2
     )
     optimizer: str = option(
-        "sgd", "optimizer; lamb for very large batches", choices=OPTIMIZERS
+        "sgd",
+        "optimizer; lars or lamb for batches of thousands",
+        choices=OPTIMIZERS,
     )
     base_lr: float = option(
-        0.03, "learning rate per 256 images of --batch_size", above=0.0
+        0.03,
+        "learning rate per 256 images of --batch_size, see --lr_scaling; the "
+        "highest of the run",
+        above=0.0,
+    )
+    lr_scaling: str = option(
+        "linear",
+        "the learning rate is --base_lr times: --batch_size / 256 (linear), "
+        "the root of --batch_size (sqrt), or 1 (none)",
+        choices=tuple(LR_SCALINGS),
+    )
+    lr_schedule: str = option(
+        "cosine",
+        "of the learning rate after the warm-up: half a cosine down to 0, a "
+        "tenth of it from each of --lr_milestones on (steps), or constant",
+        choices=SCHEDULES,
+    )
+    lr_per: str = option(
+        "epoch",
+        "when the cosine goes on: with every epoch (as CLSA and MoCo do) or "
+        "with every step",
+        choices=LR_PER,
+    )
+    lr_milestones: tuple[int, ...] = option(
+        (),
+        "for --lr_schedule=steps: epochs, from the start of the run, such as "
+        "120,160",
+    )
+    warmup_epochs: float = option(
+        0.0,
+        "epochs, or parts of one, in which the learning rate first rises "
+        "linearly from 0, with every step",
+        minimum=0.0,
     )
     sgd_momentum: float = option(
-        0.9, "momentum of SGD, in [0, 1)", minimum=0.0, below=1.0
+        0.9, "momentum of sgd and lars, in [0, 1)", minimum=0.0, below=1.0
     )
     l2: float = option(
         1e-4,
-        "coefficient of the weights in the gradient (coupled L2), on all "
-        "weights",
+        "coefficient of the weights: in the gradient (coupled L2; sgd, and "
+        "lars before its trust ratio), in the update (lamb, before its trust "
+        "ratio), or, times the learning rate, the share of them that each "
+        "step takes off (adamw)",
         minimum=0.0,
+    )
+    l2_on: str = option(
+        "all",
+        "what --l2 acts on: all weights (as CLSA and MoCo publish) or kernels, "
+        "without normalisation and biases (as SimCLR and BYOL do); lars acts "
+        "on kernels whatever this says",
+        choices=L2_ON,
     )
     seed: int = option(0, "seed of everything random", minimum=0)
     precision: str = option(
@@ -248,9 +298,9 @@ def define_flags(flag_values=flags.FLAGS):
     """Defines a flag for every field of `Config` and of all `Options`."""
     for field in _fields(Config):
         _define(field, "", flag_values)
-    for name, (field, owners) in _method_fields().items():
+    for name, owned in _method_fields().items():
         if name not in flag_values:
-            _define(field, f"[{', '.join(owners)}] ", flag_values)
+            _define(owned[_shown(owned)], _of_methods(owned), flag_values)
 
 
 def from_flags(flag_values=flags.FLAGS):
@@ -263,11 +313,11 @@ def from_flags(flag_values=flags.FLAGS):
     method = flag_values["method"].value
     options = methods.load(method).Options
     mine = {f.name for f in _fields(options)}
-    for name, (_, owners) in _method_fields().items():
+    for name, owned in _method_fields().items():
         if name not in mine and flag_values[name].present:
             raise UserError(
                 f"Expected flags of --method={method}, received --{name}, "
-                f"which belongs to {' and '.join(owners)}; remove it or "
+                f"which belongs to {' and '.join(owned)}; remove it or "
                 "change --method."
             )
     # A flag that two methods share has one default per method: only what the
@@ -287,6 +337,7 @@ def check(config):
             if problem:
                 raise UserError(f"{problem} for --{field.name}.")
     offload.parse(config.data_service)
+    check_schedule(config)
     if config.batch_norm == "split" and (
         config.batch_size % config.batch_norm_splits
     ):
@@ -374,12 +425,30 @@ def _fields(dataclass):
 
 
 def _method_fields():
-    """Flag name -> (field, names of the methods that have it)."""
+    """Flag name -> method that has it -> field."""
     found = {}
     for method in methods.NAMES:
         for field in _fields(methods.load(method).Options):
-            found.setdefault(field.name, (field, []))[1].append(method)
+            found.setdefault(field.name, {})[method] = field
     return found
+
+
+def _shown(owned):
+    """Of the methods that have a flag the one whose default is shown."""
+    usual = Config.__dataclass_fields__["method"].default
+    return usual if usual in owned else next(iter(owned))
+
+
+def _of_methods(owned):
+    """Says which methods have a flag, and where their defaults differ."""
+    usual = owned[_shown(owned)].default
+    names = [
+        name
+        if field.default == usual
+        else f"{name}: {_spell(field.default) or 'none'}"
+        for name, field in owned.items()
+    ]
+    return f"[{', '.join(names)}] "
 
 
 def _spell(value):
@@ -446,7 +515,16 @@ class _Parser(flags.ArgumentParser):
         if kind is Crop:
             return Crop.parse(text)
         if kind == tuple[Crop, ...]:
-            return tuple(map(Crop.parse, text.split(",")))
+            return Crop.parse_all(text)
+        if kind == tuple[str, ...]:
+            return tuple(text.split(",")) if text else ()
+        if kind in (tuple[int, ...], tuple[float, ...]):
+            number = typing.get_args(kind)[0]
+            noun = "whole numbers" if number is int else "numbers"
+            try:
+                return tuple(map(number, text.split(","))) if text else ()
+            except ValueError:
+                raise ValueError(f"{noun} separated by commas") from None
         return text
 
     def flag_type(self):

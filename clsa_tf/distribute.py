@@ -106,16 +106,17 @@ def moving_average(variables, sources, momentum):
     Args:
         variables: list of float variables, `v`.
         sources: list of variables of the same shapes, `s`.
-        momentum: float in [0, 1], `m`.
+        momentum: function that returns `m`, a float or scalar in [0, 1].
     """
 
-    def step(variable, source):
+    def step(variable, source, share):
         # As a difference: exactly nothing happens when both are equal.
-        variable.assign_sub((1.0 - momentum) * (variable - source))
+        variable.assign_sub(share * (variable - source))
 
     def update(strategy, variables, sources):
+        share = 1.0 - momentum()
         for variable, source in zip(variables, sources):
-            strategy.extended.update(variable, step, args=(source,))
+            strategy.extended.update(variable, step, args=(source, share))
 
     # Mirrored variables are written from the cross-replica context, but where
     # XLA compiles the replica's step; Keras' optimizers do likewise.

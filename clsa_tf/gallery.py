@@ -15,7 +15,7 @@ from absl import flags
 
 import clsa_tf.config
 from clsa_tf import entry, methods, pictures
-from clsa_tf.augment import crop, strong
+from clsa_tf.augment import crop, strong, weak
 from clsa_tf.augment.views import params_key, unpack
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.faults import Faults
@@ -136,7 +136,7 @@ def views_grid(method, views, batch, originals):
 
 
 def captions(batch, view):
-    """What made each row of a view strong.
+    """What was done to each row of a view beyond MoCo v2's weak chain.
 
     Args:
         batch: of the pipeline, with what was drawn.
@@ -144,18 +144,20 @@ def captions(batch, view):
 
     Returns:
         for each example of the batch, in its order, a list of strings: the
-        operations applied, first to last; empty lists for a weak view.
+        rotation, texture and solarisation, if any, and the strong operations
+        applied, first to last; empty lists for a plain weak view.
     """
     params = unpack(batch[params_key(view)], view)
     params = pictures.in_order(batch, view.name, params)
-    count = len(params["box"])
-    if "strong" not in params:
-        return [[] for _ in range(count)]
-    return [
-        strong.describe({k: x[i] for k, x in params["strong"].items()})
-        or ["no operation"]
-        for i in range(count)
-    ]
+
+    def caption(i):
+        row = tf.nest.map_structure(lambda x: x[i], params)
+        words = weak.describe(row)
+        if "strong" in row:
+            words += strong.describe(row["strong"]) or ["no operation"]
+        return words
+
+    return [caption(i) for i in range(len(params["box"]))]
 
 
 def operations_grid(views, image):

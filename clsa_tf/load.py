@@ -4,6 +4,7 @@
 network as `clsa_tf.networks.encoder.Encoder`, made of Keras' own layers only.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -16,16 +17,18 @@ from clsa_tf import config as config_lib
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import MODEL_CARD, newest_savedmodel
-from clsa_tf.networks.encoder import MEAN, STDDEV, mlp, weight_name
+from clsa_tf.networks.encoder import MEAN, STDDEV, make_heads, weight_name
+from clsa_tf.networks.heads import KINDS, Head, hidden
 from clsa_tf.networks.resnet import BLOCKS, STEMS, resnet
 
 # Names of layers; those between the first two are torchvision's.
 NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
+# Behind the heads' hidden layers, where these are the features.
+HIDDEN = "hidden"
 # What export.formats calls its file.
 KERAS_FILE = "encoder.keras"
 OUTPUTS = ("embedding", "projection", "both")
 
-_SPEC = ("backbone", "width", "stem", "projection_size")
 _ACCEPTED = (
     "the directory of a run, of an exported version or of the versions, or "
     f"the file {KERAS_FILE}"
@@ -36,6 +39,7 @@ def load_encoder(
     path,
     *,
     outputs="embedding",
+    head_layers=0,
     pixels=(0, 255),
     trainable=True,
     name="encoder",
@@ -62,9 +66,13 @@ def load_encoder(
         path: the directory of a run (its newest checkpoint), of an exported
             version, of the versions (the newest), of what `export.formats`
             wrote, or a file `encoder.keras`.
-        outputs: `"embedding"`, float32 `[N, F]`, features of the backbone;
+        outputs: `"embedding"`, float32 `[N, F]`, features of the backbone
+            (of LooC++: the hidden layers of its heads, side by side);
             `"projection"`, float32 `[N, D]`, unit rows; or `"both"`, a
             dictionary of the two.
+        head_layers: hidden layers of the projection head that the embedding
+            goes through. 0 is usual; SimCLR v2 fine-tunes from the first one
+            of three layers (`ft_proj_selector` of google-research/simclr).
         pixels: (black, white), the values that stand for them.
         trainable: whether training changes the weights. If not, its batch
             normalisation keeps to the running statistics, too.
@@ -84,10 +92,11 @@ def load_encoder(
         )
     scale = _affine(pixels)
     model = _read(os.fspath(path))
+    features = _features(model, head_layers)
     normalise = model.get_layer(NORMALISE)
     normalise.scale, normalise.offset = scale
     tensors = {
-        "embedding": model.get_layer(FEATURES).output,
+        "embedding": features,
         "projection": model.get_layer(PROJECTION).output,
     }
     encoder = keras.Model(
@@ -99,14 +108,25 @@ def load_encoder(
     return encoder
 
 
-def functional(*, backbone, width, stem, projection_size, image_size=None):
+def functional(
+    *,
+    backbone,
+    width,
+    stem,
+    head=Head(),
+    heads=1,
+    concatenate=False,
+    image_size=None,
+):
     """Builds the encoder of Keras' own layers, with initial weights.
 
     Args:
         backbone: see `clsa_tf.networks.encoder.Encoder`.
         width: likewise.
         stem: likewise.
-        projection_size: likewise.
+        head: likewise.
+        heads: likewise.
+        concatenate: likewise.
         image_size: side of the images in px; None: any.
 
     Returns:
@@ -115,20 +135,50 @@ def functional(*, backbone, width, stem, projection_size, image_size=None):
         rows. Its variables have the names of the `Encoder`'s.
     """
     trunk = resnet(backbone, width=width, stem=stem)
-    features = trunk.output_shape[-1]
-    head = mlp(features, hidden=features, outputs=projection_size, seed=0)
     images = keras.Input([image_size, image_size, 3], name="images")
     scale, offset = _affine((0, 1))
     x = keras.layers.Rescaling(scale, offset, name=NORMALISE)(images)
-    embedding = _replay(trunk, x)
-    projection = keras.layers.UnitNormalization(name=PROJECTION)(
-        _replay(head, embedding)
-    )
+    features = _replay(trunk, x)[id(trunk.output)]
+    parts, rows = [], []
+    for model in make_heads(head, heads, features.shape[-1]):
+        tensors = _replay(model, features)
+        if concatenate:
+            parts.append(tensors[id(hidden(model))])
+        rows.append(tensors[id(model.output)])
+    if concatenate:
+        features = keras.layers.Concatenate(name=HIDDEN)(parts)
+    if heads > 1:
+        rows = [
+            keras.layers.UnitNormalization(name=f"unit{i}")(x)
+            for i, x in enumerate(rows)
+        ]
+        rows = [keras.layers.Concatenate(name="heads")(rows)]
+    projection = keras.layers.UnitNormalization(name=PROJECTION)(rows[0])
     return keras.Model(
         images,
-        {"embedding": embedding, "projection": projection},
+        {"embedding": features, "projection": projection},
         name="encoder",
     )
+
+
+def architecture(config):
+    """What `functional` has to be told to build the encoder of a run.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+
+    Returns:
+        dictionary that JSON can hold; see `_functional_of`.
+    """
+    options = config.options
+    return {
+        "backbone": config.backbone,
+        "width": config.width,
+        "stem": config.stem,
+        "head": dataclasses.asdict(options.head),
+        "heads": options.heads,
+        "concatenate": options.concatenate,
+    }
 
 
 def from_encoder(encoder, config, *, image_size=None):
@@ -139,17 +189,15 @@ def from_encoder(encoder, config, *, image_size=None):
         config: `clsa_tf.config.Config` that it was made from.
         image_size: see `functional`.
     """
-    model = functional(
-        backbone=config.backbone,
-        width=config.width,
-        stem=config.stem,
-        projection_size=config.options.projection_size,
-        image_size=image_size,
-    )
+    model = _functional_of(architecture(config), image_size=image_size)
     values = {v.name: v for v in encoder.variables}
     for variable in model.variables:
         variable.assign(values[variable.name])
     return model
+
+
+def _functional_of(spec, **options):
+    return functional(**spec | {"head": Head(**spec["head"])}, **options)
 
 
 def stages(encoder):
@@ -171,6 +219,22 @@ def stages(encoder):
     return [ends[stage] for stage in sorted(ends)]
 
 
+def _features(model, head_layers):
+    """The tensor that is the embedding."""
+    names = [layer.name for layer in model.layers]
+    if not head_layers:
+        return model.get_layer(HIDDEN if HIDDEN in names else FEATURES).output
+    # Linear layers are fc.0, fc.2, ..., each but the last with a ReLU.
+    name = f"fc.{2 * head_layers - 1}"
+    if name not in names:
+        relus = [x for x in names if re.fullmatch(r"fc\.\d*[13579]", x)]
+        raise UserError(
+            f"Expected 0 to {len(relus)} hidden layers of this encoder's head, "
+            f"received head_layers={head_layers}; choose fewer."
+        )
+    return model.get_layer(name).output
+
+
 def _affine(pixels):
     """Scale and offset, per channel, of pixels to normalised images."""
     black, white = map(float, pixels)
@@ -187,6 +251,9 @@ def _replay(model, x):
     """Applies copies of a functional model's layers to `x`, one by one.
 
     Calling the model would nest it, out of reach of what picks layers.
+
+    Returns:
+        dictionary, id of a tensor of `model` -> its counterpart.
     """
     tensors = {id(model.input): x}
     for layer in model.layers:
@@ -197,7 +264,7 @@ def _replay(model, x):
         tensors[id(layer.output)] = copy(
             inputs if len(inputs) > 1 else inputs[0]
         )
-    return tensors[id(model.output)]
+    return tensors
 
 
 def _read(path):
@@ -223,11 +290,11 @@ def _from_export(path):
     """From the variables that `export.model.served` saves by name."""
     try:
         with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
-            card = json.load(file)["encoder"]
-        spec = {key: card[key] for key in _SPEC}
-        if spec["backbone"] not in BLOCKS or spec["stem"] not in STEMS:
+            spec = json.load(file)["encoder"]
+        known = spec["backbone"] in BLOCKS and spec["stem"] in STEMS
+        if not known or spec["head"]["kind"] not in KINDS:
             raise ValueError(f"unknown architecture {spec}")
-        model = functional(**spec)
+        model = _functional_of(spec)
         weights = {weight_name(v): v for v in model.variables}
         reader = tf.train.Checkpoint(weights=weights)
         status = reader.read(os.path.join(path, "variables", "variables"))

@@ -6,7 +6,24 @@ import warnings
 import tensorflow as tf
 from tensorflow import keras
 
-OPTIMIZERS = ("sgd", "lamb")
+from clsa_tf.errors import UserError
+
+OPTIMIZERS = ("sgd", "lars", "lamb", "adamw")
+L2_ON = ("all", "kernels")
+SCHEDULES = ("cosine", "steps", "constant")
+LR_PER = ("epoch", "step")
+
+# --lr_scaling -> factor on --base_lr for a global batch.
+LR_SCALINGS = {
+    "linear": lambda batch_size: batch_size / 256,
+    "sqrt": math.sqrt,
+    "none": lambda batch_size: 1.0,
+}
+
+
+def is_kernel(variable):
+    """Whether it has rank 2 or more: no bias, scale or offset."""
+    return variable.shape.rank > 1
 
 
 class SGD(keras.optimizers.SGD):
@@ -22,22 +39,28 @@ class SGD(keras.optimizers.SGD):
     Args:
         learning_rate: float or schedule.
         momentum: in [0, 1).
-        l2: coefficient of the weight itself in the gradient, applied to every
-            variable, normalisation and biases included (as MoCo and CLSA do).
+        l2: coefficient of the weight itself in the gradient.
+        l2_on: `"all"` variables, normalisation and biases included (as MoCo
+            and CLSA do), or `"kernels"`, see `is_kernel`.
 
     Source: torch.optim.SGD; compared in `tests/test_optimizer.py`.
     """
 
-    def __init__(self, learning_rate, *, momentum=0.9, l2=0.0, name="SGD"):
+    def __init__(
+        self, learning_rate, *, momentum=0.9, l2=0.0, l2_on="all", name="SGD"
+    ):
         """See the class."""
         super().__init__(learning_rate, momentum=momentum, name=name)
         self.l2 = l2
+        self.l2_on = l2_on
 
     def update_step(self, gradient, variable):
         """Applies one step to one variable (called by Keras, after summing)."""
         lr = tf.cast(self.learning_rate, variable.dtype)
         velocity = self.momentums[self._index_dict[self._var_key(variable)]]
-        gradient = tf.convert_to_tensor(gradient) + self.l2 * variable
+        gradient = tf.convert_to_tensor(gradient)
+        if self.l2_on == "all" or is_kernel(variable):
+            gradient += self.l2 * variable
         velocity.assign(self.momentum * velocity + gradient)
         variable.assign_sub(lr * velocity)
 
@@ -45,72 +68,222 @@ class SGD(keras.optimizers.SGD):
         """Returns the arguments that make this optimizer again."""
         config = super().get_config()
         return {k: config[k] for k in ("learning_rate", "momentum", "name")} | {
-            "l2": self.l2
+            "l2": self.l2,
+            "l2_on": self.l2_on,
         }
 
 
-class CosineByEpoch(keras.optimizers.schedules.LearningRateSchedule):
-    """Half a cosine down to zero, constant within each epoch.
+class LARS(keras.optimizers.SGD):
+    """SGD whose rate adapts to the norms of each kernel, for large batches.
 
-        lr(epoch e of E) = peak * (1 + cos(pi e / E)) / 2
+        g <- g + l2 * w;   v <- momentum * v + lr * trust * g;   w <- w - v
+        trust = eta * |w| / |g|, or 1 where either norm is 0
+
+    Biases, scales and offsets get neither L2 nor trust ratio. They are told by
+    their rank: names differ between versions of Keras.
 
     Args:
-        peak: learning rate of the first epoch.
-        steps_per_epoch: steps per epoch.
-        total_epochs: E.
+        learning_rate: float or schedule.
+        momentum: in [0, 1).
+        l2: coefficient of the weight itself in the gradient.
+        eta: trust coefficient.
 
-    Source: `adjust_learning_rate` of maple-research-lab/CLSA@37df76c.
+    Source: arXiv 1708.03888; with "classic momentum" as SimCLR's
+    tf2/lars_optimizer.py (google-research/simclr) has it.
     """
 
-    def __init__(self, peak, *, steps_per_epoch, total_epochs):
+    def __init__(
+        self, learning_rate, *, momentum=0.9, l2=0.0, eta=1e-3, name="LARS"
+    ):
+        """See the class."""
+        super().__init__(learning_rate, momentum=momentum, name=name)
+        self.l2 = l2
+        self.eta = eta
+
+    def update_step(self, gradient, variable):
+        """Applies one step to one variable (called by Keras, after summing)."""
+        lr = tf.cast(self.learning_rate, variable.dtype)
+        velocity = self.momentums[self._index_dict[self._var_key(variable)]]
+        gradient = tf.convert_to_tensor(gradient)
+        if is_kernel(variable):
+            gradient += self.l2 * variable
+            lr = lr * self._trust(tf.norm(variable), tf.norm(gradient))
+        velocity.assign(self.momentum * velocity + lr * gradient)
+        variable.assign_sub(velocity)
+
+    def _trust(self, weight, gradient):
+        ratio = self.eta * weight / gradient
+        return tf.where((weight > 0) & (gradient > 0), ratio, 1.0)
+
+    def get_config(self):
+        """Returns the arguments that make this optimizer again."""
+        config = super().get_config()
+        return {k: config[k] for k in ("learning_rate", "momentum", "name")} | {
+            "l2": self.l2,
+            "eta": self.eta,
+        }
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up from 0 in every step, then one of `SCHEDULES`.
+
+    With e of E epochs over, and W of them warm-up:
+
+        cosine:    lr = peak * (1 + cos(pi (e - W) / (E - W))) / 2
+        steps:     lr = peak * 0.1 ** (number of milestones <= e)
+        constant:  lr = peak
+
+    Args:
+        peak: learning rate after the warm-up.
+        steps_per_epoch: steps per epoch.
+        total_epochs: E.
+        shape: one of `SCHEDULES`.
+        per: whether the cosine's e is whole (`"epoch"`) or counts parts of an
+            epoch, too (`"step"`).
+        warmup_epochs: W, in [0, E).
+        milestones: increasing whole epochs, of `"steps"`.
+
+    Source: `adjust_learning_rate` of maple-research-lab/CLSA@37df76c (cosine
+    per epoch) and facebookresearch/moco@7397dfe (steps);
+    `WarmUpAndCosineDecay` of google-research/simclr.
+    """
+
+    def __init__(
+        self,
+        peak,
+        *,
+        steps_per_epoch,
+        total_epochs,
+        shape="cosine",
+        per="epoch",
+        warmup_epochs=0.0,
+        milestones=(),
+    ):
         """See the class."""
         self.peak = peak
         self.steps_per_epoch = steps_per_epoch
         self.total_epochs = total_epochs
+        self.shape = shape
+        self.per = per
+        self.warmup_epochs = warmup_epochs
+        self.milestones = milestones
 
     def __call__(self, step):
         """Learning rate, float32 scalar, at `step` (from 0)."""
-        epoch = tf.cast(step, tf.int64) // self.steps_per_epoch
-        share = tf.cast(epoch, tf.float32) / self.total_epochs
+        step = tf.cast(step, tf.int64)
+        epoch = step // self.steps_per_epoch
+        exact_epoch = tf.cast(step, tf.float32) / self.steps_per_epoch
+        if self.shape == "cosine":
+            rate = self._cosine(epoch if self.per == "epoch" else exact_epoch)
+        elif self.shape == "steps":
+            passed = [tf.cast(epoch >= m, tf.float32) for m in self.milestones]
+            rate = self.peak * 0.1 ** tf.add_n(passed)
+        else:
+            rate = tf.constant(self.peak, tf.float32)
+        if not self.warmup_epochs:
+            return rate
+        share = exact_epoch / self.warmup_epochs
+        return tf.where(share < 1.0, self.peak * share, rate)
+
+    def _cosine(self, epoch):
+        past = tf.cast(epoch, tf.float32) - self.warmup_epochs
+        # An epoch that the warm-up ends within began before that.
+        share = tf.maximum(past, 0.0) / (self.total_epochs - self.warmup_epochs)
         return self.peak * 0.5 * (1.0 + tf.cos(math.pi * share))
 
     def get_config(self):
         """Returns the arguments that make this schedule again."""
-        return {
-            "peak": self.peak,
-            "steps_per_epoch": self.steps_per_epoch,
-            "total_epochs": self.total_epochs,
-        }
+        return dict(vars(self))
 
 
-def make_optimizer(name, learning_rate, *, momentum, l2, precision="float32"):
+def make_schedule(config, steps_per_epoch):
+    """Returns the `Schedule` of `config`, a `clsa_tf.config.Config`."""
+    return Schedule(
+        config.base_lr * LR_SCALINGS[config.lr_scaling](config.batch_size),
+        steps_per_epoch=steps_per_epoch,
+        total_epochs=config.total_epochs,
+        shape=config.lr_schedule,
+        per=config.lr_per,
+        warmup_epochs=config.warmup_epochs,
+        milestones=config.lr_milestones,
+    )
+
+
+def check_schedule(config):
+    """Raises `UserError` unless `config` spells a schedule."""
+    end, warm = config.total_epochs, config.warmup_epochs
+    if warm >= end:
+        raise UserError(
+            "Expected --warmup_epochs below --total_epochs, received "
+            f"{warm:g} and {end}; change one."
+        )
+    milestones = config.lr_milestones
+    if bool(milestones) != (config.lr_schedule == "steps"):
+        raise UserError(
+            "Expected --lr_milestones with --lr_schedule=steps, and with no "
+            f"other, received {','.join(map(str, milestones)) or 'none'} with "
+            f"{config.lr_schedule}; change one."
+        )
+    inner = (warm, *milestones, end)
+    if any(one >= two for one, two in zip(inner, inner[1:])):
+        raise UserError(
+            f"Expected --lr_milestones that increase, after {warm:g} epochs of "
+            f"warm-up and before the end after {end}, received "
+            f"{','.join(map(str, milestones))}; change them."
+        )
+
+
+def make_optimizer(
+    name, learning_rate, *, momentum, l2, l2_on="all", precision="float32"
+):
     """Returns the optimizer called `name`.
 
     Args:
-        name: one of `OPTIMIZERS`; `"lamb"`, for batches of thousands, is
-            tensorflow-addons' (arXiv 1904.00962).
+        name: one of `OPTIMIZERS`; `"lamb"` (arXiv 1904.00962) and `"adamw"`
+            are tensorflow-addons'.
         learning_rate: float or schedule.
-        momentum: of SGD, in [0, 1); LAMB keeps its betas of 0.9 and 0.999.
-        l2: coefficient of L2 in SGD's gradient, of weight decay in LAMB.
+        momentum: of SGD and LARS, in [0, 1); the others keep their betas of
+            0.9 and 0.999.
+        l2: coefficient of the weights in the gradient of SGD and LARS, and in
+            the update of LAMB before its trust ratio; of AdamW l2 * lr is the
+            share of the weights that each step takes off.
+        l2_on: one of `L2_ON`; of LARS always `"kernels"`.
         precision: Keras policy of the network. With `"mixed_float16"` the loss
             is scaled, by a factor that adapts, so that small gradients do not
             vanish; steps whose gradients are not finite are left out.
     """
-    inner = _make_optimizer(name, learning_rate, momentum, l2)
+    if name == "sgd":
+        inner = SGD(learning_rate, momentum=momentum, l2=l2, l2_on=l2_on)
+    elif name == "lars":
+        inner = LARS(learning_rate, momentum=momentum, l2=l2)
+    else:
+        inner = _of_addons(name, learning_rate, l2, l2_on)
     if precision == "mixed_float16":
         return keras.mixed_precision.LossScaleOptimizer(inner)
     return inner
 
 
-def _make_optimizer(name, learning_rate, momentum, l2):
-    if name == "sgd":
-        return SGD(learning_rate, momentum=momentum, l2=l2)
+def _of_addons(name, learning_rate, l2, l2_on):
     with warnings.catch_warnings():
         # It announces its end of life; BUILD.md says why it is here.
         warnings.simplefilter("ignore", UserWarning)
         import tensorflow_addons as tfa  # slow to import, rarely needed
 
-    return tfa.optimizers.LAMB(learning_rate, weight_decay=l2)
+    base = {"lamb": tfa.optimizers.LAMB, "adamw": tfa.optimizers.AdamW}[name]
+
+    class Decaying(base):
+        # Its own ways to leave variables out go by names, or by objects that
+        # are others on several replicas.
+        def _do_use_weight_decay(self, variable):
+            return l2_on == "all" or is_kernel(variable)
+
+        # Asked for by AdamW, whose decay would not follow the learning rate.
+        def _decayed_wd(self, dtype):
+            return self._decayed_lr(dtype) * self._get_hyper(
+                "weight_decay", dtype
+            )
+
+    return Decaying(learning_rate=learning_rate, weight_decay=l2)
 
 
 def build(optimizer, variables):

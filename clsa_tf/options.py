@@ -19,7 +19,7 @@ def option(
     Args:
         default: its value unless set.
         help: what it is, with its unit.
-        choices: the values it may take.
+        choices: the values it, or each element of a tuple, may take.
         minimum: smallest allowed value.
         above: bound that it must exceed.
         maximum: largest allowed value.
@@ -29,8 +29,11 @@ def option(
 
     def check(value):
         """Says what is wrong with `value`; an empty string if nothing is."""
-        if choices is not None and value not in choices:
-            return f"Expected one of {', '.join(choices)}, received {value!r}"
+        for part in value if isinstance(value, tuple) else (value,):
+            if choices is not None and part not in choices:
+                return (
+                    f"Expected one of {', '.join(choices)}, received {part!r}"
+                )
         bounds = (
             (minimum, "at least", lambda b: value >= b),
             (above, "above", lambda b: value > b),
@@ -46,6 +49,12 @@ def option(
         default=default,
         metadata={"help": help, "check": check, "portable": portable},
     )
+
+
+def but(options, name, default):
+    """Declares an option of another dataclass again, with another default."""
+    field = options.__dataclass_fields__[name]
+    return dataclasses.field(default=default, metadata=field.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +91,24 @@ class Crop:
                 "<= 1, such as 224:0.2:1, separated by commas"
             )
         return crop
+
+    @classmethod
+    def parse_all(cls, text):
+        """Parses `"2x224:0.14:1,6x96:0.05:0.14"`: a tuple of crops.
+
+        Raises:
+            ValueError: not of that form or out of range.
+        """
+        crops = []
+        for part in text.split(",") if text else []:
+            times, _, crop = part.rpartition("x")
+            if times and not (times.isdigit() and 1 <= int(times) <= 100):
+                raise ValueError(
+                    "crops, such as 224:0.2:1, repeated by a whole number of "
+                    "times from 1 to 100, such as 6x96:0.05:0.14"
+                )
+            crops += [cls.parse(crop)] * int(times or 1)
+        return tuple(crops)
 
     def __str__(self):
         """The spelling that `parse` reads."""

@@ -184,13 +184,14 @@ def _draw_grid(axes, grid, top):
         y += _row_height(grid, row)
 
 
-def curves(entries, path, *, useless, baselines):
+def curves(entries, path, *, useless, unit, baselines):
     """Draws the curves of a run over its epochs.
 
     Args:
         entries: dictionaries of `metrics.jsonl`.
         path: PNG file to write.
-        useless: contrast of an encoder that tells nothing apart, in nats.
+        useless: contrast of an encoder that has learned nothing.
+        unit: of the contrast.
         baselines: dictionary, name -> kNN accuracy, drawn as level lines.
     """
     figure = Figure(figsize=(11, 3.2), layout="constrained")
@@ -201,7 +202,7 @@ def curves(entries, path, *, useless, baselines):
     # A method without DDM has nothing but the contrast in its loss.
     name = "contrast" if any("contrast" in e for e in entries) else "loss"
     _line(contrast, entries, name)
-    contrast.set_ylabel("nats")
+    contrast.set_ylabel(unit)
     _line(divergence, entries, "ddm_kl", "divergence from the weak views")
     divergence.set_ylabel("nats")
     _line(accuracy, entries, "contrast_accuracy", "contrast accuracy")

@@ -48,10 +48,12 @@ def report(workdir, *, savedmodel=""):
         paths.append(os.path.join(workdir, "neighbours.png"))
         draw_neighbours(task, encode, paths[-1])
     paths.append(os.path.join(workdir, "curves.png"))
+    learner = methods.load(config.method).METHOD
     pictures.curves(
         metrics.read(workdir),
         paths[-1],
-        useless=methods.load(config.method).METHOD.useless(config),
+        useless=learner.useless(config),
+        unit=learner.unit,
         baselines={
             "raw pixels": summary["knn_pixels"],
             "untrained": summary["knn_untrained"],

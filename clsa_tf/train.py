@@ -12,6 +12,7 @@ from absl import flags
 
 import clsa_tf.config
 from clsa_tf import (
+    catalogue,
     collapse,
     entry,
     methods,
@@ -105,13 +106,13 @@ class _Run:
         config, workers = self._config, self._workers
 
         # ---- Model
-        schedule = optimizer.CosineByEpoch(
-            config.base_lr * config.batch_size / 256,
-            steps_per_epoch=self._steps_per_epoch,
-            total_epochs=config.total_epochs,
-        )
+        schedule = optimizer.make_schedule(config, self._steps_per_epoch)
         with self._strategy.scope():
-            method = make_method(config, schedule)
+            method = make_method(
+                config,
+                schedule,
+                total_steps=config.total_epochs * self._steps_per_epoch,
+            )
             checkpoints = Checkpoints(
                 method,
                 config.workdir,
@@ -234,11 +235,8 @@ class _Run:
             f"{self._steps_per_epoch} steps of {config.batch_size} images on "
             f"{self._strategy.num_replicas_in_sync} device(s)"
         )
-        useless = methods.load(config.method).METHOD.useless(config)
-        print(
-            f"  the contrast of an encoder that tells nothing apart is "
-            f"{useless:.2f} nats"
-        )
+        learner = methods.load(config.method).METHOD
+        print(f"  {learner.useless_words.format(learner.useless(config))}")
         if not self._task:
             print("  no kNN evaluation: no labels, or --knn_epochs=0")
         if step >= total:
@@ -325,14 +323,16 @@ def fit(method, batches, callbacks, legs):
         )
 
 
-def make_method(config, schedule):
+def make_method(config, schedule, *, total_steps):
     """Returns the compiled `Method` of `config`, its optimizer built."""
-    method = methods.load(config.method).METHOD(config)
+    learner = methods.load(config.method).METHOD
+    method = learner(config, total_steps=total_steps)
     sgd = optimizer.make_optimizer(
         config.optimizer,
         schedule,
         momentum=config.sgd_momentum,
         l2=config.l2,
+        l2_on=config.l2_on,
         precision=method.precision,
     )
     optimizer.build(sgd, method.learned)
@@ -364,10 +364,14 @@ def legs(step, steps_per_epoch, total_epochs):
 
 def main():
     """Reads the flags and trains."""
+    if flags.FLAGS.list_methods:
+        print(catalogue.describe())
+        return
     run(clsa_tf.config.from_flags())
 
 
 if __name__ == "__main__":
     clsa_tf.config.define_flags()
     flags.adopt_module_key_flags(clsa_tf.config)
+    flags.DEFINE_bool("list_methods", False, "print what there is, and exit")
     entry.launch(main)

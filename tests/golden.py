@@ -13,6 +13,12 @@ def family(n, d, s):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+def unit_rows(seed, *shape):
+    """Random unit rows of no golden value."""
+    x = np.random.default_rng(seed).normal(size=shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
 WEAK = family(4, 8, 0.0)
 WEAK_2 = family(4, 8, 0.05)
 STRONG = family(4, 8, 0.3)
@@ -20,3 +26,14 @@ STRONG_2 = family(4, 8, 0.45)
 KEYS = family(4, 8, 0.1)
 QUEUE = family(16, 8, 2.0)
 CANDIDATES = np.concatenate([KEYS, QUEUE])
+
+# CACR: views of an image; with a queue these are the queries.
+VIEWS = [WEAK, KEYS, STRONG]
+KEYS_OF_VIEWS = [family(4, 8, s) for s in (0.02, 0.12, 0.33)]
+
+# LooC, two augmentations: one space per head h; keys are of view j.
+LOOC_QUERIES = [family(4, 8, h) for h in range(3)]
+LOOC_KEYS = [
+    [family(4, 8, 0.1 + 0.2 * j + h) for j in range(3)] for h in range(3)
+]
+LOOC_QUEUES = [family(16, 8, 2.0 + h) for h in range(3)]

@@ -79,7 +79,9 @@ def main(method, photos, output, replicas):
 
 def digests(strategy, model):
     """A digest per replica of this process: of its queue and its weights."""
-    variables = [*model.trainable_variables, *model.queue.variables]
+    variables = list(model.trainable_variables)
+    for queue in tiny.queues(model):
+        variables += queue.variables
     copies = [strategy.experimental_local_results(v) for v in variables]
     found = []
     for copy in zip(*copies):

@@ -27,7 +27,46 @@ VIEWS = (
         shared=("crop", "flip"),
     ),
     View("strong_2", 16, 0.05, 0.2, strong_ops=3, blur=0.1),
+    # Everything else there is: two that go together, and one that does not.
+    View(
+        "full_0",
+        16,
+        0.2,
+        1.0,
+        jitter=(0.8, 0.6, 1.2, 0.5),
+        gray=0.4,
+        rotation=True,
+        texture=0.7,
+        solarize=0.5,
+    ),
+    View(
+        "full_1",
+        16,
+        0.2,
+        1.0,
+        jitter_probability=0.3,
+        blur=0.1,
+        flip=0.1,
+        rotation=True,
+        texture=0.7,
+        solarize=0.2,
+        like="full_0",
+        shared=("rotation", "texture"),
+    ),
+    View(
+        "full_2",
+        16,
+        0.2,
+        1.0,
+        gray=0.6,
+        gray_first=True,
+        rotation=True,
+        texture=0.5,
+        solarize=0.5,
+        strong_ops=2,
+    ),
 )
+FULL = VIEWS[-1]
 # Of an odd number, so that a size does not always meet the same seeds.
 SIZES = [(90, 70), (64, 64), (33, 48), (1, 1), (3, 2), (50, 61), (24, 32)]
 COUNT = 84
@@ -159,7 +198,7 @@ def test_the_chain_from_the_crop_on_equals_pillow(made, view):
     assert ("strong" in params) == bool(view.strong_ops)
     for i, image in enumerate(made["finished"][view.name]):
         cut = upright(made["crops"][view.name][i])
-        expected = pillow_chain.chain(cut, row(params, i))
+        expected = pillow_chain.chain(cut, row(params, i), view.gray_first)
         np.testing.assert_array_equal(image, expected)
 
 
@@ -219,6 +258,14 @@ def columns_of(params):
         "blur": [params["blur"], params["sigma"]],
         "flip": [params["flip"]],
     }
+    for name in {"rotation", "solarize"} & set(params):
+        result[name] = [params[name]]
+    if "texture" in params:
+        texture = params["texture"]
+        # The sum of a kernel's numbers is given, their differences are free.
+        kernel = texture["kernel"][:, [0, 2, 5, 7]]
+        kernel = kernel - texture["kernel"][:, [1, 3, 6, 8]]
+        result["texture"] = [texture["apply"], texture["alpha"], *kernel.T]
     if "strong" in params:
         keys = ("op", "level", "apply", "sign")
         result["strong"] = [x for k in keys for x in params["strong"][k].T]
@@ -238,13 +285,13 @@ def test_all_parts_of_all_views_are_drawn_independently():
     params = draws(1000, plain)
     rows = [np.concatenate([*columns_of(p).values()]) for p in params.values()]
     rows = np.concatenate(rows)
-    assert len(rows) == 5 * 12 + 4 * (5 + 5 + 3)
-    # About 6000 pairs; 5 standard deviations.
+    assert len(rows) == 8 * 12 + 4 * (5 + 5 + 3 + 2) + 3 * 8
+    # About 16000 pairs; 5 standard deviations.
     assert np.max(correlations(rows, rows) - np.eye(len(rows))) < 0.158
 
 
 def test_a_shared_part_is_equal_and_no_other():
-    first = dataclasses.replace(VIEWS[2], name="first")
+    first = dataclasses.replace(FULL, name="first")
     like_first = [
         dataclasses.replace(
             first, name=part, size=16, like="first", shared=(part,)
@@ -271,8 +318,16 @@ def test_jitter_shared_by_query_and_key(made):
         assert (query[name] != key[name]).any(), name
 
 
+def test_rotation_and_texture_shared_by_two_views(made):
+    one, two = (made["params"][f"full_{i}"] for i in (0, 1))
+    np.testing.assert_array_equal(one["rotation"], two["rotation"])
+    assert_equal(one["texture"], two["texture"])
+    for name in ("jitter", "factors", "gray", "solarize", "flip", "box"):
+        assert (one[name] != two[name]).any(), name
+
+
 def test_sharing_everything_gives_the_same_view():
-    one = dataclasses.replace(VIEWS[2], name="one")
+    one = dataclasses.replace(FULL, name="one")
     two = dataclasses.replace(one, name="two", like="one", shared=views.PARTS)
     # Even with one that shares.
     three = dataclasses.replace(two, name="three", like="two")
@@ -293,6 +348,15 @@ def test_a_view_does_not_depend_on_those_after_it():
 
 def test_settings_reach_what_is_drawn():
     drawn = draws(1000, VIEWS)
+    full = drawn["full_1"]
+    shares = [full[k].mean() for k in ("jitter", "blur", "flip", "solarize")]
+    np.testing.assert_allclose(shares, [0.3, 0.1, 0.1, 0.2], atol=0.048)
+    shares = [full["texture"]["apply"].mean(), drawn["full_0"]["gray"].mean()]
+    np.testing.assert_allclose(shares, [0.7, 0.4], atol=0.051)
+    factors = drawn["full_0"]["factors"]
+    low, high = factors.min(axis=0), factors.max(axis=0)
+    np.testing.assert_allclose(low, [0.2, 0.4, 0.0, -0.5], atol=0.02)
+    np.testing.assert_allclose(high, [1.8, 1.6, 2.2, 0.5], atol=0.02)
     released, paper = (drawn[f"strong_{i}"]["strong"] for i in (0, 1))
     assert released["op"].shape == (1000, 5)
     assert drawn["strong_2"]["strong"]["op"].shape == (1000, 3)
@@ -306,6 +370,42 @@ def test_settings_reach_what_is_drawn():
     height, width = drawn["strong_2"]["box"][:, 2:].T
     area = height * width / 500**2
     assert 0.049 < area.min() < 0.06 and 0.19 < area.max() < 0.201
+
+
+def test_parts_that_a_view_lacks_cost_nothing():
+    """No numbers, no columns; what the others draw stays what it was."""
+    plain = VIEWS[0]
+    assert views.number_slices([plain])[1] == 32
+    assert views.packed_width(plain) == 17
+    (key,) = {
+        chain._kind(dataclasses.replace(plain, name="other", **settings))
+        for settings in (
+            {},
+            dict(jitter=(0.8, 0.8, 0.8, 0.2), jitter_probability=1.0),
+            dict(gray=0.1, blur=0.1, flip=0.1),
+        )
+    }
+    for part, more in ("rotation", 1), ("texture", 11), ("solarize", 1):
+        full = dataclasses.replace(plain, **{part: 1})
+        assert views.number_slices([full])[1] == 32 + more
+        assert views.packed_width(full) == 17 + more
+        assert chain._kind(full) != key
+    parts = dict(rotation=True, texture=0.5, solarize=0.5)
+    full = dataclasses.replace(plain, **parts)
+    one, other = (draws(10, [view])["query"] for view in (plain, full))
+    assert set(other) - set(one) == set(parts)
+    assert_equal(one, {name: other[name] for name in one})
+
+
+def test_draws_stay_what_they_were():
+    """Golden values: with others, runs could not be repeated."""
+    view = View("query", 32, 0.2, 1.0, strong_ops=5)
+    params = draws(1, [view, dataclasses.replace(view, name="key")])["key"]
+    np.testing.assert_array_equal(params["box"], [[125, 43, 331, 389]])
+    np.testing.assert_array_equal(params["order"], [[3, 2, 1, 0]])
+    factors = [[1.1279479, 1.3355881, 1.1275275, -0.09174936]]
+    np.testing.assert_allclose(params["factors"], factors, atol=1e-6)
+    np.testing.assert_array_equal(params["strong"]["op"], [[5, 1, 9, 5, 0]])
 
 
 # --- what is refused ---------------------------------------------------------
@@ -327,6 +427,15 @@ def assert_one_sentence(error, word):
         ({"max_area": 1.1}, "min_area"),
         ({"strong_ops": -1}, "strong_ops"),
         ({"blur": 1.5}, "blur"),
+        ({"gray": -0.1}, "gray"),
+        ({"flip": 1.1}, "flip"),
+        ({"jitter_probability": 2}, "jitter_probability"),
+        ({"texture": float("nan")}, "texture"),
+        ({"solarize": 128}, "solarize"),
+        ({"jitter": (0.4, 0.4, 0.4)}, "(0.4, 0.4, 0.4)"),
+        ({"jitter": (0.4, 0.4, -0.4, 0.1)}, "saturation"),
+        ({"jitter": (0.4, 11, 0.4, 0.1)}, "contrast"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue"),
         ({"strong_pool": "published"}, "'published'"),
         ({"strong_level": 1}, "strong_level"),
         ({"strong_level": 11}, "strong_level"),
@@ -343,25 +452,57 @@ def test_impossible_views_are_refused(change, word):
     assert_one_sentence(error, word)
 
 
+def assert_refused(sequence, word):
+    with pytest.raises(UserError) as error:
+        views.draw([1, 2], [50, 50], views=sequence)
+    assert_one_sentence(error, word)
+    assert "'b'" in str(error.value)
+    with pytest.raises(UserError):
+        chain.compiled_draw(tuple(sequence))([[1, 2]], [[50, 50]])
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        pass  # Models can be built still.
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         [{"name": "b", "like": "a", "shared": ("jitter",)}, {"name": "a"}],
         [{"name": "a"}, {"name": "b", "like": "c", "shared": ("crop",)}],
         [{"name": "b", "like": "b", "shared": ("blur",)}],
-        [
-            {"name": "a", "strong_ops": 4},
-            {"name": "b", "strong_ops": 5, "like": "a", "shared": ("strong",)},
-        ],
     ],
-    ids=["after", "unknown", "itself", "strong_ops"],
+    ids=["after", "unknown", "itself"],
 )
-def test_views_that_cannot_share_are_refused(changes):
+def test_views_that_share_with_none_before_are_refused(changes):
     sequence = [dataclasses.replace(VIEWS[0], **change) for change in changes]
-    with pytest.raises(UserError) as error:
-        views.draw([1, 2], [50, 50], views=sequence)
-    assert_one_sentence(error, "'b'")
-    with pytest.raises(UserError):
-        chain.compiled_draw(tuple(sequence))([[1, 2]], [[50, 50]])
-    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-        pass  # Models can be built still.
+    assert_refused(sequence, "reorder")
+
+
+@pytest.mark.parametrize(
+    "part, change",
+    [
+        ("crop", {"min_area": 0.1}),
+        ("jitter", {"jitter": (0.4, 0.4, 0.2, 0.1)}),
+        ("jitter", {"jitter_probability": 0.5}),
+        ("gray", {"gray": 0.5}),
+        ("blur", {"blur": 0.1}),
+        ("flip", {"flip": 0.4}),
+        ("rotation", {"rotation": True}),
+        ("texture", {"texture": 0.5}),
+        ("solarize", {"solarize": 0.5}),
+        ("strong", {"strong_ops": 4}),
+        ("strong", {"strong_pool": "paper"}),
+        ("strong", {"strong_level": 9}),
+    ],
+)
+def test_views_that_differ_in_what_they_share_are_refused(part, change):
+    a = dataclasses.replace(VIEWS[0], name="a")
+    b = dataclasses.replace(
+        a, name="b", like="a", shared=tuple(p for p in views.PARTS if p != part)
+    )
+    everything = dataclasses.replace(b, shared=views.PARTS)
+    views.number_slices([a, dataclasses.replace(b, **change), everything])
+    differs = dataclasses.replace(b, shared=views.PARTS, **change)
+    (setting,) = change
+    assert_refused([a, differs], setting)
+    # With whom it shares does not matter, nor what it has more of.
+    assert_refused([dataclasses.replace(a, **change), everything], setting)

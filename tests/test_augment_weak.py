@@ -1,15 +1,29 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from benchmarks import pillow_chain
 from clsa_tf.augment import primitives, weak
 from clsa_tf.augment.blur import MAX_SIGMA, blur_and_transpose
 from clsa_tf.augment.hue import shift_hue
+from clsa_tf.augment.views import View
 
 SIZES = [(1, 1), (2, 3), (5, 1), (1, 7), (3, 4), (32, 48)]
-FACTORS = np.float32([0.0, 0.14, 0.5, 0.6, 0.86, 1.0, 1.25, 1.4])
+FACTORS = np.float32([0.0, 0.14, 0.2, 0.6, 0.86, 1.0, 1.4, 1.8])
+# Of published views; the last two go through everything there is.
+MOCO1 = dict(jitter=(0.4,) * 4, jitter_probability=1.0, blur=0.0)
+SIMCLR = dict(jitter=(0.8, 0.8, 0.8, 0.2))
+BYOL = dict(jitter=(0.4, 0.4, 0.2, 0.1), blur=0.1, solarize=0.2)
+LOOC = dict(jitter=(1.5, 0, 0.1, 0.5), rotation=True, texture=0.5)
+SETTINGS = {
+    "plain": {},
+    "MoCo v1": MOCO1 | dict(gray_first=True, gray=0.5),
+    "SimCLR": SIMCLR,
+    "BYOL": BYOL,
+    "all": LOOC | dict(solarize=0.5),
+    "all, grey first": LOOC | dict(solarize=0.5, gray_first=True, gray=0.9),
+}
 
 
 def images_of(height, width):
@@ -30,32 +44,35 @@ def rows_of(planes):
     return np.moveaxis(np.asarray(planes), 1, -1)
 
 
+def view_of(**settings):
+    return View("view", 1, 1, 1, **settings)
+
+
 def draw(uniform, **settings):
-    """The view that ten uniform numbers give."""
-    parts = tf.split(uniform, list(weak.NEEDS.values()))
-    return weak.draw(**dict(zip(weak.NEEDS, parts)), **settings)
+    """The view that uniform numbers give."""
+    needs = weak.needs(view_of(**settings))
+    parts = tf.split(uniform, list(needs.values()))
+    return weak.draw(dict(zip(needs, parts)), view_of(**settings))
 
 
 def draws(count, seed=1, **settings):
-    uniform = primitives.uniform([seed, 0], shape=[count, 10])
+    needs = sum(weak.needs(view_of(**settings)).values())
+    uniform = primitives.uniform([seed, 0], shape=[count, needs])
     rows = tf.data.Dataset.from_tensor_slices(uniform)
-    rows = rows.map(lambda x: draw(x, **settings)).batch(count)
-    return {name: value.numpy() for name, value in next(iter(rows)).items()}
+    rows = next(iter(rows.map(lambda x: draw(x, **settings)).batch(count)))
+    return tf.nest.map_structure(lambda x: x.numpy(), rows)
 
 
 def transposed(images):
     return tf.transpose(images, [0, 1, 3, 2])
 
 
-def apply(images, params):
-    return weak.apply(transposed(images), params)
+def apply(images, params, gray_first=False):
+    return weak.apply(transposed(images), params, gray_first=gray_first)
 
 
 def gaussian_blur(images, sigma):
     return blur_and_transpose(transposed(images), sigma)
-
-
-compiled = tf.function(apply, jit_compile=True, autograph=False)
 
 
 @pytest.mark.parametrize("height, width", SIZES)
@@ -76,7 +93,7 @@ def test_blend_truncates_as_pillow_does_for_every_pair_of_bytes(compiled):
     """Compiled too: a fused product and sum would differ at factor 0.86."""
     first, second = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 2)
     first, second = [np.stack([x] * 3, axis=-1) for x in (first, second)]
-    factors = np.float32([-0.5, 0.05, 0.86, 0.999, 1.7])
+    factors = np.float32([-0.5, 0.05, 0.86, 1.4, 1.8])
     blend = tf.function(primitives.blend, jit_compile=compiled)
     batches = [tf.constant(repeated(x, 5)) for x in (first, second)]
     results = rows_of(blend(*batches, tf.constant(factors)))
@@ -145,7 +162,7 @@ def assert_hue_equals_pillow(call, colours, shift):
 
 
 @pytest.mark.parametrize("call", HUES)
-@pytest.mark.parametrize("shift", [-25, -1, 0, 9, 25])
+@pytest.mark.parametrize("shift", [-127, -25, -1, 0, 9, 25, 102])
 def test_hue_equals_pillow(shift, call):
     """Exact, not only within 1/255; the slow test below covers the rest."""
     values = np.unique(np.r_[0:256:5, 0:4, 252:256]).astype(np.uint8)
@@ -165,47 +182,109 @@ def test_hue_equals_pillow_for_all_colours(red, call):
         assert_hue_equals_pillow(call, colours, shift)
 
 
-def test_whole_chain_equals_pillow_in_every_way_to_run_it():
-    image = pillow_chain.photograph(40, 31)
+def test_solarize_equals_pillow():
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    expected = np.asarray(ImageOps.solarize(Image.fromarray(image), 128))
+    result = primitives.solarize(repeated(image, 1))
+    np.testing.assert_array_equal(rows_of(result)[0], expected)
+    assert expected[7, 15, 0] == 127 and expected[8, 0, 0] == 127
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_rotation_equals_pillow(turns):
+    """Counter-clockwise; the whole chain with nothing else drawn."""
+    image = pillow_chain.photograph(9, 9)
+    never = dict(jitter_probability=0, gray=0, blur=0, flip=0)
+    params = draws(1, **never, rotation=True)
+    params = {name: tf.constant(value) for name, value in params.items()}
+    params["rotation"] = tf.constant([turns])
+    result = rows_of(apply(repeated(image, 1), params))[0]
+    expected = Image.fromarray(image).rotate(90 * turns)
+    np.testing.assert_array_equal(result, np.asarray(expected))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_whole_chain_equals_pillow_in_every_way_to_run_it(settings):
+    # Quarter turns are for squares.
+    width = 40 if "rotation" in settings else 31
+    image = pillow_chain.photograph(40, width)
     images = tf.constant(repeated(image, 120))
-    drawn = draws(120, seed=2)
+    drawn = draws(120, seed=2, **settings)
+    first = settings.get("gray_first", False)
+
+    def run(images, params):
+        return apply(images, params, gray_first=first)
+
+    compiled = tf.function(run, jit_compile=True, autograph=False)
     selected = rows_of(compiled(images, drawn))
 
     rows = tf.data.Dataset.from_tensor_slices((images, drawn)).batch(1, True)
-    mapped = list(rows.map(apply).as_numpy_iterator())
+    mapped = list(rows.map(run).as_numpy_iterator())
     for i, (batch, params) in enumerate(rows):
-        own = {name: value[i] for name, value in drawn.items()}
-        expected = pillow_chain.weak(image, own)
+        own = tf.nest.map_structure(lambda x, i=i: x[i], drawn)
+        expected = pillow_chain.weak(image, own, gray_first=first)
         np.testing.assert_array_equal(selected[i], expected)
         np.testing.assert_array_equal(rows_of(mapped[i])[0], expected)
         switched = compiled(batch, params)
         np.testing.assert_array_equal(rows_of(switched)[0], expected)
         if i < 12:
-            eager = apply(batch, params)
+            eager = run(batch, params)
             np.testing.assert_array_equal(rows_of(eager)[0], expected)
 
-    some = {name: tf.constant(value[:30]) for name, value in drawn.items()}
-    eager = apply(images[:30], some)
+    some = tf.nest.map_structure(lambda x: tf.constant(x[:30]), drawn)
+    eager = run(images[:30], some)
     np.testing.assert_array_equal(rows_of(eager), selected[:30])
 
 
-def test_draws_have_the_stated_probabilities():
+OTHERS = dict(
+    jitter_probability=0.3, gray=0.9, blur=0.1, flip=0.05, solarize=0.2
+)
+
+
+@pytest.mark.parametrize(
+    "settings, stated",
+    [
+        ({}, {"jitter": 0.8, "gray": 0.2, "blur": 0.5, "flip": 0.5}),
+        (OTHERS, {"jitter": 0.3} | dict(list(OTHERS.items())[1:])),
+    ],
+    ids=["default", "others"],
+)
+def test_draws_have_the_stated_probabilities(settings, stated):
     count = 12000
-    drawn = draws(count)
-    stated = {"jitter": 0.8, "gray": 0.2, "blur": 0.5, "flip": 0.5}
+    drawn = draws(count, **settings)
     for name, p in stated.items():
         deviation = np.sqrt(p * (1 - p) / count)
         assert abs(drawn[name].mean() - p) < 3.3 * deviation, name
     # Coins are tossed independently of one another.
     coins = np.stack([drawn[name] for name in stated]).astype(float)
-    assert np.abs(np.corrcoef(coins) - np.eye(4)).max() < 0.04
+    assert np.abs(np.corrcoef(coins) - np.eye(len(coins))).max() < 0.04
 
 
-def test_draws_have_the_stated_ranges():
-    drawn = draws(4000)
-    low = np.array([0.6, 0.6, 0.6, -0.1, 0.1])
-    high = np.array([1.4, 1.4, 1.4, 0.1, 2.0])
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_probabilities_of_never_and_always(probability):
+    drawn = draws(
+        500,
+        jitter_probability=probability,
+        **dict.fromkeys(("gray", "blur", "flip", "solarize"), probability),
+    )
+    assert ("solarize" in drawn) == bool(probability)
+    for name in {"jitter", "gray", "blur", "flip", "solarize"} & set(drawn):
+        assert (drawn[name] == bool(probability)).all()
+
+
+@pytest.mark.parametrize(
+    "jitter, low, high",
+    [
+        (None, [0.6, 0.6, 0.6, -0.1], [1.4, 1.4, 1.4, 0.1]),
+        ((0.8, 0.1, 0.2, 0.5), [0.2, 0.9, 0.8, -0.5], [1.8, 1.1, 1.2, 0.5]),
+        ((1.0, 1.5, 3.0, 0.2), [0, 0, 0, -0.2], [2.0, 2.5, 4.0, 0.2]),
+    ],
+)
+def test_draws_have_the_stated_ranges(jitter, low, high):
+    drawn = draws(4000, **({"jitter": jitter} if jitter else {}))
+    low, high = np.array(low + [0.1]), np.array(high + [2.0])
     values = np.c_[drawn["factors"], drawn["sigma"]]
+    assert values[:, :3].min() >= 0
     shares = (values - low) / (high - low)
     assert shares.min() > -1e-6 and shares.max() < 1 + 1e-6
     for share in shares.T:
@@ -214,26 +293,49 @@ def test_draws_have_the_stated_ranges():
         assert ((counts - 400) ** 2 / 400).sum() < 27.9
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.1, 1.0])
-def test_probability_of_the_blur(probability):
-    blurred = draws(3000, blur_probability=probability)["blur"].mean()
-    if probability in (0.0, 1.0):
-        assert blurred == probability
-    else:
-        assert abs(blurred - probability) < 3.3 * np.sqrt(0.1 * 0.9 / 3000)
+def test_a_strength_of_zero_changes_nothing():
+    factors = draws(50, jitter=(0, 0, 0, 0))["factors"]
+    np.testing.assert_array_equal(factors, np.tile([1, 1, 1, 0], (50, 1)))
+
+
+def test_quarter_turns_are_equally_likely():
+    counts = np.bincount(draws(4000, rotation=True)["rotation"])
+    assert len(counts) == 4
+    assert ((counts - 1000) ** 2 / 1000).sum() < 16.3  # 3 degrees, 99.9 %
+
+
+def test_parts_that_a_view_lacks_need_no_numbers():
+    plain, full = view_of(), view_of(**SETTINGS["all"])
+    lacked = {"rotation", "texture", "solarize"}
+    assert sum(weak.needs(plain).values()) == 10
+    for name in lacked:
+        assert weak.needs(plain)[name] == 0 < weak.needs(full)[name]
+    assert set(weak.specs(full)) - set(weak.specs(plain)) == lacked
+    for settings in ({}, SETTINGS["all"]):
+        specs = weak.specs(view_of(**settings))
+        drawn = draws(1, **settings)
+        tf.nest.assert_same_structure(specs, drawn)
+        for spec, x in zip(tf.nest.flatten(specs), tf.nest.flatten(drawn)):
+            assert spec.shape == x.shape[1:] and spec.dtype == x.dtype
 
 
 def test_host_and_compiled_draws_agree():
     """Decisions exactly; a fused multiply-add may move a factor by an ulp."""
-    compiled_draw = tf.function(draw, jit_compile=True)
+
+    def draw_all(uniform):
+        return draw(uniform, **SETTINGS["all"])
+
+    def assert_agree(one, other):
+        if one.dtype == tf.float32:
+            np.testing.assert_allclose(one, other, atol=2e-7)
+        else:
+            np.testing.assert_array_equal(one, other)
+
+    compiled_draw = tf.function(draw_all, jit_compile=True)
     for i in range(20):
-        uniform = primitives.uniform([i, 3], shape=[10])
+        uniform = primitives.uniform([i, 3], shape=[23])
         others = compiled_draw(uniform)
-        for name, value in draw(uniform).items():
-            if value.dtype == tf.float32:
-                np.testing.assert_allclose(others[name], value, atol=2e-7)
-            else:
-                np.testing.assert_array_equal(others[name], value)
+        tf.nest.map_structure(assert_agree, draw_all(uniform), others)
 
 
 def test_uniform_numbers_are_the_same_everywhere():

@@ -51,21 +51,29 @@ def test_flags_are_known_to_entry_points_only(path):
         assert "import flags" not in path.read_text()
 
 
-@pytest.mark.parametrize(
-    "name", ["info_nce", "ddm", "teacher_entropy", "cosines"]
-)
-def test_losses_are_pure_functions_of_rows(name):
+@pytest.mark.parametrize("dtype", [tf.float16, tf.float32, tf.float64])
+@pytest.mark.parametrize("name", losses.__all__)
+def test_losses_are_pure_functions_of_rows(name, dtype):
     function = getattr(losses, name)
-    x = tf.random.stateless_uniform([3, 5], [1, 2])
+    x = tf.cast(tf.random.stateless_uniform([3, 5], [1, 2]), dtype)
+    rows = tf.range(3)
     call = {
-        "info_nce": lambda: function(x, tf.range(3), temperature=0.2),
-        "ddm": lambda: function([x], [x], temperature=0.2),
-        "teacher_entropy": lambda: function([x], temperature=0.2),
+        "cacr_attraction": lambda: function(x, [x], sharpness=1.0),
+        "cacr_euclidean": lambda: function([x], x, rows, temperature=0.2),
+        "cacr_rbf": lambda: function([x], x, rows, temperature=0.2),
+        "cacr_repulsion": lambda: function(x, x, rows, sharpness=1.0),
         "cosines": lambda: function(x, x)[0],
+        "ddm": lambda: function([x], [x], temperature=0.2),
+        "info_nce": lambda: function(x, rows, temperature=0.2),
+        "nt_xent": lambda: function(x, x, x, rows, temperature=0.2),
+        "regression": lambda: function(x, x),
+        "teacher_entropy": lambda: function([x], temperature=0.2),
     }[name]
-    assert call().shape.rank == 1
+    assert call().shape == [3]
+    # Low precision would underflow; high precision is not given away.
+    assert call().dtype == max(dtype, tf.float32, key=lambda d: d.size)
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.name == "temperature":
+        if parameter.name in ("temperature", "sharpness"):
             assert parameter.kind is parameter.KEYWORD_ONLY
     assert "[N" in function.__doc__  # shapes are said
 

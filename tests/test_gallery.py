@@ -35,6 +35,8 @@ def batch_of(photos, *views):
 
 def with_pillow(image, caption):
     """Does what a caption says; u8[H,W,3] -> u8[H,W,3]."""
+    if caption == "no operation":
+        return image
     name, _, words = caption.partition(" ")
     number = words.split(" ")[0].rstrip("%°")
     number = float(number) if number else None
@@ -52,6 +54,8 @@ def with_pillow(image, caption):
         "Equalize": lambda: ImageOps.equalize(image),
         "Identity": lambda: image,
         "Invert": lambda: ImageOps.invert(image),
+        "rotation": lambda: image.rotate(number),
+        "solarized": lambda: ImageOps.solarize(image, 128),
         "Posterize": lambda: ImageOps.posterize(image, int(number)),
         "Rotate": lambda: image.rotate(number),
         "ShearX": lambda: affine(1, number, 0, 0, 1, 0),
@@ -59,7 +63,6 @@ def with_pillow(image, caption):
         "Solarize": lambda: ImageOps.solarize(image, int(number)),
         "TranslateX": lambda: affine(1, 0, pixels, 0, 1, 0),
         "TranslateY": lambda: affine(1, 0, 0, 0, 1, pixels),
-        "no": lambda: image,  # "no operation"
     }[name]()
     return np.asarray(result)
 
@@ -70,11 +73,20 @@ def assert_same_picture(actual, expected, words):
     assert wrong.mean() < 0.02, words
 
 
-def test_captions_name_what_made_the_strong_view_of_their_row(photos):
-    size = dict(size=20, min_area=0.3, max_area=1)
+# What a weak chain does that captions leave out.
+BARE = dict(jitter_probability=0, gray=0, blur=0, flip=0)
+
+
+@pytest.mark.parametrize(
+    "common, more",
+    [({}, {}), (BARE, dict(rotation=True, solarize=0.5))],
+    ids=["strong", "turned"],
+)
+def test_captions_name_what_made_the_view_of_their_row(photos, common, more):
+    common = dict(size=20, min_area=0.3, max_area=1, **common)
     # Crop and weak chain are drawn alike, with and without operations.
-    plain = View("x", **size)
-    hard = View("x", **size, strong_ops=4, shuffle=True)
+    plain = View("x", **common)
+    hard = View("x", **common, **more, strong_ops=4, shuffle=True)
     weak = batch_of(photos, plain)
     batch = batch_of(photos, hard)
     captions = gallery.captions(batch, hard)
@@ -83,6 +95,8 @@ def test_captions_name_what_made_the_strong_view_of_their_row(photos):
     # The rows were shuffled, and none of this is trivial.
     assert list(batch["x_rows"]) != list(range(IMAGES))
     assert len({tuple(words) for words in captions}) == IMAGES
+    every = {word.split(" ")[0] for words in captions for word in words}
+    assert ({"rotation", "solarized"} <= every) == bool(more)
     for image, words, result in zip(weak["x"].numpy(), captions, made):
         for word in words:
             image = with_pillow(image, word)

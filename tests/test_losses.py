@@ -110,3 +110,131 @@ def test_finite_at_extreme_similarities_in_low_precision(dtype):
     assert loss.dtype == tf.float32
     assert np.isfinite(loss).all()
     assert np.isfinite(tf.cast(tape.gradient(loss, strong), tf.float32)).all()
+
+
+@pytest.mark.parametrize(
+    "temperature, value", [(0.1, 0.5199408107808241), (0.5, 2.325112340679897)]
+)
+def test_simclr_golden_is_a_sum_over_both_directions(temperature, value):
+    def direction(a, b):
+        a, b = tf.constant(a), tf.constant(b)
+        return losses.nt_xent(a, b, a, tf.range(4), temperature=temperature)
+
+    loss = direction(g.WEAK, g.KEYS) + direction(g.KEYS, g.WEAK)
+    assert loss.shape == [4]
+    assert mean(loss) == pytest.approx(value, abs=1e-12)
+
+
+def nt_xent_loop(queries, positives, others, rows, temperature):
+    def e(x, y):
+        return np.exp(x @ y / temperature)
+
+    losses_of_rows = []
+    for q, own in zip(queries, rows):
+        total = sum(e(q, p) for p in positives)
+        total += sum(e(q, o) for j, o in enumerate(others) if j != own)
+        losses_of_rows.append(-np.log(e(q, positives[own]) / total))
+    return np.array(losses_of_rows)
+
+
+def test_nt_xent_equals_the_formula_term_by_term():
+    queries, rows = g.unit_rows(1, 3, 6), tf.constant([4, 0, 2])
+    positives, others = g.unit_rows(2, 2, 5, 6)
+    loss = losses.nt_xent(
+        *map(tf.constant, (queries, positives, others)), rows, temperature=0.3
+    )
+    expected = nt_xent_loop(queries, positives, others, rows.numpy(), 0.3)
+    np.testing.assert_allclose(loss, expected, atol=1e-12)
+
+
+def test_nt_xent_gradient_flows_into_all_but_the_own_other_row():
+    queries = g.unit_rows(1, 1, 6)
+    positives, others = g.unit_rows(2, 2, 5, 6)
+    tensors = [tf.Variable(x) for x in (queries, positives, others)]
+    with tf.GradientTape() as tape:
+        loss = losses.nt_xent(*tensors, tf.constant([3]), temperature=0.3)
+    gradients = [x.numpy() for x in tape.gradient(loss, tensors)]
+    for which, gradient in enumerate(gradients):
+        for index in np.ndindex(*gradient.shape):
+            slopes = []
+            for step in (1e-6, -1e-6):
+                moved = [queries.copy(), positives.copy(), others.copy()]
+                moved[which][index] += step
+                slopes.append(nt_xent_loop(*moved, [3], 0.3)[0])
+            slope = (slopes[0] - slopes[1]) / 2e-6
+            assert gradient[index] == pytest.approx(slope, abs=1e-8)
+    assert not gradients[2][3].any()
+
+
+def test_nt_xent_does_not_see_the_own_row_of_others():
+    queries, positives, others = g.unit_rows(1, 3, 4, 8)
+    changed = others.copy()
+    changed[2] = g.unit_rows(2, 8)
+
+    def loss(others):
+        tensors = map(tf.constant, (queries, positives, others))
+        return losses.nt_xent(*tensors, tf.range(4), temperature=0.2).numpy()
+
+    assert loss(changed)[2] == loss(others)[2]
+    assert (np.delete(loss(changed) - loss(others), 2) != 0).all()
+
+
+def test_nt_xent_of_parts_of_the_batch_is_that_of_the_whole():
+    queries, positives, others = map(tf.constant, g.unit_rows(1, 3, 4, 8))
+
+    def loss(first, last):
+        return losses.nt_xent(
+            queries[first:last],
+            positives,
+            others,
+            tf.range(first, last),
+            temperature=0.2,
+        )
+
+    parts = tf.concat([loss(0, 2), loss(2, 4)], 0)
+    np.testing.assert_allclose(parts, loss(0, 4), rtol=1e-14)
+
+
+def test_nt_xent_is_finite_for_equal_rows_and_low_temperatures():
+    for images in (4, 1):  # of 1 nothing is left of `others`
+        x, rows = tf.Variable([[1.0, 0.0]] * images), tf.range(images)
+        with tf.GradientTape() as tape:
+            loss = losses.nt_xent(x, x, x, rows, temperature=0.01)
+        np.testing.assert_allclose(loss, np.log(2 * images - 1), atol=1e-5)
+        assert np.isfinite(tape.gradient(loss, x)).all()
+
+
+def test_byol_golden_is_a_sum_over_both_directions():
+    loss = losses.regression(tf.constant(g.WEAK), tf.constant(g.KEYS))
+    assert loss.shape == [4]
+    loss += losses.regression(tf.constant(g.STRONG), tf.constant(g.WEAK_2))
+    assert mean(loss) == pytest.approx(0.07518338965968335, abs=1e-12)
+
+
+def test_regression_is_the_squared_distance_to_a_constant():
+    predictions, targets = map(tf.Variable, g.unit_rows(1, 2, 5, 8))
+    with tf.GradientTape() as tape:
+        loss = losses.regression(predictions, targets)
+    expected = [
+        sum((a - b) ** 2 for a, b in zip(p, t))
+        for p, t in zip(predictions.numpy(), targets.numpy())
+    ]
+    np.testing.assert_allclose(loss, expected, atol=1e-12)
+    slope, into_targets = tape.gradient(loss, [predictions, targets])
+    np.testing.assert_allclose(slope, -2 * targets, atol=1e-12)
+    assert into_targets is None
+
+
+def test_looc_golden_is_a_contrast_per_head():
+    heads = []
+    for head, (queries, queue) in enumerate(zip(g.LOOC_QUERIES, g.LOOC_QUEUES)):
+        # The other views' keys are negatives, except for head 0.
+        keys = g.LOOC_KEYS[head] if head else g.LOOC_KEYS[0][:1]
+        own = [tf.einsum("nd,nd->n", queries, x)[:, tf.newaxis] for x in keys]
+        candidates = tf.concat([*own, similarities(queries, queue)], 1)
+        loss = losses.info_nce(candidates, tf.fill([4], head), temperature=0.2)
+        heads.append(mean(loss))
+    assert heads == pytest.approx(
+        [1.4571956530113974, 1.945528610617122, 2.3370874057151045], abs=1e-12
+    )
+    assert np.mean(heads) == pytest.approx(1.9132705564478745, abs=1e-12)

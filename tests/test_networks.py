@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from clsa_tf.networks.batchnorm import batch_norm
 from clsa_tf.networks.encoder import MEAN, STDDEV, Encoder, normalise, unit
+from clsa_tf.networks.heads import KINDS, Head
 from clsa_tf.networks.resnet import resnet
 
 
@@ -13,7 +14,7 @@ def small(**changes):
             "backbone": "resnet18",
             "width": 0.125,
             "stem": "small",
-            "projection_size": 6,
+            "head": Head(outputs=6),
         }
         | changes
     )

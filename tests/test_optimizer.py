@@ -1,8 +1,60 @@
+import concurrent.futures
+import math
+import multiprocessing
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
+from clsa_tf import config as config_lib
 from clsa_tf import optimizer
+from clsa_tf.errors import UserError
+
+
+def make(name, rate=0.1, **changes):
+    arguments = dict(momentum=0.9, l2=0.01) | changes
+    return optimizer.make_optimizer(name, rate, **arguments)
+
+
+def schedule(peak=0.1, **changes):
+    """One whose rate is another in every step."""
+    arguments = dict(
+        steps_per_epoch=7, total_epochs=9, per="step", warmup_epochs=1.5
+    )
+    return optimizer.Schedule(peak, **arguments | changes)
+
+
+def rates(steps, peak=0.1):
+    """What `schedule` has to give, in float64."""
+    warm, total = 1.5 * 7, 9 * 7
+    return [
+        peak * step / warm
+        if step < warm
+        else peak / 2 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+        for step in range(steps)
+    ]
+
+
+def weights_and_gradients(steps, dtype=np.float32):
+    """A kernel and a bias, and gradients for both, per step."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return [rng.normal(size=s).astype(dtype) for s in ([5, 3], [3])]
+
+    return draw(), [draw() for _ in range(steps)]
+
+
+def train(used, start, gradients):
+    """Weights after one step for each of `gradients`."""
+    weights = [tf.Variable(w) for w in start]
+    for step in gradients:
+        used.apply_gradients(zip(map(tf.constant, step), weights))
+    return [w.numpy() for w in weights]
+
+
+# ---- Optimizers
 
 
 def torch_sgd(weight, gradients, rates, *, momentum, l2):
@@ -15,34 +67,223 @@ def torch_sgd(weight, gradients, rates, *, momentum, l2):
     return weight
 
 
-def test_fifty_steps_equal_torch_with_a_changing_rate():
-    rng = np.random.default_rng(0)
-    start = rng.normal(size=[5, 3])
-    gradients = rng.normal(size=[50, 5, 3])
-    schedule = optimizer.CosineByEpoch(0.1, steps_per_epoch=7, total_epochs=9)
-    weight = tf.Variable(start)
-    sgd = optimizer.make_optimizer("sgd", schedule, momentum=0.9, l2=0.01)
-    for gradient in gradients:
-        sgd.apply_gradients([(tf.constant(gradient), weight)])
-    rates = [0.05 * (1 + np.cos(np.pi * (s // 7) / 9)) for s in range(50)]
-    expected = torch_sgd(start, gradients, rates, momentum=0.9, l2=0.01)
-    # The rate is float32.
-    np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
+def lars(weight, gradients, rates, *, momentum, l2):
+    """LARS with classic momentum, eta 0.001; see the docstring's source."""
+    velocity = np.zeros_like(weight)
+    for gradient, lr in zip(gradients, rates):
+        trust = 1.0
+        if weight.ndim >= 2:
+            gradient = gradient + l2 * weight
+            norms = np.linalg.norm(weight), np.linalg.norm(gradient)
+            trust = 0.001 * norms[0] / norms[1] if all(norms) else 1.0
+        velocity = momentum * velocity + lr * trust * gradient
+        weight = weight - velocity
+    return weight
+
+
+def adamw(weight, gradients, rates, *, l2):
+    """Algorithm 2 of arXiv 1711.05101 with lr as its eta times alpha.
+
+    Epsilon is added before the bias correction, as Keras' Adam does.
+    """
+    m, v = np.zeros_like(weight), np.zeros_like(weight)
+    for step, (gradient, lr) in enumerate(zip(gradients, rates), start=1):
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        scale = lr * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+        weight = weight - lr * l2 * weight - scale * m / (np.sqrt(v) + 1e-7)
+    return weight
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+@pytest.mark.parametrize(
+    "name, oracle, peak", [("sgd", torch_sgd, 0.1), ("lars", lars, 20.0)]
+)
+def test_fifty_steps_with_a_changing_rate(name, oracle, peak, momentum):
+    start, gradients = weights_and_gradients(50, np.float64)
+    settings = dict(momentum=momentum, l2=0.01)
+    found = train(make(name, schedule(peak), **settings), start, gradients)
+    for i, weight in enumerate(start):
+        of_weight = [step[i] for step in gradients]
+        expected = oracle(weight, of_weight, rates(50, peak), **settings)
+        assert np.abs(expected - weight).max() > 0.1
+        # The rate is float32.
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adamw_decays_by_the_rate_of_the_step():
+    start, gradients = weights_and_gradients(50, np.float64)
+    found = train(make("adamw", schedule(), l2=0.5), start, gradients)
+    for i, weight in enumerate(start):
+        of_weight = [step[i] for step in gradients]
+        expected = adamw(weight, of_weight, rates(50), l2=0.5)
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lamb_is_that_of_tensorflow_addons():
+    import tensorflow_addons as tfa
+
+    start, gradients = weights_and_gradients(10)
+    theirs = tfa.optimizers.LAMB(schedule(), weight_decay=0.01)
+    expected = train(theirs, start, gradients)
+    found = train(make("lamb", schedule()), start, gradients)
+    np.testing.assert_equal(found, expected)
 
 
 def test_l2_is_coupled():
     weight = tf.Variable(1.0)
-    sgd = optimizer.make_optimizer("sgd", 0.1, momentum=0.9, l2=0.01)
+    sgd = make("sgd")
     for _ in range(50):
         sgd.apply_gradients([(tf.constant(0.0), weight)])
     # torch: 0.6439; a decoupled decay leaves 0.9512.
     assert float(weight) == pytest.approx(0.6439, abs=5e-5)
 
 
-def test_cosine_by_epoch_golden():
-    schedule = optimizer.CosineByEpoch(
-        0.03, steps_per_epoch=5004, total_epochs=200
-    )
+@pytest.mark.parametrize(
+    "name, l2_on, kernel, bias",
+    [
+        ("sgd", "all", 1 - 0.1 * 0.01, 1 - 0.1 * 0.01),
+        ("sgd", "kernels", 1 - 0.1 * 0.01, 1),
+        # The trust ratio takes the coefficient out again: eta / l2.
+        ("lars", "all", 1 - 0.1 * 0.001, 1),
+        ("lars", "kernels", 1 - 0.1 * 0.001, 1),
+        ("lamb", "all", 1 - 0.1, 1 - 0.1),
+        ("lamb", "kernels", 1 - 0.1, 1),
+        ("adamw", "all", 1 - 0.1 * 0.01, 1 - 0.1 * 0.01),
+        ("adamw", "kernels", 1 - 0.1 * 0.01, 1),
+    ],
+)
+def test_what_l2_acts_on(name, l2_on, kernel, bias):
+    """The share that one step without gradients leaves of the weights."""
+    start, _ = weights_and_gradients(0, np.float64)
+    still = [[np.zeros_like(w) for w in start]]
+    found = train(make(name, l2_on=l2_on), start, still)
+    for weight, before, share in zip(found, start, (kernel, bias)):
+        np.testing.assert_allclose(weight / before, share, rtol=1e-6)
+
+
+@pytest.mark.parametrize("start, gradient", [(0.0, 1.0), (2.0, 0.0)])
+def test_lars_without_a_norm_is_sgd(start, gradient):
+    weight = tf.fill([2, 2], tf.constant(start, tf.float64))
+    gradients = [[np.full([2, 2], gradient)]]
+    found = train(make("lars", l2=0.0), [weight], gradients)
+    np.testing.assert_allclose(found[0], start - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_steps_resume_from_a_checkpoint(name, tmp_path):
+    start, gradients = weights_and_gradients(4)
+
+    def begin():
+        weights = [tf.Variable(w) for w in start]
+        used = make(name, schedule())
+        optimizer.build(used, weights)
+        return weights, used, tf.train.Checkpoint(all=weights, optimizer=used)
+
+    def go_on(weights, used, gradients):
+        for step in gradients:
+            used.apply_gradients(zip(map(tf.constant, step), weights))
+
+    weights, used, checkpoint = begin()
+    go_on(weights, used, gradients[:2])
+    path = checkpoint.save(str(tmp_path / name))
+    go_on(weights, used, gradients[2:])
+    again, used, checkpoint = begin()
+    checkpoint.restore(path).assert_consumed()
+    go_on(again, used, gradients[2:])
+    for one, two, before in zip(weights, again, start):
+        np.testing.assert_array_equal(one, two)
+        assert np.all(one.numpy() != before)
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_steps_are_the_same_under_xla(name):
+    start, gradients = weights_and_gradients(3)
+    weights = [tf.Variable(w) for w in start]
+    used = make(name, schedule(), l2_on="kernels")
+    optimizer.build(used, weights)
+
+    @tf.function(jit_compile=True)
+    def step(gradients):
+        used.apply_gradients(zip(gradients, weights))
+
+    for one in gradients:
+        step(list(map(tf.constant, one)))
+    expected = train(make(name, schedule(), l2_on="kernels"), start, gradients)
+    for weight, other in zip(weights, expected):
+        np.testing.assert_allclose(weight, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_loss_scaling_leaves_steps_out_that_are_not_finite(name):
+    start, (one, two) = weights_and_gradients(2)
+    lost = [np.full_like(w, np.inf) for w in start]
+    used = make(name, precision="mixed_float16")
+    found = train(used, start, [one, lost])
+    np.testing.assert_equal(found, train(make(name), start, [one]))
+    # Nor do the slots remember it.
+    used = make(name, precision="mixed_float16")
+    assert np.all(np.isfinite(train(used, start, [one, lost, two])[0]))
+
+
+def replicated(name, replicas, start, gradients):
+    """Steps on several replicas; each has its share of the gradients."""
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    strategy = tf.distribute.MirroredStrategy(devices)
+    with strategy.scope():
+        weights = [tf.Variable(w) for w in start]
+        used = make(name, schedule(), l2_on="kernels")
+        optimizer.build(used, weights)
+
+    @tf.function
+    def step(gradients):
+        def of_replica():
+            shares = [g / replicas for g in gradients]
+            used.apply_gradients(zip(shares, weights))
+
+        strategy.run(of_replica)
+
+    for one in gradients:
+        step(list(map(tf.constant, one)))
+    copies = [strategy.experimental_local_results(w) for w in weights]
+    return [[v.numpy() for v in copy] for copy in copies]
+
+
+def on_two_replicas(start, gradients):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, two)
+    return {
+        name: replicated(name, 2, start, gradients)
+        for name in optimizer.OPTIMIZERS
+    }
+
+
+def test_two_replicas_take_the_steps_of_one():
+    """In another process: the number of devices is fixed at the start."""
+    start, gradients = weights_and_gradients(4)
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        found = pool.submit(on_two_replicas, start, gradients).result()
+    for name, copies in found.items():
+        used = make(name, schedule(), l2_on="kernels")
+        for copy, expected in zip(copies, train(used, start, gradients)):
+            assert len(copy) == 2
+            for weight in copy:
+                np.testing.assert_allclose(weight, expected, rtol=1e-5)
+
+
+# ---- Schedules
+
+
+def of_config(steps_per_epoch, **changes):
+    config = config_lib.default(**changes)
+    config_lib.check(config)
+    return optimizer.make_schedule(config, steps_per_epoch)
+
+
+def test_the_default_is_the_published_cosine():
+    rate = of_config(5004)
     golden = {
         0: 0.03,
         50: 0.02560660171779821,
@@ -50,30 +291,140 @@ def test_cosine_by_epoch_golden():
         150: 0.004393398282201788,
         199: 1.8505127750911841e-6,
     }
-    for epoch, rate in golden.items():
+    for epoch, value in golden.items():
         # The whole epoch has one rate.
         for step in (epoch * 5004, epoch * 5004 + 5003):
             # 1 + cos loses digits near zero in float32.
-            assert float(schedule(step)) == pytest.approx(rate, abs=2e-9)
+            assert float(rate(step)) == pytest.approx(value, abs=2e-9)
 
 
-def test_lamb_takes_steps_and_restores(tmp_path):
-    def make():
-        weight = tf.Variable([1.0, -2.0])
-        lamb = optimizer.make_optimizer("lamb", 0.1, momentum=0.9, l2=0.01)
-        optimizer.build(lamb, [weight])
-        return weight, lamb, tf.train.Checkpoint(weight=weight, optimizer=lamb)
+def test_warm_up_then_cosine_per_step():
+    """As SimCLR has it: 10 epochs to 0.3 * 4096 / 256, of 100."""
+    rate = of_config(
+        312,
+        batch_size=4096,
+        base_lr=0.3,
+        total_epochs=100,
+        warmup_epochs=10.0,
+        lr_per="step",
+    )
+    golden = {
+        0: 0.0,
+        1: 4.8 / 3120,
+        1560: 2.4,
+        3119: 4.8 * 3119 / 3120,
+        3120: 4.8,
+        3120 + 7020: 4.8 * (1 + math.sqrt(0.5)) / 2,
+        3120 + 14040: 2.4,
+        31199: 2.4 * (1 + math.cos(math.pi * 28079 / 28080)),
+    }
+    for step, value in golden.items():
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5, abs=5e-7)
 
-    def steps(weight, lamb, count):
-        for _ in range(count):
-            lamb.apply_gradients([(2.0 * weight, weight)])
 
-    weight, lamb, checkpoint = make()
-    steps(weight, lamb, 2)
-    path = checkpoint.save(str(tmp_path / "lamb"))
-    steps(weight, lamb, 2)
-    assert abs(float(weight[0])) < 1.0
-    again, lamb, checkpoint = make()
-    checkpoint.restore(path).assert_consumed()
-    steps(again, lamb, 2)
-    np.testing.assert_array_equal(again, weight)
+def test_warm_up_that_ends_within_an_epoch():
+    rate = of_config(10, total_epochs=3, warmup_epochs=0.5)
+    expected = [0.03 * step / 5 for step in range(5)] + [0.03] * 5
+    for whole in (0.5, 1.5):
+        value = 0.015 * (1 + math.cos(math.pi * whole / 2.5))
+        expected += [value] * 10
+    found = [float(rate(step)) for step in range(30)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("per", optimizer.LR_PER)
+def test_steps_at_milestones(per):
+    """MoCo v1's."""
+    rate = of_config(
+        5004, lr_schedule="steps", lr_milestones=(120, 160), lr_per=per
+    )
+    golden = {
+        0: 0.03,
+        120 * 5004 - 1: 0.03,
+        120 * 5004: 0.003,
+        160 * 5004 - 1: 0.003,
+        160 * 5004: 0.0003,
+        200 * 5004 - 1: 0.0003,
+    }
+    for step, value in golden.items():
+        assert float(rate(step)) == pytest.approx(value, rel=1e-6)
+
+
+def test_constant_after_warm_up():
+    rate = of_config(4, lr_schedule="constant", warmup_epochs=1.0)
+    found = [float(rate(step)) for step in (0, 2, 4, 5, 799)]
+    np.testing.assert_allclose(found, [0.0, 0.015, 0.03, 0.03, 0.03])
+
+
+@pytest.mark.parametrize(
+    "scaling, base_lr, peak",
+    [("linear", 0.3, 4.8), ("sqrt", 0.075, 4.8), ("none", 0.5, 0.5)],
+)
+def test_scaling_with_the_batch(scaling, base_lr, peak):
+    rate = of_config(312, batch_size=4096, base_lr=base_lr, lr_scaling=scaling)
+    assert float(rate(0)) == pytest.approx(peak, rel=1e-6)
+
+
+def test_schedules_are_made_again_from_their_configuration():
+    one = of_config(7, lr_schedule="steps", lr_milestones=(3,))
+    two = optimizer.Schedule.from_config(one.get_config())
+    steps = (0, 20, 21, 22)
+    assert [float(one(s)) for s in steps] == [float(two(s)) for s in steps]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(warmup_epochs=200.0), ["--warmup_epochs", "200 and 200"]),
+        (dict(lr_milestones=(120, 160)), ["120,160", "cosine"]),
+        (dict(lr_schedule="steps"), ["--lr_milestones", "none", "steps"]),
+        *[
+            (
+                dict(lr_schedule="steps", lr_milestones=milestones, **more),
+                ["increase", ",".join(map(str, milestones))],
+            )
+            for milestones, more in [
+                ((160, 120), {}),
+                ((120, 120), {}),
+                ((120, 200), {}),
+                ((0, 120), {}),
+                ((5, 120), dict(warmup_epochs=10.0)),
+            ]
+        ],
+    ],
+)
+def test_what_is_no_schedule(changes, words):
+    with pytest.raises(UserError) as error:
+        config_lib.check(config_lib.default(**changes))
+    for word in ["Expected", "received", *words]:
+        assert word in str(error.value)
+
+
+def parse(*arguments):
+    values = flags.FlagValues()
+    config_lib.define_flags(values)
+    values(["program", *arguments])
+    return config_lib.from_flags(values)
+
+
+@pytest.mark.parametrize("text, value", [("120,160", (120, 160)), ("9", (9,))])
+def test_milestones_are_a_flag(text, value):
+    config = parse("--lr_schedule=steps", f"--lr_milestones={text}")
+    assert config.lr_milestones == value
+    again = config_lib.to_flagfile(config).splitlines()
+    assert f"--lr_milestones={text}" in again
+    assert parse(*again) == config
+
+
+def test_no_milestones_are_an_empty_flag():
+    config = parse("--lr_milestones=")
+    assert config == config_lib.default()
+    assert parse(*config_lib.to_flagfile(config).splitlines()) == config
+
+
+@pytest.mark.parametrize("text", ["120,", "120;160", "1.5"])
+def test_milestones_that_are_no_numbers(text):
+    with pytest.raises(flags.IllegalFlagValueError) as error:
+        parse("--lr_schedule=steps", f"--lr_milestones={text}")
+    for word in ("Expected whole numbers separated by commas", repr(text)):
+        assert word in str(error.value)

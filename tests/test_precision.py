@@ -51,7 +51,7 @@ def test_only_convolutions_are_low(policy):
     computes = {type(x).__name__: x.compute_dtype for x in layers}
     assert computes["Conv2D"] == computes["ReLU"] == low.name
     assert computes["GlobalAveragePooling2D"] == "float32"
-    assert {x.compute_dtype for x in encoder.head.layers} == {"float32"}
+    assert {x.compute_dtype for x in encoder.heads[0].layers} == {"float32"}
     assert {v.dtype for v in encoder.variables} == {tf.float32}
     images = tf.zeros([2, 8, 8, 3], tf.uint8)
     assert encoder(images, training=True).dtype == tf.float32

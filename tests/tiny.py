@@ -19,29 +19,33 @@ def config(method="clsa", **changes):
         backbone="tiny",
         width=0.125,
         stem="small",
-        projection_size=16,
         batch_size=ROWS,
+        base_lr=0.3,
+    )
+    options = dict(
+        projection_size=16,
+        projection_hidden=0,
         queue_size=40,  # not a multiple of the batch
         key_momentum=0.9,
         key_crop=Crop(16, 0.2, 1.0),
         query_crops=(Crop(16, 0.2, 1.0),),
-        base_lr=0.3,
+        crop=Crop(16, 0.2, 1.0),
+        crops=(Crop(16, 0.2, 1.0),) * 3,
+        strong_crops=(Crop(12, 0.1, 0.6),),
+        ddm_weight=1.0,
     )
-    if method == "clsa":
-        settings["strong_crops"] = (Crop(12, 0.1, 0.6),)
+    # Those that the method has.
+    known = methods.load(method).Options.__dataclass_fields__
+    settings |= {k: v for k, v in options.items() if k in known}
     return config_lib.default(method, **settings | changes)
 
 
 def make(config):
     """The compiled method, with a rate that changes every two steps."""
-    method = methods.load(config.method).METHOD(config)
+    method = methods.load(config.method).METHOD(config, total_steps=100)
     sgd = optimizer.make_optimizer(
         "sgd",
-        optimizer.CosineByEpoch(
-            config.base_lr * config.batch_size / 256,
-            steps_per_epoch=2,
-            total_epochs=50,
-        ),
+        optimizer.make_schedule(config.replace(total_epochs=50), 2),
         momentum=0.9,
         l2=config.l2,
         precision=method.precision,
@@ -80,3 +84,9 @@ def fit(method, dataset):
     )
     method.fit(dataset, verbose=0, callbacks=[collect])
     return reports
+
+
+def queues(method):
+    """The queues of a method: none, one or several."""
+    several = getattr(method, "queues", None)
+    return several or [q for q in [getattr(method, "queue", None)] if q]

@@ -45,20 +45,31 @@ def finish(crops, packed, *, views):
     for kind, names in kinds.items():
         images = tf.concat([crops[name] for name in names], axis=0)
         rows = tf.concat([packed[name] for name in names], axis=0)
-        images = _chain(images, unpack(rows, kind))
+        images = _chain(images, rows, kind)
         result.update(zip(names, tf.split(images, len(names), axis=0)))
     return result
 
 
 def _kind(view):
     """Views of one kind differ in what is drawn only."""
-    return View("", view.size, 1.0, 1.0, strong_ops=view.strong_ops)
+    return View(
+        "",
+        view.size,
+        1.0,
+        1.0,
+        strong_ops=view.strong_ops,
+        gray_first=view.gray_first,
+        rotation=view.rotation,
+        texture=float(view.texture > 0),
+        solarize=float(view.solarize > 0),
+    )
 
 
-def _chain(images, params):
-    """u8[N,x,3,y] column by column -> u8[N,y,x,3] row by row."""
+def _chain(images, packed, kind):
+    """u8[N,x,3,y] column by column, f32[N,p] -> u8[N,y,x,3] row by row."""
+    params = unpack(packed, kind)
     planes = tf.transpose(images, [0, 2, 1, 3])  # [N,3,x,y]
-    planes = weak.apply(planes, params)  # [N,3,y,x]
+    planes = weak.apply(planes, params, gray_first=kind.gray_first)  # [N,3,y,x]
     if "strong" in params:
         planes = strong.apply(planes, params["strong"])
     return tf.transpose(planes, [0, 2, 3, 1])
@@ -148,7 +159,7 @@ def _compiled_view(view, count):
 
     def make(arguments):
         image, packed = (x[tf.newaxis] for x in arguments)
-        return _chain(image, unpack(packed, view))[0]
+        return _chain(image, packed, view)[0]
 
     def make_all(crops, packed):
         return tf.map_fn(make, (crops, packed), fn_output_signature=tf.uint8)

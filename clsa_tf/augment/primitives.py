@@ -262,6 +262,15 @@ def contrast(images, factors):
     return blend(per_image(mean_luma(images)), images, factors)
 
 
+def solarize(images):
+    """Inverts the bytes from 128 on: u8[N,3,H,W] -> u8[N,3,H,W].
+
+    Source: Pillow, `ImageOps.solarize(threshold=128)`.
+    """
+    # A byte is below 128 where its complement is not.
+    return tf.minimum(images, 255 - images)
+
+
 def smooth(images):
     """3x3 mean with weight 5 in the centre; the border stays as it is.
 

@@ -10,13 +10,38 @@ import tensorflow as tf
 from clsa_tf.augment import crop, primitives, strong, weak
 from clsa_tf.errors import UserError
 
-# What one view may share with another, each drawn on its own.
-PARTS = ("crop", *weak.NEEDS, "strong")
+_MAX_JITTER = 10.0
+# What one view may share with another, each drawn on its own, and the settings
+# that it is drawn with.
+_SETTINGS = {
+    "crop": ("min_area", "max_area"),
+    "jitter": ("jitter", "jitter_probability"),
+    "gray": ("gray",),
+    "blur": ("blur",),
+    "flip": ("flip",),
+    "rotation": ("rotation",),
+    "texture": ("texture",),
+    "solarize": ("solarize",),
+    "strong": ("strong_ops", "strong_pool", "strong_level"),
+}
+PARTS = tuple(_SETTINGS)
+_PROBABILITIES = (
+    "jitter_probability",
+    "gray",
+    "blur",
+    "flip",
+    "texture",
+    "solarize",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
     """What one crop of the image goes through.
+
+    In this order: rotation, colour jitter, greyscale, texture, blur,
+    solarisation, flip, strong operations. A part that is off by default costs
+    nothing then.
 
     Attributes:
         name: key of the view in a batch, such as `"query_0"`.
@@ -31,11 +56,24 @@ class View:
         shuffle: whether the rows of this view are permuted over the global
             batch (MoCo's shuffled batch normalisation, done by the loader).
         like: name of an earlier view with which this one shares `shared`.
-        shared: those of `PARTS` that are drawn for `like` and used for both;
-            "crop" is one rectangle for equal areas.
+        shared: those of `PARTS` that are drawn for `like` and used for both,
+            which must have the same settings of them.
+        jitter: strengths of brightness, contrast, saturation, which multiply
+            by [max(0, 1 - strength), 1 + strength], and of hue, which turns
+            the colour circle by that share of it at most, in [0, 0.5].
+        jitter_probability: of all four together, in random order, in [0, 1].
+        gray: probability of greyscale, in [0, 1].
+        gray_first: whether greyscale precedes the jitter, as in MoCo v1.
+        flip: probability of the horizontal flip, in [0, 1].
+        rotation: whether to rotate by 0, 90, 180 or 270 degrees, each equally
+            likely.
+        texture: probability of a random texture, in [0, 1]; see
+            `texture.randomize`.
+        solarize: probability of inverting all bytes from 128 on, in [0, 1].
 
     Raises:
-        UserError: a size, area, count or probability is out of range.
+        UserError: a size, area, count, strength or probability is out of
+            range.
     """
 
     name: str
@@ -49,6 +87,14 @@ class View:
     shuffle: bool = False
     like: str = ""
     shared: tuple[str, ...] = ()
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: float = 0.8
+    gray: float = 0.2
+    gray_first: bool = False
+    flip: float = 0.5
+    rotation: bool = False
+    texture: float = 0.0
+    solarize: float = 0.0
 
     def __post_init__(self):
         if self.size < 1:
@@ -62,19 +108,17 @@ class View:
                 f"{self.name!r}, received {self.min_area} and "
                 f"{self.max_area}; give both as shares of the image's area."
             )
-        if self.strong_ops < 0 or not 0 <= self.blur <= 1:
-            raise UserError(
-                f"Expected strong_ops of at least 0 and blur in [0, 1] for "
-                f"view {self.name!r}, received {self.strong_ops} and "
-                f"{self.blur}; choose others."
-            )
-        if self.strong_pool not in strong.POOLS or not (
-            2 <= self.strong_level <= strong.MAX_LEVEL
+        self._check_weak()
+        if (
+            self.strong_ops < 0
+            or self.strong_pool not in strong.POOLS
+            or not 2 <= self.strong_level <= strong.MAX_LEVEL
         ):
             raise UserError(
-                f"Expected a strong_pool of {', '.join(strong.POOLS)} and a "
-                f"strong_level in 2..{strong.MAX_LEVEL} for view "
-                f"{self.name!r}, received {self.strong_pool!r} and "
+                "Expected strong_ops of at least 0, a strong_pool of "
+                f"{', '.join(strong.POOLS)} and a strong_level in "
+                f"2..{strong.MAX_LEVEL} for view {self.name!r}, received "
+                f"{self.strong_ops}, {self.strong_pool!r} and "
                 f"{self.strong_level}; choose others."
             )
         if not set(self.shared) <= set(PARTS) or bool(self.shared) != bool(
@@ -84,6 +128,25 @@ class View:
                 f"Expected view {self.name!r} to share some of "
                 f"{', '.join(PARTS)} with a view named in `like`, received "
                 f"shared={self.shared!r} and like={self.like!r}; give both."
+            )
+
+    def _check_weak(self):
+        for name in _PROBABILITIES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"Expected {name} in [0, 1] for view {self.name!r}, "
+                    f"received {getattr(self, name)}; give a probability."
+                )
+        limits = (_MAX_JITTER,) * 3 + (0.5,)
+        if len(self.jitter) != len(limits) or not all(
+            0 <= strength <= limit
+            for strength, limit in zip(self.jitter, limits)
+        ):
+            raise UserError(
+                "Expected strengths of the jitter of brightness, contrast and "
+                f"saturation in [0, {_MAX_JITTER:g}] and of hue in [0, 0.5] "
+                f"for view {self.name!r}, received {self.jitter!r}; choose "
+                "others."
             )
 
 
@@ -97,28 +160,42 @@ def number_slices(views):
         (dict of (view name, part) -> slice, count of numbers).
 
     Raises:
-        UserError: a view shares with one that is not before it, or strong
-            sequences of different lengths.
+        UserError: a view shares with one that is not before it, or a part that
+            the two draw with different settings.
     """
-    slices, lengths, count = {}, {}, 0
+    slices, before, count = {}, {}, 0
     for view in views:
-        needs = {"crop": crop.NEEDS, **weak.NEEDS}
+        _check_sharing(view, before)
+        needs = {"crop": crop.NEEDS, **weak.needs(view)}
         needs["strong"] = strong.NEEDS * view.strong_ops
         for part, need in needs.items():
             if part in view.shared:
-                if lengths.get((view.like, part)) != need:
-                    raise UserError(
-                        f"Expected view {view.name!r} to come after a view "
-                        f"{view.like!r} with the same strong_ops, received "
-                        f"the views {', '.join(v.name for v in views)}; "
-                        "reorder them or share less."
-                    )
                 slices[view.name, part] = slices[view.like, part]
             else:
                 slices[view.name, part] = slice(count, count + need)
                 count += need
-            lengths[view.name, part] = need
+        before[view.name] = view
     return slices, count
+
+
+def _check_sharing(view, before):
+    if view.like and view.like not in before:
+        raise UserError(
+            f"Expected view {view.name!r} to come after the view "
+            f"{view.like!r} that it shares with, received it after "
+            f"{', '.join(before) or 'none'}; reorder the views."
+        )
+    for part in view.shared:
+        for setting in _SETTINGS[part]:
+            own, other = (
+                getattr(x, setting) for x in (view, before[view.like])
+            )
+            if own != other:
+                raise UserError(
+                    f"Expected views {view.like!r} and {view.name!r}, which "
+                    f"share {part!r}, to have the same {setting}, received "
+                    f"{other!r} and {own!r}; make them equal or share less."
+                )
 
 
 def _draw_view(view, numbers, size):
@@ -130,10 +207,7 @@ def _draw_view(view, numbers, size):
             min_area=view.min_area,
             max_area=view.max_area,
         ),
-        **weak.draw(
-            **{part: numbers[part] for part in weak.NEEDS},
-            blur_probability=view.blur,
-        ),
+        **weak.draw(numbers, view),
     }
     if view.strong_ops:
         params["strong"] = strong.draw(
@@ -172,7 +246,7 @@ def draw(seed, size, *, views):
 
 def _specs(view):
     """What `draw` returns for a view."""
-    specs = {"box": tf.TensorSpec([4], tf.int32), **weak.SPECS}
+    specs = {"box": tf.TensorSpec([4], tf.int32), **weak.specs(view)}
     if view.strong_ops:
         specs["strong"] = strong.specs(view.strong_ops)
     return specs

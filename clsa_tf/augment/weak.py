@@ -1,8 +1,9 @@
-"""The weak augmentation that follows the crop: MoCo v2's chain on bytes.
+"""The weak augmentation that follows the crop, on bytes.
 
-Colour jitter, greyscale, Gaussian blur, horizontal flip, in this order; `draw`
-decides, `apply` executes. Every step gives what torchvision gives on Pillow
-images, byte for byte. Source: maple-research-lab/CLSA@37df76c,
+Colour jitter, greyscale, Gaussian blur and horizontal flip, in this order, are
+MoCo v2's and CLSA's chain; a view may ask for more (see `apply`). `draw`
+decides, `apply` executes. What Pillow and torchvision have comes out as from
+them, byte for byte. Source: maple-research-lab/CLSA@37df76c,
 data_processing/Multi_FixTransform.py; torchvision, `ColorJitter`.
 """
 
@@ -11,20 +12,28 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from clsa_tf.augment import primitives
+from clsa_tf.augment import primitives, texture
 from clsa_tf.augment.blur import MAX_SIGMA, blur_and_transpose
 from clsa_tf.augment.hue import shift_hue
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
-_CENTRES = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
-_SPREADS = np.array([0.4, 0.4, 0.4, 0.1], np.float32)
 _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)  # [24,4]
 _MIN_SIGMA = 0.1  # pixels
 
+# Parts that only views go through which ask for them.
+_OPTIONAL = ("rotation", "texture", "solarize")
 # Uniform numbers that each part of the chain is drawn from.
-NEEDS = {"jitter": 6, "gray": 1, "blur": 2, "flip": 1}
-# What `draw` returns.
-SPECS = {
+_NEEDS = {
+    "jitter": 6,
+    "gray": 1,
+    "blur": 2,
+    "flip": 1,
+    "rotation": 1,
+    "texture": texture.NEEDS,
+    "solarize": 1,
+}
+# What `draw` returns; an optional part is one entry, of its own name.
+_SPECS = {
     "jitter": tf.TensorSpec([], tf.bool),
     "factors": tf.TensorSpec([4], tf.float32),
     "order": tf.TensorSpec([4], tf.int32),
@@ -32,62 +41,132 @@ SPECS = {
     "blur": tf.TensorSpec([], tf.bool),
     "sigma": tf.TensorSpec([], tf.float32),
     "flip": tf.TensorSpec([], tf.bool),
+    "rotation": tf.TensorSpec([], tf.int32),
+    "texture": texture.SPECS,
+    "solarize": tf.TensorSpec([], tf.bool),
 }
 
 
-def draw(jitter, gray, blur, flip, *, blur_probability=0.5):
+def _lacks(view, name):
+    return name in _OPTIONAL and not getattr(view, name)
+
+
+def needs(view):
+    """Count of uniform numbers for each part, 0 for those a `View` lacks."""
+    return {k: 0 if _lacks(view, k) else n for k, n in _NEEDS.items()}
+
+
+def specs(view):
+    """What `draw` returns for a `View`."""
+    return {k: spec for k, spec in _SPECS.items() if not _lacks(view, k)}
+
+
+def draw(numbers, view):
     """Draws the parameters of one weak view.
 
     Args:
-        jitter: f32[6], uniform numbers in [0, 1).
-        gray: f32[1], likewise.
-        blur: f32[2], likewise.
-        flip: f32[1], likewise.
-        blur_probability: of the Gaussian blur, in [0, 1].
+        numbers: dict, part -> uniform numbers f32[n] in [0, 1), n as in
+            `needs`.
+        view: `views.View`, for its probabilities and strengths.
 
     Returns:
-        dict of scalars unless stated: `jitter` bool, p 0.8; `factors` f32[4]
-        in the order of `JITTERS`, the first three in [0.6, 1.4], hue in
-        [-0.1, 0.1] of the colour circle; `order` i32[4], indices into
-        `JITTERS`; `gray` bool, p 0.2; `blur` bool; `sigma` f32 in
-        [0.1, 2.0], pixels; `flip` bool, p 0.5.
+        dict of scalars unless stated: `jitter` bool; `factors` f32[4] in the
+        order of `JITTERS`, the first three to multiply with, in
+        [max(0, 1 - strength), 1 + strength], hue in [-strength, strength] of
+        the colour circle; `order` i32[4], indices into `JITTERS`; `gray` bool;
+        `blur` bool; `sigma` f32 in [0.1, 2.0], pixels; `flip` bool. Only for a
+        view that has them `rotation` i32, quarter turns counter-clockwise in
+        0..3; `texture`, a dict (see `texture.draw`); `solarize` bool.
     """
-    return {
-        "jitter": jitter[0] < 0.8,
-        "factors": _CENTRES + _SPREADS * (2.0 * jitter[2:] - 1.0),
+    jitter, blur = numbers["jitter"], numbers["blur"]
+    *factors, hue = view.jitter
+    halves = [(1.0 + s) / 2.0 for s in factors]  # where a range begins at 0
+    centres = [max(1.0, half) for half in halves] + [0.0]
+    spreads = [min(s, half) for s, half in zip(factors, halves)] + [hue]
+    params = {
+        "jitter": jitter[0] < view.jitter_probability,
+        "factors": np.float32(centres)
+        + np.float32(spreads) * (2.0 * jitter[2:] - 1.0),
         "order": tf.gather(_ORDERS, tf.cast(jitter[1] * 24, tf.int32)),
-        "gray": gray[0] < 0.2,
-        "blur": blur[0] < blur_probability,
+        "gray": numbers["gray"][0] < view.gray,
+        "blur": blur[0] < view.blur,
         "sigma": _MIN_SIGMA + (MAX_SIGMA - _MIN_SIGMA) * blur[1],
-        "flip": flip[0] < 0.5,
+        "flip": numbers["flip"][0] < view.flip,
     }
+    if view.rotation:
+        params["rotation"] = tf.cast(numbers["rotation"][0] * 4, tf.int32)
+    if view.texture:
+        params["texture"] = texture.draw(
+            numbers["texture"], probability=view.texture
+        )
+    if view.solarize:
+        params["solarize"] = numbers["solarize"][0] < view.solarize
+    return params
 
 
-def apply(images, params):
+def apply(images, params, *, gray_first=False):
     """Executes drawn weak chains, and turns the images upright.
 
+    In this order: rotation, jitter, greyscale, texture, blur, solarisation,
+    flip.
+
     Args:
-        images: u8[N,3,W,H], transposed, as crops come.
+        images: u8[N,3,W,H], transposed, as crops come; square for a rotation.
         params: what `draw` returns, with a leading axis N.
+        gray_first: whether greyscale precedes the jitter, as in MoCo v1.
 
     Returns:
         u8[N,3,H,W].
     """
+    if "rotation" in params:
+        images = _rotate(images, params["rotation"])
+    if gray_first:
+        images = _if(params["gray"], primitives.grayscale, images)
     images = _jitter(images, params)
-    for name, without, step in (
-        ("gray", tf.identity, primitives.grayscale),
-        (
-            "blur",
-            lambda x: tf.transpose(x, [0, 1, 3, 2]),
-            lambda x: blur_and_transpose(x, params["sigma"]),
-        ),
-        ("flip", tf.identity, lambda x: tf.reverse(x, axis=[3])),
-    ):
-        images = primitives.choose(
-            tf.cast(params[name], tf.int32),
-            [lambda f=f, x=images: f(x) for f in (without, step)],
+    if not gray_first:
+        images = _if(params["gray"], primitives.grayscale, images)
+    if "texture" in params:
+        drawn = params["texture"]
+        images = _if(
+            drawn["apply"], lambda x: texture.randomize(x, drawn), images
         )
-    return images
+    images = primitives.choose(
+        tf.cast(params["blur"], tf.int32),
+        [
+            lambda: _transpose(images),
+            lambda: blur_and_transpose(images, params["sigma"]),
+        ],
+    )
+    if "solarize" in params:
+        images = _if(params["solarize"], primitives.solarize, images)
+    return _if(params["flip"], lambda x: tf.reverse(x, axis=[3]), images)
+
+
+def _if(flags, step, images):
+    """Those images changed for which flags bool[N] are set."""
+    return primitives.choose(
+        tf.cast(flags, tf.int32), [lambda: images, lambda: step(images)]
+    )
+
+
+def _transpose(images):
+    return tf.transpose(images, [0, 1, 3, 2])
+
+
+def _rotate(images, turns):
+    """Quarter turns, i32[N] in 0..3, of the upright images.
+
+    Source: Pillow, `Image.transpose(ROTATE_90)` and so on.
+    """
+    return primitives.choose(
+        turns,
+        [
+            lambda: images,
+            lambda: tf.reverse(_transpose(images), axis=[3]),
+            lambda: tf.reverse(images, axis=[2, 3]),
+            lambda: tf.reverse(_transpose(images), axis=[2]),
+        ],
+    )
 
 
 def _jitter(images, params):
@@ -113,3 +192,23 @@ def _jitter(images, params):
     steps = len(JITTERS) * tf.reduce_max(tf.cast(params["jitter"], tf.int32))
     loop = (lambda i, _: i < steps), step, (0, images)
     return tf.while_loop(*loop)[1]
+
+
+def describe(params):
+    """Names what an optional part did, such as `"rotation 90°"`.
+
+    Args:
+        params: what `draw` returns, with concrete values.
+
+    Returns:
+        list of str, in the order of execution; empty where nothing happened.
+    """
+    words = []
+    if params.get("rotation"):
+        words.append(f"rotation {90 * params['rotation']}°")
+    if "texture" in params and params["texture"]["apply"]:
+        share = 1 - params["texture"]["alpha"] / texture.UNIT
+        words.append(f"texture {100 * share:.0f}%")
+    if params.get("solarize"):
+        words.append("solarized")
+    return words

@@ -7,8 +7,12 @@ flags), `check(config)` and `METHOD` (a subclass of `base.Method`).
 import importlib
 import pkgutil
 
+# What methods are made of.
+_PARTS = ("base", "momentum")
 NAMES = tuple(
-    sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    sorted(
+        m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS
+    )
 )
 
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf import collapse, distribute, precision
+from clsa_tf import collapse, distribute, losses, precision
 from clsa_tf.augment.chain import finish_batch
 from clsa_tf.networks.encoder import Encoder
 
@@ -11,27 +11,40 @@ from clsa_tf.networks.encoder import Encoder
 class Method(keras.Model):
     """A way to learn an encoder without labels.
 
-    A method answers three questions: what it sees (`views`), what it compares
-    (`targets`, without gradient, and `objective`), and what it remembers
+    A method answers four questions: what it sees (`views`), what it compares
+    with (`targets`, without gradient), what it makes of an image (`embed`,
+    with gradient) and how good that is (`compare`); and it remembers
     (`update`). Everything that must survive a restart is a variable of it.
 
     Attributes:
         encoder: the `Encoder` that is being learned.
         config: the `Config` it was made from.
+        total_steps: of the run, for schedules.
         precision: of the convolutions, see `clsa_tf.precision`.
         steps_taken: int64 variable; the position in the data follows from it.
     """
 
-    def __init__(self, config):
+    # Whether `compare` has to see the embeddings of the whole batch at once,
+    # because their gradients depend on one another.
+    whole_batch = False
+    # Of the contrast; and what `useless` is, in the announcement's words.
+    unit = "nats"
+    useless_words = (
+        "the contrast of an encoder that tells nothing apart is {:.2f} nats"
+    )
+
+    def __init__(self, config, *, total_steps=1):
         """Creates the encoder.
 
         Args:
             config: `clsa_tf.config.Config` whose `method` is this one.
+            total_steps: of the run.
         """
         super().__init__(name=config.method)
         # `train_step` averages its reports itself; Keras would add them up.
         self.distribute_reduction_method = "first"
         self.config = config
+        self.total_steps = total_steps
         self.precision = precision.resolve(config.precision)
         self.encoder = self.make_encoder("encoder")
         # Not the optimizer's count, which loss scaling holds back.
@@ -49,7 +62,7 @@ class Method(keras.Model):
 
     @classmethod
     def useless(cls, config):
-        """Contrast, in nats, of an encoder that tells no images apart."""
+        """Contrast of an encoder that has learned nothing."""
         raise NotImplementedError
 
     def make_encoder(self, name):
@@ -57,65 +70,175 @@ class Method(keras.Model):
         return make_encoder(self.config, name=name, precision=self.precision)
 
     @property
+    def options(self):
+        """The method's own options."""
+        return self.config.options
+
+    @property
     def learned(self):
         """Variables that the optimizer changes."""
         return self.encoder.trainable_variables
 
+    def names(self, prefix):
+        """Names of the views that begin with `prefix`."""
+        views = self.views(self.options)
+        return [view.name for view in views if view.name.startswith(prefix)]
+
+    def prepare(self, batch):
+        """Adds what can be made of the finished views before anything else."""
+        return batch
+
     def targets(self, batch):
-        """What the objective compares with; called outside the gradient tape.
+        """What is compared with; called outside the gradient tape.
 
         Args:
-            batch: dictionary, view name -> uint8 `[N, H, W, 3]`, and what
-                `objective` gets beside them.
+            batch: dictionary, view name -> uint8 `[N, H, W, 3]`, and `"rows"`
+                int32 `[N]`, each example's row in the global batch.
 
         Returns:
-            whatever `objective` and `update` take.
+            whatever `compare` and `update` take, for the global batch.
         """
         return None
 
-    def objective(self, batch, targets):
-        """The loss of each example; called for each micro-batch.
+    def embed(self, batch):
+        """Embeddings of the views that are learned from, with gradient.
 
         Args:
-            batch: dictionary, view name -> uint8 `[n, H, W, 3]`, and `"rows"`
-                int32 `[n]`, each example's row in the global batch.
-            targets: what `targets` returned, for the global batch.
+            batch: see `targets`; of a micro-batch.
+
+        Returns:
+            dictionary, view name -> float32 `[n, D]`.
+        """
+        raise NotImplementedError
+
+    def compare(self, embedded, targets, rows):
+        """The loss of each example.
+
+        Args:
+            embedded: what `embed` returned; of a micro-batch or, if
+                `whole_batch`, of the replica's whole batch.
+            targets: what `targets` returned.
+            rows: int32 `[n]`, each example's row in the global batch.
 
         Returns:
             float32 `[n]`, and a dictionary of float32 `[n]` to report.
         """
         raise NotImplementedError
 
-    def embeddings(self, targets):
+    def embeddings(self, targets, embedded):
         """Unit vectors float32 `[G, D]` in which to look for a collapse.
 
         Of the global batch and of one encoder.
+
+        Args:
+            targets: what `targets` returned.
+            embedded: what `embed` returned, if `whole_batch`; else None.
         """
-        return targets
+        raise NotImplementedError
 
     def update(self, targets):
         """Changes the method's own state after the optimizer's step."""
+
+    def project_all(self, network, batch, names):
+        """Unit projections of several views.
+
+        Args:
+            network: function of uint8 `[n, S, S, 3]` -> float32 `[n, ...]`.
+            batch: dictionary, view name -> uint8 `[n, S, S, 3]`.
+            names: of the views.
+
+        Returns:
+            dictionary, name -> float32 `[n, ...]`.
+        """
+        if not self.options.join_crops:
+            # One pass per crop: each has its own batch statistics.
+            return {name: network(batch[name]) for name in names}
+        found, sizes = {}, {}
+        for name in names:
+            sizes.setdefault(batch[name].shape[1], []).append(name)
+        for group in sizes.values():
+            joined = self._join([batch[name] for name in group])
+            found |= zip(group, self._separate(network(joined), len(group)))
+        return {name: found[name] for name in names}
+
+    def _join(self, crops):
+        """`[n, ...]` each -> `[V n, ...]`: part by part of the statistics.
+
+        With `--batch_norm=split` the parts of all crops that other replicas
+        would normalise together have to lie side by side.
+        """
+        parts = bn_splits(self.config)
+        rows = [_in_parts(x, parts) for x in crops]
+        return _flat(tf.concat(rows, axis=1))
+
+    def _separate(self, rows, crops):
+        parts = tf.split(_in_parts(rows, bn_splits(self.config)), crops, axis=1)
+        return [_flat(part) for part in parts]
+
+    def shuffle(self, images, purpose):
+        """Rows of the global batch in a random order, exchanged.
+
+        MoCo's shuffled batch normalisation for views that are needed in both
+        orders (the loader shuffles those that are needed in one).
+
+        Args:
+            images: uint8 `[N, H, W, 3]` on each replica.
+            purpose: int that tells this order from others of the same step.
+
+        Returns:
+            uint8 `[N, H, W, 3]`, and int32 `[N]`, the row that each shows.
+        """
+        size = images.shape[0]
+        own = distribute.positives(size)
+        if self.config.batch_norm == "sync":
+            return images, own  # any order gives the same statistics
+        seed = tf.stack([self.config.seed + purpose, self.steps_taken])
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(size * distribute.num_replicas()), seed
+        )
+        rows = tf.gather(order, own)
+        return distribute.exchange(images, rows), rows
+
+    def divergence(self, weak, strong):
+        """DDM of an example's weak and strong views, and reports on it.
+
+        Args:
+            weak: list of float `[n, C]`, the teachers' similarities.
+            strong: list of float `[n, C]`, the students'.
+
+        Returns:
+            float32 `[n]`, weighted; dictionary of float32 `[n]`.
+        """
+        options = self.options
+        ddm = losses.ddm(weak, strong, temperature=options.ddm_temperature)
+        floor = len(strong) * losses.teacher_entropy(
+            weak, temperature=options.ddm_temperature
+        )
+        if options.over_crops == "mean":
+            pairs = len(weak) * len(strong)
+            ddm, floor = ddm / pairs, floor / pairs
+        return options.ddm_weight * ddm, {"ddm": ddm, "ddm_kl": ddm - floor}
 
     def in_parts(self, function, images):
         """Applies `function` to each micro-batch of `images`, without gradient.
 
         Args:
-            function: uint8 `[n, H, W, 3]` -> float32 `[n, D]`.
-            images: uint8 `[N, H, W, 3]`.
+            function: of one micro-batch -> float32 `[n, ...]`.
+            images: uint8 `[N, H, W, 3]`, or a dictionary of `[N, ...]`.
 
         Returns:
-            float32 `[N, D]`.
+            float32 `[N, ...]`.
         """
         parts = self.config.accumulation_steps
         if parts == 1:
             return function(images)
         outputs = tf.map_fn(
             function,
-            _in_parts(images, parts),
+            tf.nest.map_structure(lambda x: _in_parts(x, parts), images),
             fn_output_signature=tf.float32,
             parallel_iterations=1,
         )
-        return tf.reshape(outputs, [-1, outputs.shape[-1]])
+        return _flat(outputs)
 
     def train_step(self, batch):
         """One step on one replica; Keras calls it.
@@ -129,41 +252,89 @@ class Method(keras.Model):
         """
         batch = self._complete(batch)
         targets = self.targets(batch)
-        gradients, reports = self._accumulated(batch, targets)
+        embedded = None
+        if self.config.accumulation_steps == 1:
+            gradients, reports, embedded = self._at_once(batch, targets)
+        elif self.whole_batch:
+            gradients, reports, embedded = self._in_two_passes(batch, targets)
+        else:
+            gradients, reports = self._part_by_part(batch, targets)
+        gradients = self._unscaled(gradients)
         self.optimizer.apply_gradients(zip(gradients, self.learned))
-        reports |= collapse.measures(self.embeddings(targets))
+        reports |= collapse.measures(self.embeddings(targets, embedded))
         self.update(targets)
         self.steps_taken.assign_add(1)
         return distribute.mean(reports)
 
     def _complete(self, batch):
         """Finishes views, exchanges shuffled ones, numbers the rows."""
-        views = self.views(self.config.options)
+        views = self.views(self.options)
         if self.config.augment_on == "device":
             batch = finish_batch(batch, views=views)
         own = distribute.positives(batch[views[0].name].shape[0])
         batch = batch | {"rows": own}
-        if distribute.num_loaders() == 1:
-            return batch
         # No loader has the images to permute the rows of the global batch.
-        for view in views:
+        for view in views if distribute.num_loaders() > 1 else []:
             name, rows = view.name, f"{view.name}_rows"
             if view.shuffle and self.config.batch_norm == "sync":
                 batch[rows] = own  # any order gives the same statistics
             elif view.shuffle:
                 batch[name] = distribute.exchange(batch[name], batch[rows])
-        return batch
+        return self.prepare(batch)
 
-    def _accumulated(self, batch, targets):
+    def _at_once(self, batch, targets):
+        """Gradients, mean reports and embeddings of a (micro-)batch."""
+        with tf.GradientTape() as tape:
+            embedded = self.embed(batch)
+            loss, reports = self._loss(embedded, targets, batch["rows"])
+        return tape.gradient(loss, self.learned), reports, embedded
+
+    def _part_by_part(self, batch, targets):
         """Gradients and mean reports, summed over the micro-batches."""
         parts = self.config.accumulation_steps
-        if parts == 1:
-            return self._gradients(batch, targets)
-        parts_of = {k: _in_parts(x, parts) for k, x in batch.items()}
+        total = self._sum_over_parts(
+            lambda part: self._at_once(part, targets)[:2], batch
+        )
+        return tf.nest.map_structure(lambda x: x / parts, total)
+
+    def _in_two_passes(self, batch, targets):
+        """The same as `_at_once`, with one micro-batch in memory at a time.
+
+        Embeddings of all micro-batches first; the gradients of the loss by
+        them; then each micro-batch again, with its share of these.
+        """
+        names = []
+
+        def embed(part):
+            found = self.embed(part)
+            names[:] = found
+            return tf.stack(list(found.values()), axis=1)  # [n, V, D]
+
+        rows = self.in_parts(embed, batch)
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            embedded = dict(zip(names, tf.unstack(rows, axis=1)))
+            loss, reports = self._loss(embedded, targets, batch["rows"])
+        by_rows = tape.gradient(loss, rows)  # [N, V, D]
+
+        def gradients(part):
+            part, share = part
+            with tf.GradientTape() as tape:
+                found = embed(part)
+            return tape.gradient(found, self.learned, output_gradients=share)
+
+        total = self._sum_over_parts(gradients, (batch, by_rows))
+        return total, reports, embedded
+
+    def _sum_over_parts(self, function, rows):
+        """Sum of `function` over the micro-batches of a structure of rows."""
+        parts = self.config.accumulation_steps
+        split = tf.nest.map_structure(lambda x: _in_parts(x, parts), rows)
 
         def part(i):
-            taken = {k: tf.gather(x, i) for k, x in parts_of.items()}
-            return self._gradients(taken, targets)
+            return function(
+                tf.nest.map_structure(lambda x: tf.gather(x, i), split)
+            )
 
         def add(i, total):
             return i + 1, tf.nest.map_structure(tf.add, total, part(i))
@@ -172,30 +343,49 @@ class Method(keras.Model):
         _, total = tf.while_loop(
             lambda i, _: i < parts, add, (1, part(0)), parallel_iterations=1
         )
-        return tf.nest.map_structure(lambda x: x / parts, total)
+        return total
 
-    def _gradients(self, batch, targets):
-        """Gradients and mean reports of one micro-batch."""
-        scaling = isinstance(
-            self.optimizer, keras.mixed_precision.LossScaleOptimizer
-        )
-        with tf.GradientTape() as tape:
-            losses, reports = self.objective(batch, targets)
-            # The optimizer sums gradients over replicas: divided by their
-            # number the result is the gradient of the global batch's mean.
-            loss = tf.reduce_mean(losses) / distribute.num_replicas()
-            if scaling:
-                loss = self.optimizer.get_scaled_loss(loss)
-        gradients = tape.gradient(loss, self.learned)
-        if scaling:
-            gradients = self.optimizer.get_unscaled_gradients(gradients)
-        reports = {"loss": losses} | reports
-        return gradients, {k: tf.reduce_mean(x) for k, x in reports.items()}
+    def _loss(self, embedded, targets, rows):
+        """What the gradient is taken of, and mean reports."""
+        per_row, reports = self.compare(embedded, targets, rows)
+        reports = {"loss": per_row} | reports
+        reports = {k: tf.reduce_mean(x) for k, x in reports.items()}
+        # The optimizer sums gradients over replicas: divided by their number
+        # the result is the gradient of the global batch's mean.
+        loss = reports["loss"] / distribute.num_replicas()
+        if self._scales:
+            loss = self.optimizer.get_scaled_loss(loss)
+        return loss, reports
+
+    @property
+    def _scales(self):
+        kind = keras.mixed_precision.LossScaleOptimizer
+        return isinstance(self.optimizer, kind)
+
+    def _unscaled(self, gradients):
+        if self._scales:
+            return self.optimizer.get_unscaled_gradients(gradients)
+        return gradients
 
 
 def _in_parts(rows, parts):
     """`[N, ...]` -> `[parts, N / parts, ...]`."""
     return tf.reshape(rows, [parts, rows.shape[0] // parts, *rows.shape[1:]])
+
+
+def _flat(rows):
+    """`[parts, n, ...]` -> `[parts n, ...]`."""
+    return tf.reshape(rows, [-1, *rows.shape[2:]])
+
+
+def bn_splits(config):
+    """Parts of a replica's micro-batch with batch statistics of their own."""
+    if config.batch_norm != "split":
+        return 1
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    # Of the global batch: this many of them are in each micro-batch.
+    parts = replicas * config.accumulation_steps
+    return max(1, config.batch_norm_splits // parts)
 
 
 def make_encoder(config, *, name, precision="float32"):
@@ -207,16 +397,16 @@ def make_encoder(config, *, name, precision="float32"):
             float32 whatever it is.
         name: of the model; does not change its initial weights.
     """
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    parts = replicas * config.accumulation_steps
+    options = config.options
     return Encoder(
         backbone=config.backbone,
         width=config.width,
         stem=config.stem,
-        projection_size=config.options.projection_size,
+        head=options.head,
+        heads=options.heads,
+        concatenate=options.concatenate,
         bn_kind=config.batch_norm,
-        # Of the global batch: this many of them are in each micro-batch.
-        bn_splits=max(1, config.batch_norm_splits // parts),
+        bn_splits=bn_splits(config),
         seed=config.seed,
         precision=precision,
         name=name,

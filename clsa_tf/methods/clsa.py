@@ -9,95 +9,104 @@ Source: Wang and Qi (arXiv 2104.07713); maple-research-lab/CLSA@37df76c.
 """
 
 import dataclasses
-import math
 
 import tensorflow as tf
 
-from clsa_tf import losses
-from clsa_tf.augment import strong
+from clsa_tf import recipe
+from clsa_tf.errors import UserError
 from clsa_tf.methods import moco
-from clsa_tf.options import Crop, option
+from clsa_tf.options import but, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(moco.Options):
-    """Flags of CLSA: those of MoCo and these."""
+class Options(recipe.Divergence, moco.Options):
+    """Flags of CLSA: those of MoCo, of the divergence, and these."""
 
-    strong_crops: tuple[Crop, ...] = option(
-        (Crop(96, 0.086, 0.429),), "crops of the strongly augmented queries"
+    ddm_weight: float = but(recipe.Divergence, "ddm_weight", 1.0)
+    inbatch_negatives: bool = but(moco.Options, "inbatch_negatives", True)
+    strong_contrast: bool = option(
+        False,
+        "strong queries have a contrast of their own, like weak ones: with "
+        "--ddm_weight=0 the naive use of strong views that the paper argues "
+        "against",
     )
-    strong_ops: int = option(
-        5,
-        "strong operations drawn per strong view, each applied with "
-        "probability 1/2",
-        minimum=0,
-    )
-    strong_pool: str = option(
-        "released",
-        "what they are drawn from: the 14 operations and whole levels of the "
-        "released code, or the paper's (Invert instead of Identity, continuous "
-        "levels)",
-        choices=tuple(strong.POOLS),
-    )
-    strong_level: int = option(
-        strong.MAX_LEVEL,
-        "bound, in 2..10, of the levels: 1 to one below it (released), 0 to it "
-        "(paper)",
-        minimum=2,
-        maximum=strong.MAX_LEVEL,
-    )
-    ddm_weight: float = option(
-        1.0, "weight of the divergence beside the contrast", minimum=0.0
-    )
-    ddm_temperature: float = option(
-        0.2, "T of the divergence's distributions", above=0.0
-    )
+
+    @property
+    def uses_strong_views(self):
+        """Whether strong views take part in any loss."""
+        return self.ddm_weight > 0 or self.strong_contrast
+
+
+def check(config):
+    """Raises `UserError` for options that do not go together."""
+    moco.check(config)
+    config.options.check_divergence(momentum=True)
+    if config.options.strong_contrast and not config.options.strong_crops:
+        raise UserError(
+            "Expected strong views for --strong_contrast, received no "
+            "--strong_crops; give them or leave it out."
+        )
 
 
 class CLSA(moco.MoCo):
-    """MoCo plus distributional divergence."""
+    """MoCo plus a divergence that teaches strongly augmented views."""
 
     @classmethod
     def views(cls, options):
         """MoCo's key and weak queries, and the strong queries."""
-        return super().views(options) + [
-            options.view(
-                f"strong_{i}",
-                crop,
-                strong_ops=options.strong_ops,
-                strong_pool=options.strong_pool,
-                strong_level=options.strong_level,
-            )
-            for i, crop in enumerate(options.strong_crops)
-        ]
+        return super().views(options) + options.strong_views()
 
     @classmethod
-    def useless(cls, config):
-        """`ln(G + K)` for each weak query."""
-        candidates = config.batch_size + config.options.queue_size
-        return len(config.options.query_crops) * math.log(candidates)
+    def contrasted(cls, options):
+        """The weak queries; and the strong ones, used naively."""
+        strong = options.strong_crops if options.strong_contrast else ()
+        return super().contrasted(options) + [
+            f"strong_{i}" for i in range(len(strong))
+        ]
 
-    def objective(self, batch, targets):
-        """Contrast plus `ddm_weight` times divergence; see `Method.objective`.
+    def encoded_by_keys(self):
+        """Of a momentum teacher the weak queries, too."""
+        names = super().encoded_by_keys()
+        if self.options.ddm_weight and self.options.ddm_teacher == "momentum":
+            names += self.names("query_")
+        return list(dict.fromkeys(names))
 
-        Both are sums over crops, not means, as published: five crops have 5
-        contrasts and 25 divergences.
-        """
-        options = self.config.options
-        queries = self.project_all(batch, "query_")
-        students = self.project_all(batch, "strong_")
-        # [G + K, D]; all keys of the global batch, each row's own among them.
-        candidates = tf.concat([targets, self.queue.keys], axis=0)
-        weak = [losses.cosines(x, candidates) for x in queries]
-        strong = [losses.cosines(x, candidates) for x in students]
-        contrast, reports = self.contrast(weak, batch["rows"])
-        ddm = losses.ddm(weak, strong, temperature=options.ddm_temperature)
-        floor = len(strong) * losses.teacher_entropy(
-            weak, temperature=options.ddm_temperature
+    def embed(self, batch):
+        """Unit projections of all queries, the strong ones at last."""
+        names = [name for _, queries in self.directions() for name in queries]
+        return self.project_all(
+            lambda x: self.encoder.project(x, training=True),
+            batch,
+            list(dict.fromkeys(names + self.names("strong_"))),
         )
-        reports |= {"contrast": contrast, "ddm": ddm, "ddm_kl": ddm - floor}
-        return contrast + options.ddm_weight * ddm, reports
+
+    def compare_with(self, name, queries, embedded, targets, rows):
+        """Contrast plus `ddm_weight` times divergence; see `Method.compare`.
+
+        Both are sums over crops, as published, unless `--over_crops=mean`:
+        five crops have 5 contrasts and 25 divergences.
+        """
+        options = self.options
+        online = {
+            x: self.similarities(embedded[x], targets[name], rows)
+            for x in [*queries, *self.names("strong_")]
+        }
+        contrast, reports = self.contrast([online[x] for x in queries], rows)
+        if not options.ddm_weight:
+            return contrast, reports
+        weak = [x for x in queries if not x.startswith("strong_")]
+        teachers = [online[x] for x in weak]
+        if options.ddm_teacher == "momentum":
+            teachers = [
+                self.similarities(
+                    tf.gather(targets[x], rows), targets[name], rows
+                )
+                for x in weak
+            ]
+        ddm, on_ddm = self.divergence(
+            teachers, [online[x] for x in self.names("strong_")]
+        )
+        return contrast + ddm, reports | {"contrast": contrast} | on_ddm
 
 
-check = moco.check
 METHOD = CLSA

@@ -1,7 +1,7 @@
-"""MoCo v2: each query against its own key and a queue of older keys.
+"""MoCo v1 and v2: each query against its own key and a queue of older keys.
 
 Source: He et al. (arXiv 1911.05722), Chen et al. (arXiv 2003.04297);
-facebookresearch/moco@7397dfe.
+facebookresearch/moco@7397dfe. The versions differ in their options only.
 """
 
 import dataclasses
@@ -9,16 +9,15 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import distribute, losses
-from clsa_tf.augment.views import View
+from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
 from clsa_tf.key_queue import KeyQueue
-from clsa_tf.methods.base import Method
-from clsa_tf.options import Crop, option
+from clsa_tf.methods.momentum import MomentumMethod
+from clsa_tf.options import Crop, but, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
     """Flags of MoCo."""
 
     key_crop: Crop = option(
@@ -30,60 +29,46 @@ class Options:
     )
     temperature: float = option(0.2, "T of the contrast", above=0.0)
     queue_size: int = option(65_536, "K, keys in the queue", minimum=1)
-    key_momentum: float = option(
-        0.999,
-        "m of the key encoder's moving average, in [0, 1]",
-        minimum=0.0,
-        maximum=1.0,
+    inbatch_negatives: bool = option(
+        False,
+        "the other images' keys of the same batch are candidates, too, as in "
+        "CLSA, not only the queue",
     )
-    projection_size: int = option(128, "D, width of the projection", minimum=2)
-    blur: float = option(
-        0.5,
-        "probability, in [0, 1], of a view's Gaussian blur of 0.1 to 2 px; 0 "
-        "for images of about 32 to 64 px",
-        minimum=0.0,
-        maximum=1.0,
+    symmetric: bool = option(
+        False,
+        "key and (first) query change roles for a second loss, the two are "
+        "averaged, and both views' keys are stored",
     )
-
-    def view(self, name, crop, **details):
-        """Returns the `View` called `name` that shows `crop`."""
-        return View(
-            name,
-            crop.size,
-            crop.min_area,
-            crop.max_area,
-            blur=self.blur,
-            **details,
-        )
+    over_crops: str = but(recipe.Weak, "over_crops", "sum")
 
 
 def check(config):
     """Raises `UserError` for options that do not go together."""
-    if config.options.queue_size < config.batch_size:
+    options = config.options
+    if not options.query_crops:
         raise UserError(
-            "Expected a queue at least as long as the global batch of "
-            f"{config.batch_size}, received --queue_size="
-            f"{config.options.queue_size}; lengthen it or lower --batch_size."
+            "Expected at least one crop in --query_crops, received none; give "
+            "one, such as 224:0.2:1."
+        )
+    stored = config.batch_size * (2 if options.symmetric else 1)
+    if options.queue_size < stored:
+        raise UserError(
+            f"Expected a queue at least as long as the {stored} keys of a "
+            f"global batch, received --queue_size={options.queue_size}; "
+            "lengthen it or lower --batch_size."
         )
 
 
-class MoCo(Method):
-    """Momentum contrast.
+class MoCo(MomentumMethod):
+    """Each query against its own key and a queue of older keys.
 
     Attributes:
-        key_encoder: moving average of `encoder`; its batch normalisation runs
-            with batch statistics, and nothing but `update` changes its weights.
         queue: the `KeyQueue`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, **kwargs):
         """See `Method`."""
-        super().__init__(config)
-        self.key_encoder = self.make_encoder("key_encoder")
-        for key, query in zip(
-            self.key_encoder.variables, self.encoder.variables
-        ):
-            key.assign(query)
+        super().__init__(config, **kwargs)
         self.queue = KeyQueue(
             config.options.queue_size,
             config.options.projection_size,
@@ -93,7 +78,10 @@ class MoCo(Method):
     @classmethod
     def views(cls, options):
         """The key, whose rows are shuffled, and the queries."""
-        key = options.view("key", options.key_crop, shuffle=True)
+        # One that is a query as well is needed in both orders: see `shuffle`.
+        key = options.view(
+            "key", options.key_crop, shuffle=not options.symmetric
+        )
         return [key] + [
             options.view(f"query_{i}", crop)
             for i, crop in enumerate(options.query_crops)
@@ -101,68 +89,103 @@ class MoCo(Method):
 
     @classmethod
     def useless(cls, config):
-        """`ln(1 + K)` for each query."""
+        """`ln(1 + K)`, or `ln(G + K)`, for each query if they are summed."""
         options = config.options
-        return len(options.query_crops) * math.log(1 + options.queue_size)
+        own = config.batch_size if options.inbatch_negatives else 1
+        terms = len(cls.contrasted(options))
+        return (terms if options.over_crops == "sum" else 1) * math.log(
+            own + options.queue_size
+        )
+
+    @classmethod
+    def contrasted(cls, options):
+        """Names of the views with a contrast of their own, of one direction."""
+        return [f"query_{i}" for i in range(len(options.query_crops))]
+
+    def directions(self):
+        """Pairs of a view's name, whose keys are compared with, and queries."""
+        queries = self.contrasted(self.options)
+        if not self.options.symmetric:
+            return [("key", queries)]
+        return [("key", queries), ("query_0", ["key", *queries[1:]])]
 
     def targets(self, batch):
-        """Keys float32 `[G, D]` of the global batch, in its order."""
-        keys = distribute.gather(
-            self.in_parts(
-                lambda images: self.key_encoder.project(images, training=True),
-                batch["key"],
+        """Keys float32 `[G, D]` of the global batch, by view."""
+        return {
+            name: self.shuffled_keys(
+                lambda x: self.key_encoder.project(x, training=True),
+                batch,
+                name,
+                purpose,
             )
-        )
-        # The loader shuffled the rows, so that a key's batch statistics say
-        # nothing about its query; back into their places.
-        rows = distribute.gather(batch["key_rows"])
-        return tf.scatter_nd(rows[:, tf.newaxis], keys, tf.shape(keys))
+            for purpose, name in enumerate(self.encoded_by_keys())
+        }
 
-    def objective(self, batch, targets):
-        """Contrast of each query; see `Method.objective`."""
-        queries = self.project_all(batch, "query_")
-        own_keys = tf.gather(targets, batch["rows"])
-        zeros = tf.zeros_like(batch["rows"])
+    def encoded_by_keys(self):
+        """Names of the views that the key encoder sees."""
+        return [name for name, _ in self.directions()]
+
+    def embed(self, batch):
+        """Unit projections of all queries; see `Method.embed`."""
+        names = [name for _, queries in self.directions() for name in queries]
+        return self.project_all(
+            lambda x: self.encoder.project(x, training=True),
+            batch,
+            list(dict.fromkeys(names)),
+        )
+
+    def compare(self, embedded, targets, rows):
+        """Contrast of each query; see `Method.compare`."""
+        found = [
+            self.compare_with(name, queries, embedded, targets, rows)
+            for name, queries in self.directions()
+        ]
+        return tf.nest.map_structure(lambda *x: sum(x) / len(x), *found)
+
+    def compare_with(self, name, queries, embedded, targets, rows):
+        """Loss and reports with the keys of view `name`."""
         similarities = [
-            tf.concat(
-                [
-                    tf.einsum("nd,nd->n", query, own_keys)[:, tf.newaxis],
-                    losses.cosines(query, self.queue.keys),
-                ],
-                axis=1,
-            )
+            self.similarities(embedded[query], targets[name], rows)
             for query in queries
         ]
-        return self.contrast(similarities, zeros)
+        return self.contrast(similarities, rows)
 
-    def update(self, targets):
-        """Moves the key encoder, then stores the new keys."""
-        distribute.moving_average(
-            self.key_encoder.trainable_variables,
-            self.encoder.trainable_variables,
-            self.config.options.key_momentum,
-        )
-        self.queue.enqueue(targets)
+    def similarities(self, queries, keys, rows):
+        """Cosines `[n, C]` of queries with their candidates.
 
-    def project_all(self, batch, prefix):
-        """Unit projections `[N, D]` of each view whose name has `prefix`."""
-        # One pass per crop, as published: each has its own batch statistics.
-        return [
-            self.encoder.project(batch[view.name], training=True)
-            for view in self.views(self.config.options)
-            if view.name.startswith(prefix)
-        ]
+        `C = 1 + K`, a row's own key first; or `G + K`, the keys of the batch
+        in its order, then the queue.
+        """
+        old = losses.cosines(queries, self.queue.keys)
+        if self.options.inbatch_negatives:
+            new = losses.cosines(queries, keys)
+        else:
+            own = tf.gather(keys, rows)
+            new = tf.einsum("nd,nd->n", queries, own)[:, tf.newaxis]
+        return tf.concat([new, old], axis=1)
 
-    def contrast(self, similarities, positive):
-        """Sum of the queries' losses `[N]`, and reports on the first query."""
+    def contrast(self, similarities, rows):
+        """The queries' losses `[n]`, and reports on the first query."""
+        options = self.options
+        positive = rows if options.inbatch_negatives else tf.zeros_like(rows)
         terms = [
-            losses.info_nce(
-                x, positive, temperature=self.config.options.temperature
-            )
+            losses.info_nce(x, positive, temperature=options.temperature)
             for x in similarities
         ]
         hits = tf.argmax(similarities[0], 1, tf.int32) == positive
-        return tf.add_n(terms), {"contrast_accuracy": tf.cast(hits, tf.float32)}
+        return options.reduce(terms), {
+            "contrast_accuracy": tf.cast(hits, tf.float32)
+        }
+
+    def embeddings(self, targets, embedded):
+        """Keys of the global batch."""
+        return targets["key"]
+
+    def update(self, targets):
+        """Moves the key encoder, then stores the new keys."""
+        super().update(targets)
+        new = [targets[name] for name, _ in self.directions()]
+        self.queue.enqueue(tf.concat(new, axis=0))
 
 
 METHOD = MoCo

@@ -36,9 +36,12 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         """Normalises float `[N, H, W, C]`; `N` divides by `splits`."""
         if not training:
             return super().call(inputs, training=False)
+        channels = self.moving_mean.shape
+        scale = self.gamma if self.scale else tf.ones(channels)
+        offset = self.beta if self.center else tf.zeros(channels)
         parts = [
             tf.compat.v1.nn.fused_batch_norm(
-                part, self.gamma, self.beta, epsilon=self.epsilon
+                part, scale, offset, epsilon=self.epsilon
             )
             for part in tf.split(inputs, self.splits, axis=0)
         ]
@@ -56,7 +59,9 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         return super().get_config() | {"splits": self.splits}
 
 
-def batch_norm(kind, *, splits=1, dtype="float32", name):
+def batch_norm(
+    kind, *, splits=1, dtype="float32", center=True, scale=True, name
+):
     """Returns a batch normalisation layer with torch's constants.
 
     Args:
@@ -65,12 +70,19 @@ def batch_norm(kind, *, splits=1, dtype="float32", name):
             (see `SplitBatchNormalization`).
         splits: parts of the batch, for `"split"`.
         dtype: Keras policy; statistics are float32 anyway.
+        center: whether an offset is learned.
+        scale: whether a factor is learned.
         name: of the layer.
 
     Running variances are the unbiased ones, as torch's, except with `"sync"`.
     """
     constants = dict(
-        momentum=_MOMENTUM, epsilon=_EPSILON, dtype=dtype, name=name
+        momentum=_MOMENTUM,
+        epsilon=_EPSILON,
+        center=center,
+        scale=scale,
+        dtype=dtype,
+        name=name,
     )
     if kind == "split":
         return SplitBatchNormalization(splits, **constants)

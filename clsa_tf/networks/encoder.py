@@ -3,7 +3,8 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf.networks.resnet import layer_seed, resnet
+from clsa_tf.networks.heads import Head, build, hidden
+from clsa_tf.networks.resnet import resnet
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1]; torchvision's.
 MEAN = (0.485, 0.456, 0.406)
@@ -24,46 +25,6 @@ def normalise(images):
     return (tf.cast(images, tf.float32) - MEAN) / STDDEV
 
 
-def mlp(features, *, hidden, outputs, seed):
-    """Projection head: linear, ReLU, linear, both with bias, no normalisation.
-
-    Args:
-        features: `F`, width of its input.
-        hidden: width of the hidden layer.
-        outputs: `D`, width of the projection.
-        seed: int; same seed, same initial weights.
-
-    Returns:
-        `keras.Model`: float32 `[N, F]` -> float32 `[N, D]`. Initial weights and
-        biases are uniform within 1/sqrt(fan in), torch's default.
-
-    Source: MoCo v2 (arXiv 2003.04297), used by CLSA unchanged.
-    """
-
-    def linear(fan_in, width, name):
-        def uniform(part):
-            return keras.initializers.RandomUniform(
-                -(fan_in**-0.5), fan_in**-0.5, layer_seed(seed, name + part)
-            )
-
-        return keras.layers.Dense(
-            width,
-            kernel_initializer=uniform("kernel"),
-            bias_initializer=uniform("bias"),
-            name=name,
-        )
-
-    return keras.Sequential(
-        [
-            keras.Input([features]),
-            linear(features, hidden, "fc.0"),
-            keras.layers.ReLU(name="fc.1"),
-            linear(hidden, outputs, "fc.2"),
-        ],
-        name="head",
-    )
-
-
 class Encoder(keras.Model):
     """Images to features, and features to unit projections.
 
@@ -71,7 +32,10 @@ class Encoder(keras.Model):
         backbone: one of `clsa_tf.networks.resnet.BLOCKS`.
         width: factor on the backbone's channels.
         stem: one of `clsa_tf.networks.resnet.STEMS`.
-        projection_size: `D`.
+        head: `clsa_tf.networks.heads.Head`, of each head.
+        heads: `H`, heads side by side on the one backbone.
+        concatenate: whether the features are, instead of the backbone's, the
+            hidden layers of all heads side by side (LooC++).
         bn_kind: see `clsa_tf.networks.batchnorm`.
         bn_splits: likewise.
         seed: int; same seed, same initial weights.
@@ -79,8 +43,10 @@ class Encoder(keras.Model):
         name: of the model.
 
     Attributes:
-        backbone: `keras.Model`, normalised images -> features.
-        head: `keras.Model`, features -> projections.
+        backbone: `keras.Model`, normalised images -> `[N, F]`.
+        heads: list of `keras.Model`, `[N, F]` -> projections `[N, D]`.
+        features: width of the features.
+        projections: width of what `project` returns, `H D`.
     """
 
     def __init__(
@@ -89,7 +55,9 @@ class Encoder(keras.Model):
         backbone="resnet50",
         width=1.0,
         stem="imagenet",
-        projection_size=128,
+        head=Head(),
+        heads=1,
+        concatenate=False,
         bn_kind="local",
         bn_splits=1,
         seed=0,
@@ -98,28 +66,79 @@ class Encoder(keras.Model):
     ):
         """See the class."""
         super().__init__(name=name)
+        norm = dict(bn_kind=bn_kind, bn_splits=bn_splits)
         self.backbone = resnet(
             backbone,
             width=width,
             stem=stem,
-            bn_kind=bn_kind,
-            bn_splits=bn_splits,
             seed=seed,
             precision=precision,
+            **norm,
         )
-        features = self.backbone.output_shape[-1]
-        self.head = mlp(
-            features, hidden=features, outputs=projection_size, seed=seed
+        self.heads = make_heads(
+            head, heads, self.backbone.output_shape[-1], seed=seed, **norm
         )
+        self.features = self.backbone.output_shape[-1]
+        self._hidden = []
+        if concatenate:
+            self._hidden = [
+                keras.Model(x.input, hidden(x)) for x in self.heads
+            ]
+            self.features = sum(x.output_shape[-1] for x in self._hidden)
+        self.projections = heads * head.outputs
 
     def call(self, images, training=False):
-        """Features float32 `[N, F]` of images (see `normalise`)."""
-        return self.backbone(normalise(images), training=training)
+        """Features float32 `[N, features]` of images (see `normalise`)."""
+        return self._features(self._trunk(images, training), training)
 
     def project(self, images, training=False):
-        """Projections float32 `[N, D]`, unit rows, of images."""
-        projections = self.head(self(images, training=training))
-        return unit(projections)
+        """Projections float32 `[N, H D]`, unit rows, of images."""
+        return self._projections(self._trunk(images, training), training)
+
+    def embed(self, images, training=False):
+        """Features and projections of images, with one pass for both."""
+        trunk = self._trunk(images, training)
+        return (
+            self._features(trunk, training),
+            self._projections(trunk, training),
+        )
+
+    def project_heads(self, images, training=False):
+        """Projections float32 `[N, H, D]`, each a unit vector, of images."""
+        trunk = self._trunk(images, training)
+        rows = [head(trunk, training=training) for head in self.heads]
+        return unit(tf.stack(rows, axis=1))
+
+    def _trunk(self, images, training):
+        return self.backbone(normalise(images), training=training)
+
+    def _features(self, trunk, training):
+        if not self._hidden:
+            return trunk
+        parts = [part(trunk, training=training) for part in self._hidden]
+        return tf.concat(parts, axis=-1)
+
+    def _projections(self, trunk, training):
+        # Each a unit vector: cosines of the whole are means over the heads.
+        rows = [unit(head(trunk, training=training)) for head in self.heads]
+        return rows[0] if len(rows) == 1 else unit(tf.concat(rows, axis=-1))
+
+
+def make_heads(head, count, features, *, seed=0, **norm):
+    """Builds the heads of an encoder.
+
+    Args:
+        head: `clsa_tf.networks.heads.Head`.
+        count: how many, each with initial weights of its own.
+        features: `F`, width of their input.
+        seed: see `clsa_tf.networks.heads.build`.
+        **norm: `bn_kind` and `bn_splits`, likewise.
+
+    Returns:
+        list of `keras.Model`, float32 `[N, F]` -> float32 `[N, D]`.
+    """
+    names = ["head"] + [f"head{i}/head" for i in range(1, count)]
+    return [build(head, features, seed=seed, name=n, **norm) for n in names]
 
 
 def weight_name(variable):

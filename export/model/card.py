@@ -13,6 +13,7 @@ import clsa_tf
 from clsa_tf import config as config_lib
 from clsa_tf import metrics
 from clsa_tf.files import MODEL_CARD
+from clsa_tf.load import architecture
 from clsa_tf.networks.encoder import weight_name
 from clsa_tf.workdir import DATASET
 
@@ -20,7 +21,7 @@ TEXT = "README.md"
 
 # Name -> dtype, shape, meaning.
 _OUTPUTS = {
-    "embedding": ("float32", "[N, {features}]", "the backbone's features"),
+    "embedding": ("float32", "[N, {features}]", "the features"),
     "projection": ("float32", "[N, {projection}]", "unit vectors of the head"),
     "valid": ("bool", "[N]", "false where an image was bad: its rows are NaN"),
 }
@@ -74,18 +75,12 @@ def describe(workdir, trained, served_as, *, license_):
         dictionary that JSON can hold.
     """
     config, encoder = trained.config, trained.encoder
-    architecture = {
-        "backbone": config.backbone,
-        "width": config.width,
-        "stem": config.stem,
-        "projection_size": config.options.projection_size,
-    }
     return {
         "format": 1,
         "method": config.method,
         "license": license_,
         "fingerprint": fingerprint(encoder.variables),
-        "encoder": architecture,
+        "encoder": architecture(config),
         "parameters": sum(v.shape.num_elements() for v in encoder.variables),
         "steps": trained.step,
         "train_seconds": round(trained.seconds, 1),
@@ -125,8 +120,8 @@ def _flags(config):
 
 def _signatures(encoder, served_as):
     sizes = {
-        "features": encoder.backbone.output_shape[-1],
-        "projection": encoder.head.output_shape[-1],
+        "features": encoder.features,
+        "projection": encoder.projections,
     }
 
     def tensor(dtype, shape, meaning):

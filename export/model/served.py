@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from clsa_tf.networks.encoder import unit, weight_name
+from clsa_tf.networks.encoder import weight_name
 from export.model import untrusted
 
 OUTPUTS = ("embedding", "projection")
@@ -66,7 +66,7 @@ class ServedEncoder(tf.Module):
             image_bytes: string `[N]`, JPEG, PNG, BMP or GIF files of any size.
 
         Returns:
-            `embedding` float32 `[N, F]`, the backbone's features,
+            `embedding` float32 `[N, F]`, the encoder's features,
             `projection` float32 `[N, D]`, unit rows, and perhaps `valid`
             bool `[N]`.
         """
@@ -102,11 +102,7 @@ class ServedEncoder(tf.Module):
             checked = self._all_good(reason)
             with tf.control_dependencies([checked]):
                 images = tf.identity(images)
-        encoder = self._encoder()
-        rows = {"embedding": encoder(images, training=False)}
-        if "projection" in self._outputs:
-            head = encoder.head(rows["embedding"], training=False)
-            rows["projection"] = unit(head)
+        rows = dict(zip(OUTPUTS, self._encoder().embed(images)))
         rows = {name: rows[name] for name in self._outputs}
         if self._bad_images == "error":
             return rows

@@ -1,0 +1,96 @@
+"""Recognising one key among candidates, and the similarities it starts from."""
+
+import math
+
+import tensorflow as tf
+
+
+def at_least_float32(x):
+    """Returns `x` as float32, or as it is if it is float64."""
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+
+
+def cosines(rows, columns):
+    """Returns the similarity of every row with every column.
+
+    Args:
+        rows: float `[N, D]`, unit rows.
+        columns: float `[C, D]`, unit rows.
+
+    Returns:
+        float32 `[N, C]` (float64 if the inputs are), in [-1, 1].
+    """
+    return tf.einsum(
+        "nd,cd->nc", at_least_float32(rows), at_least_float32(columns)
+    )
+
+
+def info_nce(similarities, positive, *, temperature):
+    """Cross-entropy of recognising each row's own key among the candidates.
+
+    A network that tells nothing apart sits at `ln C`.
+
+    Args:
+        similarities: float `[N, C]`, cosines.
+        positive: int32 `[N]`, column of the row's own key, in [0, C).
+        temperature: T > 0, divides the cosines.
+
+    Returns:
+        float `[N]`, nats, >= 0.
+
+    Source: MoCo (arXiv 1911.05722) eq. 1; CLSA maple-research-lab/CLSA@37df76c.
+    """
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=positive, logits=at_least_float32(similarities) / temperature
+    )
+
+
+def nt_xent(queries, positives, others, rows, *, temperature):
+    """Recognising an image's other view among two views of the global batch.
+
+    With `p_j`, `o_j` the rows of `positives` and `others`, `i` the row's own,
+
+        - log e(q.p_i) / (sum_j e(q.p_j) + sum_{j != i} e(q.o_j)),
+        e(x) = exp(x / T).
+
+    SimCLR's loss of an image with views `h1`, `h2`, gathered `H1`, `H2`, is
+    `nt_xent(h1, H2, H1, ...) + nt_xent(h2, H1, H2, ...)`, as published code
+    has it: twice the paper's, which is the mean of the two. The gradient flows
+    into all three, so that the caller has to gather with gradient.
+
+    Args:
+        queries: float `[N, D]`, unit rows.
+        positives: float `[G, D]`, unit rows: another view of each image of the
+            global batch.
+        others: float `[G, D]`, unit rows: the queries' own view, or a third
+            one. The own row is left out.
+        rows: int32 `[N]`, in [0, G): row of each query in the global batch.
+        temperature: T > 0, divides the cosines.
+
+    Returns:
+        float `[N]`, nats, >= 0; `ln(2 G - 1)` if nothing is told apart.
+
+    Source: SimCLR (arXiv 2002.05709) eq. 1; google-research/simclr
+    `tf2/objective.py`, which subtracts 1e9 from the own logit instead.
+    """
+    similarities = [
+        cosines(queries, positives),
+        without_own(cosines(queries, others), rows),
+    ]
+    return info_nce(
+        tf.concat(similarities, axis=1), rows, temperature=temperature
+    )
+
+
+def without_own(logits, rows):
+    """Returns `logits` with each row's own column at minus infinity.
+
+    A softmax over them gives that column exactly 0, and no gradient.
+
+    Args:
+        logits: float `[N, G]`.
+        rows: int32 `[N]`, in [0, G), the own columns.
+    """
+    columns = tf.range(tf.shape(logits)[1], dtype=rows.dtype)
+    own = columns[tf.newaxis] == rows[:, tf.newaxis]
+    return tf.where(own, tf.cast(-math.inf, logits.dtype), logits)

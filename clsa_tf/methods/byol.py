@@ -1,0 +1,167 @@
+"""BYOL: predicting what a momentum encoder makes of another view.
+
+No negatives: a predictor on top of the trained encoder, and a target that
+follows it slowly, keep the embeddings from collapsing. With `--ddm_weight`,
+strong views besides, taught by the divergence over the batch's targets (and,
+with `--queue_size`, older ones).
+
+Source: Grill et al. (arXiv 2006.07733); google-deepmind/deepmind-research,
+byol/. There the target begins with random weights of its own; here, as in the
+paper, as a copy. The divergence on BYOL: what its authors say in issues 3 and 5
+of maple-research-lab/CLSA.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from clsa_tf import losses, recipe
+from clsa_tf.errors import UserError
+from clsa_tf.key_queue import KeyQueue
+from clsa_tf.methods.momentum import PredictorMethod
+from clsa_tf.options import Crop, but, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(
+    recipe.Divergence,
+    recipe.Unequal,
+    recipe.Momentum,
+    recipe.Projection,
+    recipe.Weak,
+):
+    """Flags of BYOL."""
+
+    head_kind = "byol"
+
+    local_crops: tuple[Crop, ...] = option(
+        (),
+        "further, smaller crops, which predict the targets of the two views "
+        "(multi-crop of SwAV)",
+    )
+    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
+    key_momentum: float = but(recipe.Momentum, "key_momentum", 0.996)
+    key_momentum_schedule: str = but(
+        recipe.Momentum, "key_momentum_schedule", "cosine"
+    )
+    projection_size: int = but(recipe.Projection, "projection_size", 256)
+    projection_hidden: int = but(recipe.Projection, "projection_hidden", 4096)
+    queue_size: int = option(
+        0,
+        "older targets among the candidates of the divergence, beside those "
+        "of the batch; advisable for small batches",
+        minimum=0,
+    )
+
+
+def check(config):
+    """Raises `UserError` for options that do not go together."""
+    options = config.options
+    options.check_unequal()
+    options.check_divergence(momentum=True)
+    if not options.queue_size:
+        return
+    if not options.ddm_weight:
+        raise UserError(
+            "Expected --queue_size=0 without --ddm_weight, which alone uses "
+            f"the queue, received {options.queue_size}; change one."
+        )
+    if options.queue_size < config.batch_size:
+        raise UserError(
+            "Expected a queue at least as long as the global batch of "
+            f"{config.batch_size}, received --queue_size="
+            f"{options.queue_size}; lengthen it or lower --batch_size."
+        )
+
+
+class BYOL(PredictorMethod):
+    """Predicting what a momentum encoder makes of another view.
+
+    Attributes:
+        queue: the `KeyQueue` of older targets, or None.
+    """
+
+    unit = "squared distance"
+    useless_words = (
+        "predictions unrelated to their targets have a loss of {:.2f}; 0 is "
+        "perfect, or a collapse, which `spread` tells apart"
+    )
+
+    def __init__(self, config, **kwargs):
+        """See `Method`."""
+        super().__init__(config, **kwargs)
+        self.queue = None
+        if config.options.queue_size:
+            self.queue = KeyQueue(
+                config.options.queue_size,
+                config.options.projection_size,
+                seed=config.seed,
+            )
+
+    @classmethod
+    def views(cls, options):
+        """Two views, unequal in blur and solarisation, local and strong ones."""
+        return (
+            options.two_views()
+            + [
+                options.view(f"view_{i}", crop)
+                for i, crop in enumerate(options.local_crops, start=2)
+            ]
+            + options.strong_views()
+        )
+
+    @classmethod
+    def useless(cls, config):
+        """2 for each prediction."""
+        terms = 1 + len(config.options.local_crops)
+        return 4.0 * (terms if config.options.over_crops == "sum" else 1)
+
+    def targets(self, batch):
+        """Unit projections float32 `[G, D]` of both views."""
+        return self.gathered_keys(batch, ("view_0", "view_1"))
+
+    def embed(self, batch):
+        """Unit predictions of all views; see `Method.embed`."""
+        return self.project_all(self.predict_images, batch, self.names(""))
+
+    def compare(self, embedded, targets, rows):
+        """Both directions, summed, plus divergence; see `Method.compare`."""
+        options = self.options
+        own = {name: tf.gather(x, rows) for name, x in targets.items()}
+        total = 0.0
+        for name in own:
+            predicting = [x for x in self.names("view_") if x != name]
+            total += options.reduce(
+                [losses.regression(embedded[x], own[name]) for x in predicting]
+            )
+        found = losses.cosines(embedded["view_0"], targets["view_1"])
+        hits = tf.argmax(found, 1, tf.int32) == rows
+        reports = {"contrast_accuracy": tf.cast(hits, tf.float32)}
+        if not options.ddm_weight:
+            return total, reports
+        candidates = targets["view_1"]
+        if self.queue:
+            candidates = tf.concat([candidates, self.queue.keys], axis=0)
+        online = options.ddm_teacher == "online"
+        teacher = embedded["view_0"] if online else own["view_0"]
+        ddm, on_ddm = self.divergence(
+            [losses.cosines(teacher, candidates)],
+            [
+                losses.cosines(embedded[name], candidates)
+                for name in self.names("strong_")
+            ],
+        )
+        return total + ddm, reports | {"contrast": total} | on_ddm
+
+    def embeddings(self, targets, embedded):
+        """Targets of the first view."""
+        return targets["view_0"]
+
+    def update(self, targets):
+        """Moves the key encoder; stores targets, if there is a queue."""
+        super().update(targets)
+        if self.queue:
+            self.queue.enqueue(targets["view_1"])
+
+
+METHOD = BYOL

@@ -1,0 +1,132 @@
+"""CACR on MoCo v2: attraction to keys, repulsion from a queue and the batch.
+
+Both encoders see every view. A query is attracted by the keys of its image's
+other views, and repelled from the queue of older keys and from the same view's
+queries of the other images of the global batch.
+
+Source: Zheng et al. (arXiv 2105.03746); JegZheng/CACR-SSL@fbc9d94,
+large_scale_shift_experiments/. Different here: each view is repelled from the
+queue by distances of its own (the published code computes them for the first
+view and uses them for all, so that the others learn nothing from the queue);
+and the repelling queries are those of all replicas, not of one's own, so that
+the number of devices changes nothing.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from clsa_tf import distribute, losses, recipe
+from clsa_tf.errors import UserError
+from clsa_tf.key_queue import KeyQueue
+from clsa_tf.methods import cacr
+from clsa_tf.methods.momentum import MomentumMethod
+from clsa_tf.options import but, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(recipe.Momentum, cacr.Options):
+    """Flags of CACR on MoCo v2."""
+
+    queue_size: int = option(65_536, "K, keys in the queue", minimum=1)
+    inbatch_negatives: bool = option(
+        True,
+        "the other images' queries of the same view repel, too, not only the "
+        "queue",
+    )
+    repulsion_sharpness: float = but(cacr.Options, "repulsion_sharpness", 2.0)
+    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.4, 0.4, 0.4, 0.1))
+    jitter_probability: float = but(recipe.Weak, "jitter_probability", 0.8)
+    blur: float = but(recipe.Weak, "blur", 0.5)
+    projection_layers: int = but(recipe.Projection, "projection_layers", 2)
+
+
+def check(config):
+    """Raises `UserError` for options that do not go together."""
+    cacr.check(config)
+    if config.options.queue_size < config.batch_size:
+        raise UserError(
+            f"Expected a queue at least as long as the {config.batch_size} "
+            "keys of a global batch, received "
+            f"--queue_size={config.options.queue_size}; lengthen it or lower "
+            "--batch_size."
+        )
+
+
+class CACRMoCo(MomentumMethod, cacr.CACR):
+    """Attraction to a momentum encoder's keys, repulsion from its queue.
+
+    Attributes:
+        queue: the `KeyQueue`.
+    """
+
+    def __init__(self, config, **kwargs):
+        """See `Method`."""
+        super().__init__(config, **kwargs)
+        self.queue = KeyQueue(
+            config.options.queue_size,
+            config.options.projection_size,
+            seed=config.seed,
+        )
+
+    @property
+    def whole_batch(self):
+        """See `Method`."""
+        return self.options.inbatch_negatives
+
+    def targets(self, batch):
+        """Keys float32 `[G, D]` of the global batch, by view."""
+        return {
+            name: self.shuffled_keys(
+                lambda x: self.key_encoder.project(x, training=True),
+                batch,
+                name,
+                purpose,
+            )
+            for purpose, name in enumerate(self.names("view_"))
+        }
+
+    def compare(self, embedded, targets, rows):
+        """Attraction and repulsion of each query; see `Method.compare`."""
+        options = self.options
+        own = {name: tf.gather(keys, rows) for name, keys in targets.items()}
+        attractions = [
+            losses.cacr_attraction(
+                query,
+                [own[x] for x in own if x != name],
+                sharpness=options.attraction_sharpness,
+                constant_weights=True,
+            )
+            for name, query in embedded.items()
+        ]
+        repulsions = [
+            losses.cacr_repulsion(
+                query,
+                self._others(query),
+                rows,
+                sharpness=options.repulsion_sharpness,
+                queue=self.queue.keys,
+            )
+            for query in embedded.values()
+        ]
+        loss, reports = options.contrast(attractions, repulsions)
+        hits = cacr.recognised(embedded["view_0"], targets["view_1"], rows)
+        return loss, reports | {"contrast_accuracy": hits}
+
+    def _others(self, queries):
+        """Queries that repel these, `[G, D]` with gradient, or none."""
+        if self.options.inbatch_negatives:
+            return distribute.gather(queries)
+        return queries[:0]
+
+    def embeddings(self, targets, embedded):
+        """Keys of the first view."""
+        return targets["view_0"]
+
+    def update(self, targets):
+        """Moves the key encoder, then stores the last view's keys."""
+        super().update(targets)
+        self.queue.enqueue(targets[self.names("view_")[-1]])
+
+
+METHOD = CACRMoCo

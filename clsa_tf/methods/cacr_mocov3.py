@@ -1,0 +1,145 @@
+"""CACR on MoCo v3: predictions against a momentum encoder's keys of the batch.
+
+As in BYOL a predictor on top of the trained encoder, and a momentum encoder
+whose momentum rises to 1; no queue. Each key view is compared with the
+predictions of all other views, of which the distant ones count more. Local
+crops are predicted from only ("light mode") or, with `--local_keys`, are keys
+as well ("full mode").
+
+Source: Zheng et al. (arXiv 2105.03746); JegZheng/CACR-SSL@fbc9d94,
+imagenet_pretraining/, after facebookresearch/moco-v3. Different here: the loss
+with `--cost=euclidean` is a mean over images, too; the published code sums it
+over a device's images.
+"""
+
+import dataclasses
+import math
+
+from clsa_tf import losses, recipe
+from clsa_tf.errors import UserError
+from clsa_tf.methods.cacr import recognised
+from clsa_tf.methods.momentum import PredictorMethod
+from clsa_tf.networks.heads import Head
+from clsa_tf.options import Crop, but, option
+
+COSTS = {"rbf": losses.cacr_rbf, "euclidean": losses.cacr_euclidean}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(recipe.Unequal, recipe.Momentum, recipe.Projection, recipe.Weak):
+    """Flags of CACR on MoCo v3."""
+
+    head_kind = "mocov3"
+
+    crop: Crop = but(recipe.Unequal, "crop", Crop(224, 0.2, 1.0))
+    local_crops: tuple[Crop, ...] = option(
+        (),
+        "further, smaller crops, which are compared with the keys of the two "
+        "views; published 8x96:0.05:0.4",
+    )
+    local_keys: bool = option(
+        False, "the --local_crops go through the momentum encoder, too"
+    )
+    cost: str = option(
+        "rbf",
+        "of a distance: a radial basis function, which makes MoCo v3's "
+        "contrast of it, or the squared distance itself (euclidean)",
+        choices=tuple(COSTS),
+    )
+    temperature: float = option(
+        1.0, "T of the contrast and of the views' weights", above=0.0
+    )
+    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
+    key_momentum: float = but(recipe.Momentum, "key_momentum", 0.996)
+    key_momentum_schedule: str = but(
+        recipe.Momentum, "key_momentum_schedule", "cosine"
+    )
+    projection_size: int = but(recipe.Projection, "projection_size", 256)
+    projection_hidden: int = but(recipe.Projection, "projection_hidden", 4096)
+
+
+def check(config):
+    """Raises `UserError` for options that do not go together."""
+    options = config.options
+    options.check_unequal()
+    if options.local_keys and not options.local_crops:
+        raise UserError(
+            "Expected local crops for --local_keys, received no --local_crops; "
+            "give them, such as --local_crops=8x96:0.05:0.4, or leave it out."
+        )
+
+
+class CACRMoCoV3(PredictorMethod):
+    """Predictions against a momentum encoder's keys of the batch."""
+
+    unit = "contrast"
+    useless_words = (
+        "the contrast of an encoder that tells nothing apart is {:.2f}"
+    )
+
+    @property
+    def predictor_head(self):
+        """MoCo v3's, whose last layer is not normalised."""
+        options = self.options
+        return Head(
+            "mocov3_predictor",
+            hidden=options.projection_hidden,
+            outputs=options.projection_size,
+        )
+
+    @classmethod
+    def views(cls, options):
+        """Two views, unequal in blur and solarisation, and local ones."""
+        return options.two_views() + [
+            options.view(f"view_{i}", crop)
+            for i, crop in enumerate(options.local_crops, start=2)
+        ]
+
+    @classmethod
+    def key_views(cls, options):
+        """Names of the views that the momentum encoder sees."""
+        local = len(options.local_crops) if options.local_keys else 0
+        return [f"view_{i}" for i in range(2 + local)]
+
+    @classmethod
+    def useless(cls, config):
+        """`2 T ln G`; squared distances to own and other keys cancel."""
+        options = config.options
+        if options.cost == "euclidean":
+            return 0.0
+        keys = len(cls.key_views(options))
+        terms = keys if options.over_crops == "sum" else 1
+        return terms * 2 * options.temperature * math.log(config.batch_size)
+
+    def targets(self, batch):
+        """Keys float32 `[G, D]` of the global batch, by view."""
+        return self.gathered_keys(batch, self.key_views(self.options))
+
+    def embed(self, batch):
+        """Unit predictions of all views; see `Method.embed`."""
+        return self.project_all(self.predict_images, batch, self.names("view_"))
+
+    def compare(self, embedded, targets, rows):
+        """Mean over the key views; see `Method.compare`.
+
+        With two views half of MoCo v3's loss, which `--over_crops=sum` gives.
+        """
+        options = self.options
+        terms = [
+            COSTS[options.cost](
+                [query for x, query in embedded.items() if x != name],
+                keys,
+                rows,
+                temperature=options.temperature,
+            )
+            for name, keys in targets.items()
+        ]
+        hits = recognised(embedded["view_0"], targets["view_1"], rows)
+        return options.reduce(terms), {"contrast_accuracy": hits}
+
+    def embeddings(self, targets, embedded):
+        """Keys of the first view."""
+        return targets["view_0"]
+
+
+METHOD = CACRMoCoV3

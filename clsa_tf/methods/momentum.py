@@ -1,0 +1,135 @@
+"""What methods with a momentum encoder have in common."""
+
+import math
+
+import tensorflow as tf
+
+from clsa_tf import distribute
+from clsa_tf.methods.base import Method, bn_splits
+from clsa_tf.networks import heads
+from clsa_tf.networks.encoder import unit
+
+
+class MomentumMethod(Method):
+    """A method whose targets come from a moving average of its encoder.
+
+    Attributes:
+        key_encoder: the moving average; its batch normalisation runs with
+            batch statistics, and nothing but `update` changes its weights.
+    """
+
+    def __init__(self, config, **kwargs):
+        """See `Method`."""
+        super().__init__(config, **kwargs)
+        self.key_encoder = self.make_encoder("key_encoder")
+        for key, query in zip(
+            self.key_encoder.variables, self.encoder.variables
+        ):
+            key.assign(query)
+
+    def update(self, targets):
+        """Moves the key encoder towards the encoder."""
+        distribute.moving_average(
+            self.key_encoder.trainable_variables,
+            self.encoder.trainable_variables,
+            self.momentum,
+        )
+
+    def momentum(self):
+        """The m of the present step, float or float32 scalar.
+
+        Source of the schedule: BYOL, `1 - (1 - m) (cos(pi k / K) + 1) / 2` at
+        step k of K (google-deepmind/deepmind-research, byol/utils/schedules.py).
+        """
+        start = self.options.key_momentum
+        if self.options.key_momentum_schedule == "constant":
+            return start
+        done = tf.cast(self.steps_taken, tf.float32) / self.total_steps
+        done = tf.minimum(done, 1.0)
+        return 1.0 - (1.0 - start) * (tf.cos(math.pi * done) + 1.0) / 2.0
+
+    def shuffled_keys(self, network, batch, name, purpose):
+        """Keys of one view of the global batch, encoded in a random order.
+
+        So that a key's batch statistics say nothing about its query.
+
+        Args:
+            network: function of uint8 `[n, S, S, 3]` -> float32 `[n, ...]`.
+            batch: dictionary with the view; if the loader shuffled it, with
+                `"<name>_rows"` as well.
+            name: of the view.
+            purpose: see `shuffle`.
+
+        Returns:
+            float32 `[G, ...]`, in the order of the global batch.
+        """
+        images, rows = batch[name], batch.get(f"{name}_rows")
+        if rows is None:
+            images, rows = self.shuffle(images, purpose)
+        keys = distribute.gather(self.in_parts(network, images))
+        # Back into their places.
+        rows = distribute.gather(rows)
+        return tf.scatter_nd(rows[:, tf.newaxis], keys, tf.shape(keys))
+
+
+class PredictorMethod(MomentumMethod):
+    """A momentum method that predicts its targets: BYOL, MoCo v3.
+
+    Attributes:
+        predictor: `keras.Model`, projections -> predictions, both `[N, D]`.
+    """
+
+    def __init__(self, config, **kwargs):
+        """See `Method`."""
+        super().__init__(config, **kwargs)
+        self.predictor = self.make_predictor(self.predictor_head)
+
+    @property
+    def predictor_head(self):
+        """The `Head` of the predictor: the projector's again."""
+        return self.options.head
+
+    def make_predictor(self, head):
+        """Returns the predictor: `head` on top of the projection."""
+        return heads.build(
+            head,
+            self.options.projection_size,
+            bn_kind=self.config.batch_norm,
+            bn_splits=bn_splits(self.config),
+            seed=self.config.seed,
+            name="predictor/head",
+        )
+
+    @property
+    def learned(self):
+        """The encoder's and the predictor's variables."""
+        return (
+            self.encoder.trainable_variables
+            + self.predictor.trainable_variables
+        )
+
+    def predict_images(self, images):
+        """Unit predictions float32 `[n, D]` of uint8 `[n, S, S, 3]`."""
+        features = self.encoder(images, training=True)
+        # Not the unit projection: that is only what is predicted.
+        projections = self.encoder.heads[0](features, training=True)
+        return unit(self.predictor(projections, training=True))
+
+    def gathered_keys(self, batch, names):
+        """Keys float32 `[G, D]` of the global batch, in its order.
+
+        Args:
+            batch: see `targets`.
+            names: of the views.
+
+        Returns:
+            dictionary, name -> keys.
+        """
+
+        def project(images):
+            return self.key_encoder.project(images, training=True)
+
+        return {
+            name: distribute.gather(self.in_parts(project, batch[name]))
+            for name in names
+        }

@@ -1,0 +1,121 @@
+"""SimCLR v1 and v2: two views of an image against all others of the batch.
+
+No momentum encoder and no queue: the views of the other images of the global
+batch are what is contrasted with, and the gradient flows into both sides. With
+`--ddm_weight`, strong views besides, taught by the divergence over the batch.
+
+Source: Chen et al. (arXiv 2002.05709, 2006.10029); google-research/simclr,
+tf2/. The versions differ in their options (depth of the head) only.
+"""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from clsa_tf import distribute, losses, recipe
+from clsa_tf.methods.base import Method
+from clsa_tf.options import Crop, but, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(recipe.Divergence, recipe.Projection, recipe.Weak):
+    """Flags of SimCLR."""
+
+    head_kind = "simclr"
+
+    crop: Crop = option(
+        Crop(224, 0.08, 1.0),
+        "crop of the two views, size:min_area:max_area (px, shares)",
+    )
+    local_crops: tuple[Crop, ...] = option(
+        (),
+        "further, smaller crops, which are compared with the two views, but "
+        "not with one another (multi-crop of SwAV)",
+    )
+    temperature: float = option(0.1, "T of the contrast", above=0.0)
+    jitter: tuple[float, ...] = but(
+        recipe.Weak, "jitter", (0.8, 0.8, 0.8, 0.2)
+    )
+    join_crops: bool = but(recipe.Weak, "join_crops", True)
+    projection_layers: int = but(recipe.Projection, "projection_layers", 3)
+
+
+def check(config):
+    """Raises `UserError` for options that do not go together."""
+    config.options.check_divergence(momentum=False)
+
+
+class SimCLR(Method):
+    """Two views of an image against all others of the batch."""
+
+    whole_batch = True
+
+    @classmethod
+    def views(cls, options):
+        """Two views of equal standing, local ones, and strong ones."""
+        crops = [options.crop, options.crop, *options.local_crops]
+        return [
+            options.view(f"view_{i}", crop) for i, crop in enumerate(crops)
+        ] + options.strong_views()
+
+    @classmethod
+    def useless(cls, config):
+        """`ln(2 G - 1)` for each of the two views that are recognised."""
+        terms = 1 + len(config.options.local_crops)
+        terms = terms if config.options.over_crops == "sum" else 1
+        return 2 * terms * math.log(2 * config.batch_size - 1)
+
+    def embed(self, batch):
+        """Unit projections of all views; see `Method.embed`."""
+        return self.project_all(
+            lambda x: self.encoder.project(x, training=True),
+            batch,
+            self.names(""),
+        )
+
+    def compare(self, embedded, targets, rows):
+        """NT-Xent both ways, plus divergence; see `Method.compare`.
+
+        As in the published code the two directions are summed: twice the
+        paper's value.
+        """
+        options = self.options
+        both = [distribute.gather(embedded[f"view_{i}"]) for i in (0, 1)]
+        total = 0.0
+        for i in (0, 1):
+            queries = [x for x in self.names("view_") if x != f"view_{i}"]
+            total += options.reduce(
+                [
+                    losses.nt_xent(
+                        embedded[query],
+                        both[i],
+                        both[1 - i],
+                        rows,
+                        temperature=options.temperature,
+                    )
+                    for query in queries
+                ]
+            )
+        similarities = losses.cosines(embedded["view_0"], both[1])
+        hits = tf.argmax(similarities, 1, tf.int32) == rows
+        reports = {"contrast_accuracy": tf.cast(hits, tf.float32)}
+        if not options.ddm_weight:
+            return total, reports
+        # Of constants: nothing but the strong views learns from it.
+        candidates = tf.stop_gradient(both[1])
+        ddm, on_ddm = self.divergence(
+            [losses.cosines(embedded["view_0"], candidates)],
+            [
+                losses.cosines(embedded[name], candidates)
+                for name in self.names("strong_")
+            ],
+        )
+        return total + ddm, reports | {"contrast": total} | on_ddm
+
+    def embeddings(self, targets, embedded):
+        """Of the first view."""
+        return distribute.gather(embedded["view_0"])
+
+
+METHOD = SimCLR

@@ -1,0 +1,189 @@
+"""Pretraining from Python: `clsa_tf.pretrain` is what users call.
+
+It is the run of `python -m clsa_tf.train`, with the same settings, defaults,
+files and words: settings are spelled as flags and parsed as those are.
+"""
+
+import contextlib
+import difflib
+import os
+import signal
+
+import absl.flags
+import tensorflow as tf
+from tensorflow import keras
+
+from clsa_tf import config as config_lib
+from clsa_tf import load, train
+from clsa_tf.data import from_dataset
+from clsa_tf.data.sources import FOLDER, TFRECORD
+from clsa_tf.data.tfds_source import INFO
+from clsa_tf.errors import Stopped, UserError
+
+# Within the run's directory: what a `tf.data.Dataset` is written to.
+DATASET = "dataset"
+
+
+def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
+    """Pretrains an encoder and returns it, ready to fine-tune.
+
+        encoder = clsa_tf.pretrain("/photos", workdir="runs/photos")
+        model = keras.Sequential([encoder, keras.layers.Dense(10)])
+
+    The same call again resumes a run that was stopped, or returns what a
+    complete one has learned.
+
+    A `tf.data.Dataset` is read once and written to `workdir` without loss
+    (see `clsa_tf.data.from_dataset`); the same call again finds it there.
+
+    Args:
+        data: a directory of images; whatever `--dataset` takes (`"cifar10"`,
+            `"shapes"`, `"tfrecord:/data/train-*"`); or a finite
+            `tf.data.Dataset` of single images, of (image, label) or of
+            dictionaries with `"image"` and maybe `"label"`, images being
+            uint8 or float in [0, 1], `[H, W, 3]`, or encoded, string `[]`.
+        workdir: directory of the run: checkpoints, metrics, pictures.
+        flagfile: file of settings to start from, such as
+            `"configs/quickstart.flags"`.
+        outputs: of the model, see `clsa_tf.load_encoder`.
+        **settings: flags of `python -m clsa_tf.train` by their names, such as
+            `method="moco"`, `total_epochs=100` or `query_crops="224:0.2:1"`;
+            they override those in `flagfile`.
+
+    Returns:
+        functional `keras.Model`, trainable, of pixels in 0..255: what
+        `clsa_tf.load_encoder(workdir, outputs=outputs)` returns.
+
+    Raises:
+        UserError: something from outside was wrong; its message says what.
+        KeyboardInterrupt: after Ctrl-C (SIGINT), when the step is saved; the
+            same call goes on from there.
+        Stopped: likewise after SIGTERM.
+        WorkerLost: another process of the same job is gone.
+    """
+    if outputs not in load.OUTPUTS:  # not only when all is done
+        raise UserError(
+            f"Expected outputs to be one of {', '.join(load.OUTPUTS)}, "
+            f"received {outputs!r}; choose one of them."
+        )
+    config = make_config(data, workdir=workdir, flagfile=flagfile, **settings)
+    if isinstance(data, tf.data.Dataset):
+        from_dataset.write(data, os.path.join(config.workdir, DATASET))
+    with _default_precision():
+        try:
+            train.run(config)
+        except Stopped as e:
+            if e.signal != signal.SIGINT:
+                raise
+            raise KeyboardInterrupt("the same call goes on from here") from e
+        return load.load_encoder(config.workdir, outputs=outputs)
+
+
+def make_config(data, *, workdir, flagfile="", **settings):
+    """Returns the `clsa_tf.config.Config` of a call of `pretrain`.
+
+    Args:
+        data: see `pretrain`.
+        workdir: likewise.
+        flagfile: likewise.
+        **settings: likewise.
+
+    Raises:
+        UserError: there is no such setting or data, or values are wrong.
+    """
+    if not isinstance(workdir, (str, os.PathLike)) or not os.fspath(workdir):
+        raise UserError(
+            f"Expected a directory as workdir, received {workdir!r}; name one."
+        )
+    values = absl.flags.FlagValues()
+    config_lib.define_flags(values)
+    _check_names(settings, list(values))
+    flags = {
+        "dataset": _dataset(data, workdir),
+        "workdir": os.fspath(workdir),
+        **{name: _spell(name, value) for name, value in settings.items()},
+    }
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    if flagfile:
+        arguments.insert(0, _flagfile(flagfile))
+    try:
+        rest = values(["pretrain", *arguments])[1:]
+    except absl.flags.Error as e:
+        raise UserError(str(e)) from e
+    if rest:  # can be from the flagfile only
+        raise UserError(
+            f"Expected only flags in {flagfile}, received {rest[0]!r}; write "
+            "flags as --name=value."
+        )
+    return config_lib.from_flags(values)
+
+
+def _dataset(data, workdir):
+    """Spells `data` as --dataset."""
+    if isinstance(data, tf.data.Dataset):
+        return TFRECORD + from_dataset.pattern(os.path.join(workdir, DATASET))
+    if not isinstance(data, (str, os.PathLike)):
+        raise UserError(
+            "Expected a directory of images, a dataset as --dataset takes it "
+            f"or a tf.data.Dataset, received {type(data).__name__}; arrays "
+            "become one by tf.data.Dataset.from_tensor_slices."
+        )
+    path = os.fspath(data)
+    if os.path.isdir(path):
+        prepared = os.path.exists(os.path.join(path, INFO))
+        return path if prepared else FOLDER + path
+    # Others may be names of datasets.
+    if path is not data or path.startswith((".", "/", "~")):
+        raise UserError(
+            f"Expected a directory of images, received {path!r}, which is "
+            "none; check the path."
+        )
+    return path
+
+
+def _check_names(settings, known):
+    """Raises `UserError` unless all names are those of flags."""
+    for name in settings:
+        if name == "dataset":
+            raise UserError(
+                "Expected the dataset as the first argument, received "
+                f"dataset={settings[name]!r}, too; leave that out."
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(
+                f"Expected the name of a flag, received {name!r}; "
+                + (f"did you mean {near[0]}? " if near else "")
+                + "`python -m clsa_tf.train --help` lists them."
+            )
+
+
+def _spell(name, value):
+    """Spells a value as a flag's."""
+    if value is None:
+        raise UserError(
+            f"Expected a value of {name}, received None; leave {name} out."
+        )
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _flagfile(path):
+    if not os.path.isfile(path):
+        raise UserError(
+            f"Expected a file of flags, received flagfile={str(path)!r}, which "
+            "is none; check the path."
+        )
+    return f"--flagfile={os.fspath(path)}"
+
+
+@contextlib.contextmanager
+def _default_precision():
+    """Leaves --precision to say it, whatever else the process has set."""
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy("float32")
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)

@@ -1,0 +1,96 @@
+"""A training loop of your own with the losses of CLSA, on the dataset `shapes`.
+
+    python examples/own_loop.py
+
+The losses are plain functions of tensors, for any model and any loop: here a
+small network, keys from the same batch, and Keras' Adam. The first run draws
+the 12,000 images of `shapes`.
+"""
+
+import argparse
+
+import tensorflow as tf
+from tensorflow import keras
+
+from clsa_tf import losses
+from clsa_tf.augment.views import View
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.pipeline import training_batches
+from clsa_tf.data.sources import open_source
+
+TEMPERATURE = 0.2
+VIEWS = (
+    View("key", 32, 0.5, 1.0, blur=0.0),
+    View("query", 32, 0.5, 1.0, blur=0.0),
+    # Smaller, and through five strong operations.
+    View("strong", 24, 0.4, 1.0, blur=0.0, strong_ops=5),
+)
+
+
+def network():
+    """Images uint8 `[N, H, W, 3]` of any size -> unit rows `[N, 64]`."""
+    layers = [keras.layers.Rescaling(1 / 127.5, -1.0)]
+    for channels in (32, 64, 128):
+        layers += [
+            keras.layers.Conv2D(channels, 3, strides=2, use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+        ]
+    layers += [
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(64),
+        keras.layers.UnitNormalization(),
+    ]
+    return keras.Sequential(layers)
+
+
+@tf.function
+def train_step(model, optimizer, batch):
+    """One step; returns the contrast and the divergence, means in nats."""
+    with tf.GradientTape() as tape:
+        keys = model(batch["key"], training=True)
+        weak = losses.cosines(model(batch["query"], training=True), keys)
+        strong = losses.cosines(model(batch["strong"], training=True), keys)
+        own = tf.range(tf.shape(keys)[0])  # the key of row i is column i
+        contrast = losses.info_nce(weak, own, temperature=TEMPERATURE)
+        ddm = losses.ddm([weak], [strong], temperature=TEMPERATURE)
+        loss = tf.reduce_mean(contrast + ddm)  # one value per row until here
+    weights = model.trainable_variables
+    optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+    return tf.reduce_mean(contrast), tf.reduce_mean(ddm)
+
+
+def main(arguments):
+    """Trains for some steps."""
+    keras.utils.set_random_seed(0)
+    model, optimizer = network(), keras.optimizers.Adam(arguments.rate)
+    batches = training_batches(
+        open_source(arguments.dataset, data_dir=arguments.data_dir),
+        VIEWS,
+        batch_size=arguments.batch_size,
+        seed=0,
+        start_step=0,
+        faults=Faults(max_bad_share=0.05),
+    )
+    for step, batch in enumerate(batches.take(arguments.steps), 1):
+        contrast, ddm = train_step(model, optimizer, batch)
+        if step % 10 == 0:
+            print(f"step {step}: contrast {contrast:.3f}, ddm {ddm:.3f}")
+
+
+def parse():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dataset", default="shapes", help="as in python -m clsa_tf.train")
+    add("--data_dir", default="runs/data", help="where shapes is drawn")
+    add("--steps", type=int, default=300, help="batches to train on")
+    add("--batch_size", type=int, default=128, help="images per step")
+    add("--rate", type=float, default=1e-3, help="learning rate")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse())

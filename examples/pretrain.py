@@ -1,0 +1,77 @@
+"""Pretrains on a folder of images from Python, and looks for similar ones.
+
+    python examples/pretrain.py --images=photos --workdir=runs/photos
+
+The images need no labels. The same command again goes on where it stopped.
+Settings are those of a small network on small images, for a CPU; any flag of
+`python -m clsa_tf.train` can be set in the same way.
+"""
+
+import argparse
+
+import numpy as np
+from tensorflow import keras
+
+import clsa_tf
+
+
+def pretrain(arguments):
+    """Returns the encoder, a functional Keras model."""
+    size = arguments.image_size
+    return clsa_tf.pretrain(
+        arguments.images,
+        workdir=arguments.workdir,
+        total_epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        backbone="resnet18",
+        width=0.25,
+        key_crop=f"{size}:0.3:1",
+        query_crops=f"{size}:0.3:1",
+        strong_crops=f"{size // 2}:0.2:0.8",
+        queue_size=16 * arguments.batch_size,
+        key_momentum=0.98,
+        image_size=size,
+    )
+
+
+def read(folder, *, image_size):
+    """Images float32 `[N, S, S, 3]` in 0..255, and their paths."""
+    dataset = keras.utils.image_dataset_from_directory(
+        folder,
+        labels=None,
+        shuffle=False,
+        image_size=(image_size, image_size),
+        crop_to_aspect_ratio=True,
+    )
+    return np.concatenate(list(dataset)), dataset.file_paths
+
+
+def main(arguments):
+    """Pretrains, then prints the nearest neighbour of some images."""
+    encoder = pretrain(arguments)
+    images, paths = read(arguments.images, image_size=arguments.image_size)
+    features = encoder.predict(images, verbose=0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = features @ features.T
+    np.fill_diagonal(cosines, -1.0)  # other than itself
+    for i in range(0, len(paths), -(-len(paths) // 5)):
+        near = cosines[i].argmax()
+        print(f"{paths[i]} is most like {paths[near]} ({cosines[i, near]:.3f})")
+
+
+def parse():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--images", required=True, help="folder of images")
+    add("--workdir", required=True, help="directory for the run")
+    add("--epochs", type=int, default=20, help="passes over the images")
+    add("--batch_size", type=int, default=32, help="images per step")
+    add("--image_size", type=int, default=48, help="side, in px")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse())
