@@ -18,7 +18,7 @@ from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import MODEL_CARD, newest_savedmodel
 from clsa_tf.networks.encoder import MEAN, STDDEV, make_heads, weight_name
-from clsa_tf.networks.heads import KINDS, Head, hidden
+from clsa_tf.networks.heads import KINDS, PLAIN, Head, hidden
 from clsa_tf.networks.resnet import BLOCKS, STEMS, resnet
 
 # Names of layers; those between the first two are torchvision's.
@@ -113,7 +113,7 @@ def functional(
     backbone,
     width,
     stem,
-    head=Head(),
+    head=PLAIN,
     heads=1,
     concatenate=False,
     image_size=None,

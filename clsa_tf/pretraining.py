@@ -35,6 +35,8 @@ def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
 
     A `tf.data.Dataset` is read once and written to `workdir` without loss
     (see `clsa_tf.data.from_dataset`); the same call again finds it there.
+    Several workers need files instead, and to call this before TensorFlow
+    computes anything.
 
     Args:
         data: a directory of images; whatever `--dataset` takes (`"cifar10"`,

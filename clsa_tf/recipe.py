@@ -225,7 +225,7 @@ class Divergence:
         Args:
             momentum: whether the method has a momentum encoder.
         """
-        if self.uses_strong_views and not self.strong_crops:
+        if self.ddm_weight and not self.strong_crops:
             raise UserError(
                 "Expected strong views for the divergence, received "
                 f"--ddm_weight={self.ddm_weight:g} and no --strong_crops; give "

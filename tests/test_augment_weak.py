@@ -11,18 +11,21 @@ from clsa_tf.augment.views import View
 
 SIZES = [(1, 1), (2, 3), (5, 1), (1, 7), (3, 4), (32, 48)]
 FACTORS = np.float32([0.0, 0.14, 0.2, 0.6, 0.86, 1.0, 1.4, 1.8])
-# Of published views; the last two go through everything there is.
-MOCO1 = dict(jitter=(0.4,) * 4, jitter_probability=1.0, blur=0.0)
-SIMCLR = dict(jitter=(0.8, 0.8, 0.8, 0.2))
-BYOL = dict(jitter=(0.4, 0.4, 0.2, 0.1), blur=0.1, solarize=0.2)
-LOOC = dict(jitter=(1.5, 0, 0.1, 0.5), rotation=True, texture=0.5)
+# Like published views, but for some probabilities.
 SETTINGS = {
-    "plain": {},
-    "MoCo v1": MOCO1 | dict(gray_first=True, gray=0.5),
-    "SimCLR": SIMCLR,
-    "BYOL": BYOL,
-    "all": LOOC | dict(solarize=0.5),
-    "all, grey first": LOOC | dict(solarize=0.5, gray_first=True, gray=0.9),
+    "MoCo v2": {},
+    "MoCo v1": dict(
+        jitter=(0.4,) * 4,
+        jitter_probability=1.0,
+        gray=0.5,
+        gray_first=True,
+        blur=0.0,
+    ),
+    "SimCLR": dict(jitter=(0.8, 0.8, 0.8, 0.2)),
+    "BYOL": dict(jitter=(0.4, 0.4, 0.2, 0.1), blur=0.1, solarize=0.2),
+    "all": dict(
+        jitter=(1.5, 0, 0.1, 0.5), rotation=True, texture=0.5, solarize=0.5
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-import glob
+import pathlib
+import re
 
 import pytest
 from absl import flags
@@ -6,9 +7,20 @@ from absl import flags
 from clsa_tf import config as config_lib
 from clsa_tf import methods
 from clsa_tf.errors import UserError
+from clsa_tf.optimizer import make_schedule
 from clsa_tf.options import Crop
 
-FLAGFILES = sorted(glob.glob("configs/*.flags"))
+CONFIGS = pathlib.Path("configs")
+FLAGFILES = sorted(CONFIGS.rglob("*.flags"))
+CIFAR = sorted((CONFIGS / "cifar10").glob("*.flags"))
+COMMON = CONFIGS / "cifar10/common.flags"
+# Of a paper, or for comparing them: neither what others include, nor the demo.
+RECIPES = [
+    path
+    for path in FLAGFILES
+    if path not in (COMMON, CONFIGS / "quickstart.flags")
+]
+CIFAR_RECIPES = [path for path in RECIPES if path in CIFAR]
 
 
 def parse(*arguments):
@@ -16,6 +28,26 @@ def parse(*arguments):
     config_lib.define_flags(values)
     values(["program", *arguments], known_only=False)
     return config_lib.from_flags(values)
+
+
+def recipe(name):
+    """The configuration of a flagfile, by its name in `configs`."""
+    return parse(f"--flagfile={CONFIGS}/{name}.flags")
+
+
+def views_of(config):
+    """The views, by name, that a run would make."""
+    views = methods.load(config.method).METHOD.views(config.options)
+    return {view.name: view for view in views}
+
+
+def comments(path):
+    """What a flagfile, and those that it includes, say in comments."""
+    text = path.read_text()
+    own = re.findall("^#(.*)", text, re.M)
+    included = re.findall("^--flagfile=(.*)$", text, re.M)
+    parts = [*own, *(comments(pathlib.Path(other)) for other in included)]
+    return " ".join(" ".join(parts).split())
 
 
 def test_defaults_are_the_published_recipe():
@@ -26,13 +58,188 @@ def test_defaults_are_the_published_recipe():
     assert config == config_lib.default()
 
 
-@pytest.mark.parametrize("path", FLAGFILES)
+@pytest.mark.parametrize("path", FLAGFILES, ids=str)
 def test_flagfiles_are_read_and_round_trip(path):
     config = parse(f"--flagfile={path}")
     text = config_lib.to_flagfile(config)
     assert parse(*text.split("\n")[:-1]) == config
-    with open(path) as file:
-        assert file.read().startswith("# ")  # says what it is
+    assert path.read_text().startswith("# ")  # says what it is
+    assert views_of(config)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_recipes_name_paper_and_command(path):
+    command = f"python -m clsa_tf.train --flagfile={path}"
+    head = path.read_text().split("\n--")[0]
+    assert f"#   {command}\n" in head
+    assert re.search(r"arXiv \d{4}\.\d{5}", comments(path))
+    # Two recipes never meet in one directory.
+    name = path.relative_to(CONFIGS).with_suffix("")
+    assert parse(f"--flagfile={path}").workdir == f"runs/{name}"
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_every_method_has_a_published_recipe_and_one_for_cifar10(method):
+    published = [path for path in RECIPES if path not in CIFAR]
+    for paths in (published, CIFAR_RECIPES):
+        assert method in {parse(f"--flagfile={p}").method for p in paths}
+
+
+@pytest.mark.parametrize("path", CIFAR_RECIPES, ids=str)
+def test_methods_are_compared_on_equal_terms(path):
+    config, common = parse(f"--flagfile={path}"), parse(f"--flagfile={COMMON}")
+    for name in (
+        "dataset",
+        "backbone",
+        "width",
+        "stem",
+        "total_epochs",
+        "batch_size",
+        "lr_schedule",
+        "sgd_momentum",
+        "image_size",
+        "eval_keep",
+        "knn_k",
+        "knn_temperature",
+    ):
+        assert getattr(config, name) == getattr(common, name), name
+    for view in views_of(config).values():
+        assert (view.size, view.min_area, view.max_area) == (32, 0.2, 1)
+        assert view.jitter == (0.4, 0.4, 0.4, 0.1)
+        assert (view.jitter_probability, view.gray, view.blur) == (0.8, 0.2, 0)
+    if hasattr(config.options, "queue_size") and config.method != "byol":
+        assert config.options.queue_size == 4096
+    if hasattr(config.options, "key_momentum"):
+        assert config.options.key_momentum == 0.99
+    # Where images of the same batch are negatives, and without shuffled keys,
+    # parts of the batch would give away which they are.
+    shuffles = config.method in ("moco", "clsa", "looc", "cacr_moco")
+    assert config.batch_norm == ("split" if shuffles else "sync")
+
+
+def test_moco_v1_is_not_v2():
+    one, two = recipe("moco_v1"), recipe("moco_v2")
+    assert (one.options.head.layers, two.options.head.layers) == (1, 2)
+    assert (one.options.temperature, two.options.temperature) == (0.07, 0.2)
+    assert (one.options.gray_first, two.options.gray_first) == (True, False)
+    for view in views_of(one).values():
+        assert view.jitter == (0.4,) * 4
+        assert (view.jitter_probability, view.blur) == (1, 0)
+    for view in views_of(two).values():
+        assert view.jitter == (0.4, 0.4, 0.4, 0.1)
+        assert (view.jitter_probability, view.blur) == (0.8, 0.5)
+    rate = make_schedule(one, steps_per_epoch=5_004)
+    rates = [float(rate(5_004 * epoch)) for epoch in (0, 119, 120, 159, 160)]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003])
+
+
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("simclr", 4.8),
+        ("simclr_v2", 4.8),
+        ("simclr_ddm", 4.8),
+        ("byol", 3.2),
+        ("byol_ddm", 3.2),
+        ("cacr_mocov3", 4.8),
+    ],
+)
+def test_rates_of_large_batches(name, peak):
+    config = recipe(name)
+    rate = make_schedule(config, steps_per_epoch=312)
+    end = 312 * config.total_epochs
+    middle = 312 * (10 + config.total_epochs) // 2
+    steps = (0, 1_560, 3_120, middle, end - 1)
+    assert [float(rate(step)) for step in steps] == pytest.approx(
+        [0, peak / 2, peak, peak / 2, 0], abs=1e-5 * peak
+    )
+    assert (config.batch_size, config.optimizer) == (4096, "lars")
+    assert (config.batch_norm, config.l2_on) == ("sync", "kernels")
+
+
+def test_byol_and_moco_v3_raise_the_momentum():
+    for name, start in (
+        ("byol", 0.996),
+        ("byol_ddm", 0.996),
+        ("cacr_mocov3", 0.996),
+        ("cifar10/byol", 0.99),
+        ("cifar10/cacr_mocov3", 0.99),
+    ):
+        options = recipe(name).options
+        assert options.key_momentum == start
+        assert options.key_momentum_schedule == "cosine"
+    assert recipe("moco_v2").options.key_momentum_schedule == "constant"
+
+
+def test_byol_presets_of_the_head_comment():
+    text = (CONFIGS / "byol.flags").read_text()
+    presets = re.findall(r"^#\s+(--total_epochs=.*)$", text, re.M)
+    found = [
+        parse("--flagfile=configs/byol.flags", *preset.split())
+        for preset in presets
+    ]
+    assert [
+        (x.total_epochs, x.base_lr, x.l2, x.options.key_momentum)
+        for x in [recipe("byol"), *found]
+    ] == [
+        (1000, 0.2, 1.5e-6, 0.996),
+        (300, 0.3, 1e-6, 0.99),
+        (100, 0.45, 1e-6, 0.99),
+        (40, 0.45, 1e-6, 0.97),
+    ]
+
+
+@pytest.mark.parametrize("name", ["byol", "cacr_mocov3"])
+def test_only_one_of_two_views_is_always_blurred(name):
+    one, two = views_of(recipe(name)).values()
+    assert (one.blur, one.solarize) == (1, 0)
+    assert (two.blur, two.solarize) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    "name, host",
+    [
+        ("simclr_ddm", "simclr"),
+        ("byol_ddm", "byol"),
+        ("cifar10/simclr_ddm", "cifar10/simclr"),
+        ("cifar10/byol_ddm", "cifar10/byol"),
+    ],
+)
+def test_divergence_adds_a_strong_view_and_nothing_else(name, host):
+    config, host = recipe(name), recipe(host)
+    taught = views_of(config)
+    strong = taught.pop("strong_0")
+    assert taught == views_of(host)
+    clsa = recipe("cifar10/clsa" if "cifar10" in name else "clsa")
+    like = views_of(clsa)["strong_0"]
+    assert (strong.size, strong.strong_ops) == (like.size, like.strong_ops)
+    assert config.options.ddm_weight == 1
+    assert config.options.ddm_temperature == clsa.options.ddm_temperature
+    plain = config.replace(
+        ddm_weight=0.0,
+        workdir=host.workdir,
+        **{
+            option: getattr(host.options, option)
+            for option in ("ddm_temperature", "strong_crops", "queue_size")
+            if hasattr(host.options, option)
+        },
+    )
+    assert plain == host
+
+
+def test_naive_use_of_strong_views_has_no_divergence():
+    for folder in ("", "cifar10/"):
+        options = recipe(f"{folder}clsa_strong_naive").options
+        assert (options.ddm_weight, options.strong_contrast) == (0, True)
+        names = methods.load("clsa").METHOD.contrasted(options)
+        assert names == ["query_0", "strong_0"]
+
+
+def test_loocs_differ_in_their_features_only():
+    one, two = recipe("looc"), recipe("looc_plus")
+    assert (one.options.concatenate, two.options.concatenate) == (False, True)
+    assert two == one.replace(concatenate_heads=True, workdir=two.workdir)
+    assert one.options.heads == 3
 
 
 def test_command_of_record_spells_the_defaults():
@@ -51,6 +258,26 @@ def test_multicrop_has_five_weak_and_five_strong_views():
         + [(f"strong_{i}", s) for i, s in enumerate((224, 192, 160, 128, 96))]
     )
     assert [v.shuffle for v in views] == [True] + 10 * [False]
+
+
+def test_swav_crops_are_two_large_and_six_small_ones():
+    config = recipe("clsa_swav_crops")
+    weak = [v for v in views_of(config).values() if not v.strong_ops]
+    assert [(v.size, v.min_area, v.max_area) for v in weak] == (
+        2 * [(224, 0.14, 1)] + 6 * [(96, 0.05, 0.14)]
+    )
+    options = config.options
+    assert (options.over_crops, options.join_crops) == ("mean", True)
+    # Both large ones are recognised, in each other and in all small ones.
+    assert options.symmetric
+    assert recipe("clsa_multicrop").options.over_crops == "sum"
+
+
+def test_cacr_has_five_views():
+    for name in ("cacr", "cacr_moco", "cifar10/cacr", "cifar10/cacr_moco"):
+        assert len(views_of(recipe(name))) == 5
+    assert recipe("cacr").options.repulsion_sharpness == 0.9
+    assert recipe("cacr_moco").options.repulsion_sharpness == 2
 
 
 def test_a_flag_after_the_flagfile_overrides_it():
@@ -85,6 +312,17 @@ def test_switches_need_no_value(argument, value):
         ("--query_crops=224", ["query_crops", "size:min_area:max_area"]),
         ("--query_crops=8:0.9:0.1", ["query_crops", "min_area <= max_area"]),
         ("--download=perhaps", ["download", "true or false", "'perhaps'"]),
+        ("--method=mocov9", ["method", "clsa, looc, moco", "'mocov9'"]),
+        ("--gray=1.5", ["gray", "at most 1", "received 1.5"]),
+        ("--key_momentum=-1", ["key_momentum", "at least 0", "received -1"]),
+        ("--ddm_temperature=0", ["ddm_temperature", "above 0"]),
+        ("--ddm_weight=-2", ["ddm_weight", "at least 0", "received -2"]),
+        ("--strong_level=11", ["strong_level", "at most 10", "received 11"]),
+        ("--over_crops=max", ["over_crops", "sum, mean", "'max'"]),
+        ("--ddm_teacher=both", ["ddm_teacher", "online, momentum", "'both'"]),
+        ("--augmentations=blur", ["augmentations", "rotation", "'blur'"]),
+        ("--jitter=strong", ["jitter", "numbers separated by commas"]),
+        ("--crops=0x32:0.2:1", ["crops", "from 1 to 100", "'0x32:0.2:1'"]),
     ],
 )
 def test_ill_typed_flags_say_what_was_expected(argument, words):
@@ -104,6 +342,48 @@ def test_a_misspelt_flag_gets_a_suggestion():
     [
         (["--method=moco", "--ddm_weight=2"], ["--ddm_weight", "clsa", "moco"]),
         (["--queue_size=100"], ["--queue_size=100", "256"]),
+        (["--queue_size=511", "--symmetric"], ["--queue_size=511", "512"]),
+        (["--method=looc", "--queue_size=9"], ["--queue_size=9", "256"]),
+        (["--method=cacr_moco", "--queue_size=9"], ["--queue_size=9", "256"]),
+        (
+            ["--method=byol", "--ddm_weight=1", "--queue_size=9"],
+            ["--queue_size=9", "256"],
+        ),
+        (
+            ["--method=byol", "--queue_size=900"],
+            ["--queue_size=0", "--ddm_weight", "900"],
+        ),
+        (["--strong_crops="], ["--ddm_weight=1", "no --strong_crops"]),
+        (
+            ["--method=byol", "--ddm_weight=1", "--strong_crops="],
+            ["--ddm_weight=1", "no --strong_crops"],
+        ),
+        (
+            ["--strong_contrast", "--ddm_weight=0", "--strong_crops="],
+            ["--strong_contrast", "no --strong_crops"],
+        ),
+        (
+            ["--method=simclr", "--ddm_weight=1", "--ddm_teacher=momentum"],
+            ["--ddm_teacher=online", "momentum encoder"],
+        ),
+        (["--query_crops="], ["--query_crops", "none"]),
+        (["--method=cacr", "--crops=32:0.2:1"], ["--crops", "two", "1"]),
+        (
+            ["--method=simclr", "--query_crops=32:0.2:1"],
+            ["--query_crops", "--method=simclr", "clsa"],
+        ),
+        (["--method=byol", "--view_blur=1"], ["two", "--view_blur", "1"]),
+        (
+            ["--method=cacr_mocov3", "--view_solarize=0,0,0.2"],
+            ["two", "--view_solarize", "0.0,0.0,0.2"],
+        ),
+        (["--jitter=0.4,0.4,0.4"], ["jitter", "(0.4, 0.4, 0.4)"]),
+        (["--jitter=0.4,0.4,0.4,0.9"], ["hue in [0, 0.5]", "0.9"]),
+        (
+            ["--method=cacr_mocov3", "--local_keys"],
+            ["--local_keys", "no --local_crops"],
+        ),
+        (["--method=looc", "--augmentations="], ["--augmentations", "none"]),
         (
             ["--batch_norm=split", "--batch_norm_splits=7"],
             ["--batch_norm_splits", "7", "256"],
@@ -112,9 +392,13 @@ def test_a_misspelt_flag_gets_a_suggestion():
 )
 def test_values_that_do_not_go_together(arguments, words):
     with pytest.raises(UserError) as error:
-        parse(*arguments)
+        views_of(parse(*arguments))
+    message = str(error.value)
     for word in words:
-        assert word in str(error.value)
+        assert word in message
+    # One sentence, which ends in what to do.
+    assert message.startswith("Expected ") and ", received " in message
+    assert "; " in message and message.endswith(".") and ". " not in message
 
 
 def test_differences_ignore_what_may_change_between_two_starts():

@@ -1,5 +1,6 @@
 """The examples as users start them, on few and small images."""
 
+import math
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from tensorflow import keras
 
 from clsa_tf import load
+from clsa_tf.data import shapes
 from tests import runs
 
 
@@ -29,6 +31,37 @@ def call(script, here, *arguments, status=0):
     )
     assert result.returncode == status, result.stdout + result.stderr
     return result
+
+
+class FewShapes(shapes.Shapes, skip_registration=True):
+    """The embedded dataset, short."""
+
+    name = "shapes"
+    EXAMPLES = {"train": 120, "test": 10}
+
+
+def test_pretrain(photos, here, tmp_path):
+    runs.leave_out_pictures(tmp_path / "run")
+    arguments = [
+        f"--images={photos}",
+        f"--workdir={tmp_path / 'run'}",
+        "--epochs=1",
+        "--batch_size=16",
+        "--image_size=32",
+    ]
+    printed = call("pretrain.py", here, *arguments).stdout
+    pairs = re.findall(r"/(\w+)/\d+.jpg is most like .*?/(\w+)/\d+", printed)
+    assert len(pairs) == 5
+    assert all(one == other for one, other in pairs)  # bright, dark
+
+
+def test_own_loop(here, tmp_path):
+    shapes.prepare(str(tmp_path), builder_class=FewShapes)
+    arguments = [f"--data_dir={tmp_path}", "--steps=30", "--batch_size=32"]
+    printed = call("own_loop.py", here, *arguments).stdout
+    contrasts = [float(x) for x in re.findall(r"contrast ([\d.]+)", printed)]
+    assert len(contrasts) == 3
+    assert max(contrasts) < math.log(32) - 0.2  # what chance would give
 
 
 def test_finetune(exported, photos, here, tmp_path):

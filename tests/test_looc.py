@@ -1,5 +1,6 @@
 """LooC and LooC++ beyond what every method has to fulfil."""
 
+import colorsys
 import json
 import pathlib
 
@@ -7,17 +8,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from PIL import Image
 
 from clsa_tf import config as config_lib
 from clsa_tf import load
 from clsa_tf.augment import chain, views
-from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.checkpoint import Checkpoints, load_trained
+from clsa_tf.data import shapes_render
 from clsa_tf.errors import UserError
+from clsa_tf.evaluation.knn import knn_accuracy
 from clsa_tf.methods import looc
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.options import Crop
 from export import savedmodel
-from tests import exports, golden, tiny
+from tests import exports, golden, runs, tiny
 
 ALL = ("color", "rotation", "texture")
 # What `augment.views.draw` says of each, and of what is nobody's own.
@@ -345,3 +349,92 @@ def test_export_is_of_all_heads(tmp_path):
     assert card["encoder"]["heads"] == 4 and card["encoder"]["concatenate"]
     loaded = load.load_encoder(path)
     np.testing.assert_allclose(loaded(pixels), features, rtol=1e-3, atol=1e-5)
+
+
+# --- what the heads learn ----------------------------------------------------
+
+SHAPES = ("arrow", "drop", "house", "tee")
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+def picture(rng, shape, color, orientation):
+    """A shape on grey, uint8 `[32, 32, 3]`: four hues of one brightness."""
+    mask = shapes_render.shape_mask(
+        shapes_render.SHAPES.index(shape),
+        center=rng.uniform(0.4, 0.6, 2),
+        size=rng.uniform(0.5, 0.7),
+        angle=90 * orientation + rng.uniform(-15, 15),
+    )[..., np.newaxis]
+    hue = np.array(colorsys.hsv_to_rgb(color / 4 + 0.05, 1.0, 1.0))
+    fill = 0.5 + 0.5 * (hue - hue @ LUMA)
+    pixels = np.uint8(255 * (0.8 + mask * (fill - 0.8)).clip(0, 1))
+    return np.asarray(Image.fromarray(pixels).resize([32, 32]))
+
+
+def pictures(count, seed):
+    """Images uint8 `[count, 32, 32, 3]`, and their colours and orientations."""
+    rng = np.random.default_rng(seed)
+    colors, orientations = rng.integers(4, size=[2, count])
+    images = [
+        picture(rng, SHAPES[i % len(SHAPES)], *factors)
+        for i, factors in enumerate(zip(colors, orientations))
+    ]
+    return np.stack(images), {"color": colors, "orientation": orientations}
+
+
+@pytest.mark.slow
+def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
+    """kNN of the colour and the orientation on the heads' projections."""
+    images, labels = pictures(4096, seed=0)
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{i:04}.png")
+    workdir = tmp_path / "run"
+    runs.leave_out_pictures(workdir)
+    runs.call(
+        runs.command(
+            "clsa_tf.train",
+            "--method=looc",
+            f"--dataset=folder:{tmp_path}/pictures",
+            "--labels=none",
+            f"--workdir={workdir}",
+            "--augmentations=color,rotation",
+            # Hue alone, but all of it, so that it is what color means here.
+            "--jitter=0,0,0,0.5",
+            "--blur=0",
+            "--key_crop=32:0.6:1",
+            "--query_crops=32:0.6:1",
+            "--allow_upscaling",
+            "--inbatch_negatives",
+            "--queue_size=1024",
+            "--key_momentum=0.98",
+            "--backbone=resnet18",
+            "--width=0.25",
+            "--batch_norm=split",
+            "--batch_norm_splits=4",
+            "--batch_size=128",
+            "--total_epochs=20",
+            "--optimizer=lamb",
+            "--base_lr=0.02",
+            "--image_size=32",
+        )
+    )
+    encoder = load_trained(str(workdir)).encoder
+    bank = encoder.project_heads(images[:2000])
+    others, truth = pictures(1000, seed=1)
+    queries = encoder.project_heads(others)
+    accuracy = {
+        (name, head): knn_accuracy(
+            bank[:, head],
+            labels[name][:2000],
+            queries[:, head],
+            truth[name],
+            k=20,
+            temperature=0.1,
+        )
+        for name in truth
+        for head in range(3)
+    }
+    print(accuracy)
+    assert accuracy["color", 1] > accuracy["color", 0] + 0.1
+    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.1

@@ -222,7 +222,8 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(
-    "name, case", [(name, i) for name in GOLDEN for i in range(len(GOLDEN[name]))]
+    "name, case",
+    [(name, i) for name in GOLDEN for i in range(len(GOLDEN[name]))],
 )
 def test_golden_values_through_the_method(name, case):
     changes, embedded, targets, expected = GOLDEN[name][case]
@@ -236,12 +237,11 @@ def test_golden_values_through_the_method(name, case):
     )
     for queue in tiny.queues(method):
         queue.keys.assign(golden.QUEUE)
-    loss, reports = method.compare(
-        *tf.nest.map_structure(
-            lambda x: tf.constant(x, tf.float32), (embedded, targets)
-        ),
-        tf.range(4),
+    embedded, targets = (
+        x and {k: tf.constant(v, tf.float32) for k, v in x.items()}
+        for x in (embedded, targets)
     )
+    loss, reports = method.compare(embedded, targets, tf.range(4))
     assert loss.shape == [4]
     got = {"loss": loss} | reports
     for key, value in expected.items():

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from clsa_tf.networks.batchnorm import batch_norm
 from clsa_tf.networks.encoder import MEAN, STDDEV, Encoder, normalise, unit
-from clsa_tf.networks.heads import KINDS, Head
+from clsa_tf.networks.heads import Head
 from clsa_tf.networks.resnet import resnet
 
 
@@ -72,7 +72,7 @@ def test_initial_weights_follow_torch():
             assert (layer.gamma.numpy() == 1).all()  # no zero-init residual
             assert (layer.beta.numpy() == 0).all()
             assert layer.epsilon == 1e-5 and layer.momentum == 0.9
-    first = small().head.get_layer("fc.0")
+    first = small().heads[0].get_layer("fc.0")
     bound = first.kernel.shape[0] ** -0.5
     for weights in (first.kernel, first.bias):
         assert 0.8 * bound < np.abs(weights).max() <= bound

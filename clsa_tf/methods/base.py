@@ -47,7 +47,7 @@ class Method(keras.Model):
         self.total_steps = total_steps
         self.precision = precision.resolve(config.precision)
         self.encoder = self.make_encoder("encoder")
-        # Not the optimizer's count, which loss scaling holds back.
+        # Its own, so that the position in the data hangs on no optimizer.
         self.steps_taken = tf.Variable(
             tf.zeros([], tf.int64),
             trainable=False,
@@ -190,11 +190,16 @@ class Method(keras.Model):
         """
         size = images.shape[0]
         own = distribute.positives(size)
-        if self.config.batch_norm == "sync":
+        parts = self.config.accumulation_steps * bn_splits(self.config)
+        together = distribute.num_replicas() * parts == 1
+        if together or self.config.batch_norm == "sync":
             return images, own  # any order gives the same statistics
         seed = tf.stack([self.config.seed + purpose, self.steps_taken])
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(size * distribute.num_replicas()), seed
+        # Not `stateless_shuffle`, which XLA does not compile.
+        order = tf.argsort(
+            tf.random.stateless_uniform(
+                [size * distribute.num_replicas()], seed
+            )
         )
         rows = tf.gather(order, own)
         return distribute.exchange(images, rows), rows

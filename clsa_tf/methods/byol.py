@@ -100,7 +100,7 @@ class BYOL(PredictorMethod):
 
     @classmethod
     def views(cls, options):
-        """Two views, unequal in blur and solarisation, local and strong ones."""
+        """Two views unequal in blur and solarisation, local and strong ones."""
         return (
             options.two_views()
             + [

@@ -38,8 +38,9 @@ class MomentumMethod(Method):
     def momentum(self):
         """The m of the present step, float or float32 scalar.
 
-        Source of the schedule: BYOL, `1 - (1 - m) (cos(pi k / K) + 1) / 2` at
-        step k of K (google-deepmind/deepmind-research, byol/utils/schedules.py).
+        Scheduled, it is `1 - (1 - m) (cos(pi k / K) + 1) / 2` at step k of K.
+
+        Source: google-deepmind/deepmind-research, byol/utils/schedules.py.
         """
         start = self.options.key_momentum
         if self.options.key_momentum_schedule == "constant":

@@ -34,9 +34,7 @@ class Options(recipe.Divergence, recipe.Projection, recipe.Weak):
         "not with one another (multi-crop of SwAV)",
     )
     temperature: float = option(0.1, "T of the contrast", above=0.0)
-    jitter: tuple[float, ...] = but(
-        recipe.Weak, "jitter", (0.8, 0.8, 0.8, 0.2)
-    )
+    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.8, 0.8, 0.8, 0.2))
     join_crops: bool = but(recipe.Weak, "join_crops", True)
     projection_layers: int = but(recipe.Projection, "projection_layers", 3)
 

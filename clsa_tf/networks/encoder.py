@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf.networks.heads import Head, build, hidden
+from clsa_tf.networks.heads import PLAIN, build, hidden
 from clsa_tf.networks.resnet import resnet
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1]; torchvision's.
@@ -55,7 +55,7 @@ class Encoder(keras.Model):
         backbone="resnet50",
         width=1.0,
         stem="imagenet",
-        head=Head(),
+        head=PLAIN,
         heads=1,
         concatenate=False,
         bn_kind="local",
@@ -81,9 +81,7 @@ class Encoder(keras.Model):
         self.features = self.backbone.output_shape[-1]
         self._hidden = []
         if concatenate:
-            self._hidden = [
-                keras.Model(x.input, hidden(x)) for x in self.heads
-            ]
+            self._hidden = [keras.Model(x.input, hidden(x)) for x in self.heads]
             self.features = sum(x.output_shape[-1] for x in self._hidden)
         self.projections = heads * head.outputs
 

@@ -46,8 +46,9 @@ KINDS = {
     "plain": _Kind((True, True), False, "", _torch_uniform, zero_biases=False),
     # google-research/simclr, tf2/model.py.
     "simclr": _Kind((False, False), True, "scale", _small_normal),
-    # google-deepmind/deepmind-research, byol/utils/networks.py.
-    "byol": _Kind((True, False), True, "", _haiku_normal),
+    # google-deepmind/deepmind-research, byol/utils/networks.py; but its hidden
+    # bias, which the normalisation behind it takes away again.
+    "byol": _Kind((False, False), True, "", _haiku_normal),
     # JegZheng/CACR-SSL, imagenet_pretraining, after facebookresearch/moco-v3:
     # the projector of its ResNet-50, and the predictor.
     "mocov3": _Kind((False, False), True, "nothing", _torch_uniform),
@@ -72,9 +73,10 @@ class Head:
     outputs: int = 128
 
 
-def build(
-    head, features, *, bn_kind="local", bn_splits=1, seed=0, name="head"
-):
+PLAIN = Head()
+
+
+def build(head, features, *, bn_kind="local", bn_splits=1, seed=0, name="head"):
     """Builds a head.
 
     Args:
