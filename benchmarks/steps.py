@@ -20,10 +20,10 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 _ONLY = flags.DEFINE_list(
     "only",
-    ["queue", "crops", "precision", "accumulation", "workers"],
+    ["queue", "crops", "precision", "accumulation", "passes", "workers"],
     "tables to make: queue (1,024 to 262,144 keys), crops (2 to 11 views), "
     "precision (float32, bfloat16, XLA), accumulation (1 and 8 micro-batches), "
-    "workers (1 and 2 processes)",
+    "passes (likewise, of SimCLR), workers (1 and 2 processes)",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each setting")
 _STEPS = flags.DEFINE_integer("steps", 6, "steps timed per turn")
@@ -67,6 +67,7 @@ def main(argv):
         "crops": crops,
         "precision": precision,
         "accumulation": accumulation,
+        "passes": passes,
     }
     for name in _ONLY.value:
         if name == "workers":
@@ -117,6 +118,22 @@ def accumulation():
     }
 
 
+def passes():
+    """The same of a method that compares the images of a batch."""
+    whole = {
+        "method": "simclr",
+        "backbone": "resnet50",
+        "batch_size": 64,
+        "crop": "96:0.2:1",
+    }
+    return {
+        "SimCLR, 64 images at once": whole,
+        "8 micro-batches of 8": whole | {"accumulation_steps": 8},
+        "256 images, 32 of 8": whole
+        | {"batch_size": 256, "accumulation_steps": 32},
+    }
+
+
 def table(title, settings):
     """Measures the settings in turns and prints medians and ratios."""
     found = {name: [] for name in settings}
@@ -157,14 +174,14 @@ def measure(setting):
     import clsa_tf.config
     from clsa_tf import train
 
-    values = flags.FlagValues()
-    clsa_tf.config.define_flags(values)
-    values(["steps"] + [f"--{k}={v}" for k, v in setting.items()])
-    config = clsa_tf.config.from_flags(values)
-    method = train.make_method(config, 0.01)
+    config = clsa_tf.config.parse([f"--{k}={v}" for k, v in setting.items()])
+    method = train.make_method(config, 0.01, total_steps=1)
     rng = np.random.default_rng(0)
-    batch = {"key_rows": np.arange(config.batch_size, dtype=np.int32)}
+    batch = {}
     for view in method.views(config.options):
+        if view.shuffle:
+            rows = np.arange(config.batch_size, dtype=np.int32)
+            batch[f"{view.name}_rows"] = rows
         shape = [config.batch_size, view.size, view.size, 3]
         batch[view.name] = np.uint8(rng.integers(0, 256, shape))
     dataset = tf.data.Dataset.from_tensors(batch).repeat()

@@ -85,10 +85,8 @@ def views_of(flagfile, **changes):
     import clsa_tf.config
     from clsa_tf import methods
 
-    values = flags.FlagValues()
-    clsa_tf.config.define_flags(values)
-    values(["benchmark", f"--flagfile={flagfile}"])
-    config = clsa_tf.config.from_flags(values).replace(**changes)
+    config = clsa_tf.config.parse([f"--flagfile={flagfile}"])
+    config = config.replace(**changes)
     return methods.load(config.method).METHOD.views(config.options)
 
 

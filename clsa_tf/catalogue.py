@@ -9,6 +9,7 @@ import absl.flags
 
 from clsa_tf import config as config_lib
 from clsa_tf import methods
+from clsa_tf.errors import UserError
 
 
 def describe(folder="configs"):
@@ -36,11 +37,9 @@ def _flagfiles(folder):
     """Method -> names, without suffix, of the flagfiles that use it."""
     found = {}
     for path in sorted(glob.glob(os.path.join(folder, "*.flags"))):
-        values = absl.flags.FlagValues()
-        config_lib.define_flags(values)
         # Those of another program are none of our business.
-        with contextlib.suppress(absl.flags.Error):
-            values(["", f"--flagfile={path}"])
+        with contextlib.suppress(absl.flags.Error, UserError):
+            config = config_lib.parse([f"--flagfile={path}"])
             stem = os.path.splitext(os.path.basename(path))[0]
-            found.setdefault(values["method"].value, []).append(stem)
+            found.setdefault(config.method, []).append(stem)
     return found

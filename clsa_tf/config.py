@@ -5,6 +5,7 @@ its own file. Every field is a flag of the same name, defined here and nowhere
 else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
 """
 
+import copy
 import dataclasses
 import os
 import typing
@@ -300,7 +301,7 @@ def define_flags(flag_values=flags.FLAGS):
         _define(field, "", flag_values)
     for name, owned in _method_fields().items():
         if name not in flag_values:
-            _define(owned[_shown(owned)], _of_methods(owned), flag_values)
+            _define(_for_all(owned), _of_methods(owned), flag_values)
 
 
 def from_flags(flag_values=flags.FLAGS):
@@ -327,6 +328,32 @@ def from_flags(flag_values=flags.FLAGS):
     config = Config(**common, options=options(**own))
     check(config)
     return config
+
+
+def parse(arguments):
+    """Returns the `Config` that a list of flags spells.
+
+    Args:
+        arguments: list of str, such as `"--total_epochs=9"`.
+
+    Raises:
+        absl.flags.Error: an unknown flag or an ill-typed value.
+        UserError: something that is no flag, or see `from_flags`.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    rest = values(["", *arguments])[1:]
+    if rest:
+        raise UserError(
+            f"Expected only flags, received {rest[0]!r}; write them as "
+            "--name=value."
+        )
+    return from_flags(values)
+
+
+def names():
+    """Names of all flags, of whatever method."""
+    return [field.name for field in _fields(Config)] + list(_method_fields())
 
 
 def check(config):
@@ -374,16 +401,13 @@ def load(workdir):
             f"{RUN_FLAGS} ({e.strerror}); set --workdir to what a training "
             "was started with."
         ) from e
-    values = flags.FlagValues()
-    define_flags(values)
     try:
-        values([path] + lines)
+        return parse(lines)
     except flags.Error as e:
         raise UserError(
             f"Expected flags that this version knows in {path}, received: {e}; "
             "use the version of clsa_tf that started the run."
         ) from e
-    return from_flags(values)
 
 
 def differences(text, other):
@@ -437,6 +461,21 @@ def _shown(owned):
     """Of the methods that have a flag the one whose default is shown."""
     usual = Config.__dataclass_fields__["method"].default
     return usual if usual in owned else next(iter(owned))
+
+
+def _for_all(owned):
+    """A field with the shown default that takes what any method accepts.
+
+    `check` asks the run's own method.
+    """
+
+    def check(value):
+        found = [f.metadata["check"](value) for f in owned.values()]
+        return "" if "" in found else found[0]
+
+    field = copy.copy(owned[_shown(owned)])
+    field.metadata = dict(field.metadata) | {"check": check}
+    return field
 
 
 def _of_methods(owned):

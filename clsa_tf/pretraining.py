@@ -97,9 +97,7 @@ def make_config(data, *, workdir, flagfile="", **settings):
         raise UserError(
             f"Expected a directory as workdir, received {workdir!r}; name one."
         )
-    values = absl.flags.FlagValues()
-    config_lib.define_flags(values)
-    _check_names(settings, list(values))
+    _check_names(settings)
     flags = {
         "dataset": _dataset(data, workdir),
         "workdir": os.fspath(workdir),
@@ -109,15 +107,9 @@ def make_config(data, *, workdir, flagfile="", **settings):
     if flagfile:
         arguments.insert(0, _flagfile(flagfile))
     try:
-        rest = values(["pretrain", *arguments])[1:]
+        return config_lib.parse(arguments)
     except absl.flags.Error as e:
         raise UserError(str(e)) from e
-    if rest:  # can be from the flagfile only
-        raise UserError(
-            f"Expected only flags in {flagfile}, received {rest[0]!r}; write "
-            "flags as --name=value."
-        )
-    return config_lib.from_flags(values)
 
 
 def _dataset(data, workdir):
@@ -143,8 +135,9 @@ def _dataset(data, workdir):
     return path
 
 
-def _check_names(settings, known):
+def _check_names(settings):
     """Raises `UserError` unless all names are those of flags."""
+    known = config_lib.names()
     for name in settings:
         if name == "dataset":
             raise UserError(

@@ -11,7 +11,6 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 from tensorflow import keras
 
@@ -48,10 +47,7 @@ PIXELS = noise(40, size=24)
 
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    config_lib.define_flags(values)
-    values(["train", *arguments])
-    return config_lib.from_flags(values)
+    return config_lib.parse(arguments)
 
 
 def assert_equal_weights(one, two):

@@ -24,10 +24,7 @@ CIFAR_RECIPES = [path for path in RECIPES if path in CIFAR]
 
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    config_lib.define_flags(values)
-    values(["program", *arguments], known_only=False)
-    return config_lib.from_flags(values)
+    return config_lib.parse(arguments)
 
 
 def recipe(name):

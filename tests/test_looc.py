@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -14,7 +15,6 @@ from clsa_tf import config as config_lib
 from clsa_tf import load
 from clsa_tf.augment import chain, views
 from clsa_tf.checkpoint import Checkpoints, load_trained
-from clsa_tf.data import shapes_render
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.knn import knn_accuracy
 from clsa_tf.methods import looc
@@ -120,9 +120,11 @@ def test_objective_equals_the_formula(inbatch, over_crops):
 def test_accuracies_are_those_of_the_heads():
     method = golden_method()
     keys = np.stack([TARGETS[f"key_{j}"] for j in range(3)])  # [V, G, H, D]
-    # Each head's own key, of all images but the first; there another view's.
+    # Each head's own key, of all images but the first two; there some have
+    # another view's.
     queries = np.stack([keys[h][:, h] for h in range(3)], axis=1)
-    queries[0] = np.stack([keys[1][0, 0], keys[2][0, 1], keys[2][0, 2]])
+    queries[0] = np.stack([keys[1][0, 0], keys[2][0, 1], keys[0][0, 2]])
+    queries[1, 2] = keys[1][1, 2]
     for queue in method.queues:
         queue.keys.assign(tf.zeros([16, 8]))
     embedded = {"query_0": tf.constant(queries)}
@@ -131,7 +133,7 @@ def test_accuracies_are_those_of_the_heads():
     assert found == {
         "contrast_accuracy": [1, 1, 1, 1],  # no other view is a candidate
         "color_accuracy": [0, 1, 1, 1],
-        "rotation_accuracy": [1, 1, 1, 1],
+        "rotation_accuracy": [0, 0, 1, 1],
     }
 
 
@@ -239,10 +241,7 @@ def test_only_what_is_named_is_added():
 
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    config_lib.define_flags(values)
-    values(["program", "--method=looc", *arguments])
-    return config_lib.from_flags(values)
+    return config_lib.parse(["--method=looc", *arguments])
 
 
 def test_flags_spell_the_augmentations():
@@ -353,33 +352,34 @@ def test_export_is_of_all_heads(tmp_path):
 
 # --- what the heads learn ----------------------------------------------------
 
-SHAPES = ("arrow", "drop", "house", "tee")
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
-def picture(rng, shape, color, orientation):
-    """A shape on grey, uint8 `[32, 32, 3]`: four hues of one brightness."""
-    mask = shapes_render.shape_mask(
-        shapes_render.SHAPES.index(shape),
-        center=rng.uniform(0.4, 0.6, 2),
-        size=rng.uniform(0.5, 0.7),
-        angle=90 * orientation + rng.uniform(-15, 15),
-    )[..., np.newaxis]
+def picture(rng, color, orientation):
+    """Rings of one of four hues, lit from one of four sides.
+
+    Light, rings and their position are an image's own, and neither colour nor
+    orientation tells them. Returns uint8 `[32, 32, 3]`.
+    """
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    turn = math.radians(90 * orientation + rng.uniform(-15, 15))
+    ramp = x * math.cos(turn) + y * math.sin(turn)
+    left, top = rng.uniform(-0.3, 0.3, 2)
+    distance = np.hypot(x - left, y - top)
+    rings = np.sin(2 * math.pi * distance / rng.uniform(0.3, 1.0))
+    light = rng.uniform(0.35, 0.65) + 0.2 * ramp
+    light += rng.uniform(0.05, 0.2) * rings
     hue = np.array(colorsys.hsv_to_rgb(color / 4 + 0.05, 1.0, 1.0))
-    fill = 0.5 + 0.5 * (hue - hue @ LUMA)
-    pixels = np.uint8(255 * (0.8 + mask * (fill - 0.8)).clip(0, 1))
-    return np.asarray(Image.fromarray(pixels).resize([32, 32]))
+    pixels = light[..., np.newaxis] + 0.25 * (hue - hue @ LUMA)
+    return np.uint8(255 * pixels.clip(0, 1))
 
 
 def pictures(count, seed):
     """Images uint8 `[count, 32, 32, 3]`, and their colours and orientations."""
     rng = np.random.default_rng(seed)
-    colors, orientations = rng.integers(4, size=[2, count])
-    images = [
-        picture(rng, SHAPES[i % len(SHAPES)], *factors)
-        for i, factors in enumerate(zip(colors, orientations))
-    ]
-    return np.stack(images), {"color": colors, "orientation": orientations}
+    factors = rng.integers(4, size=[count, 2])
+    images = np.stack([picture(rng, *pair) for pair in factors])
+    return images, {"color": factors[:, 0], "orientation": factors[:, 1]}
 
 
 @pytest.mark.slow
@@ -413,7 +413,7 @@ def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
             "--batch_norm=split",
             "--batch_norm_splits=4",
             "--batch_size=128",
-            "--total_epochs=20",
+            "--total_epochs=10",
             "--optimizer=lamb",
             "--base_lr=0.02",
             "--image_size=32",
@@ -435,6 +435,8 @@ def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
         for name in truth
         for head in range(3)
     }
-    print(accuracy)
-    assert accuracy["color", 1] > accuracy["color", 0] + 0.1
-    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.1
+    assert accuracy["color", 1] > accuracy["color", 0] + 0.25
+    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.25
+    # Nor does either keep what the other one does.
+    assert accuracy["color", 1] > accuracy["color", 2] + 0.25
+    assert accuracy["orientation", 2] > accuracy["orientation", 1] + 0.25

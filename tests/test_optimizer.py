@@ -401,10 +401,7 @@ def test_what_is_no_schedule(changes, words):
 
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    config_lib.define_flags(values)
-    values(["program", *arguments])
-    return config_lib.from_flags(values)
+    return config_lib.parse(arguments)
 
 
 @pytest.mark.parametrize("text, value", [("120,160", (120, 160)), ("9", (9,))])

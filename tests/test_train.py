@@ -3,7 +3,6 @@
 import os
 
 import pytest
-from absl import flags
 
 import clsa_tf.config
 from clsa_tf import train, workdir
@@ -18,10 +17,7 @@ def photos(tmp_path_factory):
 
 
 def run(*arguments):
-    values = flags.FlagValues()
-    clsa_tf.config.define_flags(values)
-    values(["train", *TINY_FLAGS, *arguments])
-    return train.run(clsa_tf.config.from_flags(values))
+    return train.run(clsa_tf.config.parse([*TINY_FLAGS, *arguments]))
 
 
 @pytest.mark.parametrize(

@@ -373,6 +373,18 @@ class Method(keras.Model):
         return gradients
 
 
+def recognised(queries, keys, rows):
+    """Whether the nearest of all keys is a row's own: float32 `[n]`, 0 or 1.
+
+    Args:
+        queries: float32 `[n, D]`, unit rows, of one view.
+        keys: float32 `[G, D]`, unit rows, of another view.
+        rows: int32 `[n]`, row of each query in the global batch.
+    """
+    nearest = tf.argmax(losses.cosines(queries, keys), 1, tf.int32)
+    return tf.cast(nearest == rows, tf.float32)
+
+
 def _in_parts(rows, parts):
     """`[N, ...]` -> `[parts, N / parts, ...]`."""
     return tf.reshape(rows, [parts, rows.shape[0] // parts, *rows.shape[1:]])

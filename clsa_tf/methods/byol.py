@@ -18,6 +18,7 @@ import tensorflow as tf
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
 from clsa_tf.key_queue import KeyQueue
+from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import PredictorMethod
 from clsa_tf.options import Crop, but, option
 
@@ -134,9 +135,8 @@ class BYOL(PredictorMethod):
             total += options.reduce(
                 [losses.regression(embedded[x], own[name]) for x in predicting]
             )
-        found = losses.cosines(embedded["view_0"], targets["view_1"])
-        hits = tf.argmax(found, 1, tf.int32) == rows
-        reports = {"contrast_accuracy": tf.cast(hits, tf.float32)}
+        hits = recognised(embedded["view_0"], targets["view_1"], rows)
+        reports = {"contrast_accuracy": hits}
         if not options.ddm_weight:
             return total, reports
         candidates = targets["view_1"]

@@ -14,11 +14,9 @@ AlexNet: here one linear layer as well.
 import dataclasses
 import itertools
 
-import tensorflow as tf
-
 from clsa_tf import distribute, losses, recipe
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import Method
+from clsa_tf.methods.base import Method, recognised
 from clsa_tf.options import Crop, but, option
 
 
@@ -141,18 +139,6 @@ class CACR(Method):
     def embeddings(self, targets, embedded):
         """Of the first view."""
         return distribute.gather(embedded["view_0"])
-
-
-def recognised(queries, keys, rows):
-    """Whether the nearest of all keys is a row's own: float32 `[n]`, 0 or 1.
-
-    Args:
-        queries: float32 `[n, D]`, unit rows, of one view.
-        keys: float32 `[G, D]`, unit rows, of another view.
-        rows: int32 `[n]`, row of each query in the global batch.
-    """
-    nearest = tf.argmax(losses.cosines(queries, keys), 1, tf.int32)
-    return tf.cast(nearest == rows, tf.float32)
 
 
 METHOD = CACR

@@ -20,6 +20,7 @@ from clsa_tf import distribute, losses, recipe
 from clsa_tf.errors import UserError
 from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods import cacr
+from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.options import but, option
 
@@ -110,7 +111,7 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
             for query in embedded.values()
         ]
         loss, reports = options.contrast(attractions, repulsions)
-        hits = cacr.recognised(embedded["view_0"], targets["view_1"], rows)
+        hits = recognised(embedded["view_0"], targets["view_1"], rows)
         return loss, reports | {"contrast_accuracy": hits}
 
     def _others(self, queries):

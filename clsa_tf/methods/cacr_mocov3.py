@@ -17,7 +17,7 @@ import math
 
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
-from clsa_tf.methods.cacr import recognised
+from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import PredictorMethod
 from clsa_tf.networks.heads import Head
 from clsa_tf.options import Crop, but, option

@@ -14,7 +14,7 @@ import math
 import tensorflow as tf
 
 from clsa_tf import distribute, losses, recipe
-from clsa_tf.methods.base import Method
+from clsa_tf.methods.base import Method, recognised
 from clsa_tf.options import Crop, but, option
 
 
@@ -95,9 +95,8 @@ class SimCLR(Method):
                     for query in queries
                 ]
             )
-        similarities = losses.cosines(embedded["view_0"], both[1])
-        hits = tf.argmax(similarities, 1, tf.int32) == rows
-        reports = {"contrast_accuracy": tf.cast(hits, tf.float32)}
+        hits = recognised(embedded["view_0"], both[1], rows)
+        reports = {"contrast_accuracy": hits}
         if not options.ddm_weight:
             return total, reports
         # Of constants: nothing but the strong views learns from it.
