@@ -26,8 +26,9 @@ from clsa_tf.optimizer import (
     SCHEDULES,
     check_schedule,
 )
-from clsa_tf.options import Crop, option
+from clsa_tf.options import option
 from clsa_tf.precision import PRECISIONS
+from clsa_tf.spelling import define, spell
 from clsa_tf.strategy import STRATEGIES
 
 # Within the run's directory: the flagfile that repeats it.
@@ -298,10 +299,10 @@ def default(method="clsa", **changes):
 def define_flags(flag_values=flags.FLAGS):
     """Defines a flag for every field of `Config` and of all `Options`."""
     for field in _fields(Config):
-        _define(field, "", flag_values)
+        define(field, "", flag_values)
     for name, owned in _method_fields().items():
         if name not in flag_values:
-            _define(_for_all(owned), _of_methods(owned), flag_values)
+            define(_for_all(owned), _of_methods(owned), flag_values)
 
 
 def from_flags(flag_values=flags.FLAGS):
@@ -378,7 +379,7 @@ def check(config):
 def to_flagfile(config):
     """Returns the text of a flagfile that spells `config`."""
     lines = [
-        f"--{field.name}={_spell(getattr(holder, field.name))}"
+        f"--{field.name}={spell(getattr(holder, field.name))}"
         for holder in (config, config.options)
         for field in _fields(type(holder))
     ]
@@ -436,7 +437,7 @@ def differences(text, other):
 def identity(config):
     """A 31-bit number that tells different runs apart; see `differences`."""
     values = [
-        f"{field.name}={_spell(getattr(holder, field.name))}"
+        f"{field.name}={spell(getattr(holder, field.name))}"
         for holder in (config, config.options)
         for field in _fields(type(holder))
         if not field.metadata["portable"]
@@ -484,87 +485,7 @@ def _of_methods(owned):
     names = [
         name
         if field.default == usual
-        else f"{name}: {_spell(field.default) or 'none'}"
+        else f"{name}: {spell(field.default) or 'none'}"
         for name, field in owned.items()
     ]
     return f"[{', '.join(names)}] "
-
-
-def _spell(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value)
-
-
-def _define(field, prefix, flag_values):
-    flag = flags.Flag(
-        _Parser(field),
-        _Serializer(),
-        field.name,
-        field.default,
-        prefix + field.metadata["help"],
-        boolean=field.type is bool,  # --name and --noname
-    )
-    flags.DEFINE_flag(flag, flag_values)
-
-
-class _Serializer(flags.ArgumentSerializer):
-    def serialize(self, value):
-        return _spell(value)
-
-
-class _Parser(flags.ArgumentParser):
-    """Parses one flag; its errors say what was expected and what came."""
-
-    syntactic_help = ""
-
-    def __init__(self, field):
-        self._field = field
-
-    def parse(self, argument):
-        if isinstance(argument, str):
-            try:
-                value = self._from_string(argument)
-            except ValueError as e:
-                raise ValueError(
-                    f"Expected {e}, received {argument!r}."
-                ) from None
-        else:
-            value = argument
-        problem = self._field.metadata["check"](value)
-        if problem:
-            raise ValueError(problem + ".")
-        return value
-
-    def _from_string(self, text):
-        kind = self._field.type
-        if kind is bool:
-            try:
-                return flags.BooleanParser().parse(text)
-            except ValueError:
-                raise ValueError("true or false") from None
-        if kind in (int, float):
-            noun = "a whole number" if kind is int else "a number"
-            try:
-                return kind(text)
-            except ValueError:
-                raise ValueError(noun) from None
-        if kind is Crop:
-            return Crop.parse(text)
-        if kind == tuple[Crop, ...]:
-            return Crop.parse_all(text)
-        if kind == tuple[str, ...]:
-            return tuple(text.split(",")) if text else ()
-        if kind in (tuple[int, ...], tuple[float, ...]):
-            number = typing.get_args(kind)[0]
-            noun = "whole numbers" if number is int else "numbers"
-            try:
-                return tuple(map(number, text.split(","))) if text else ()
-            except ValueError:
-                raise ValueError(f"{noun} separated by commas") from None
-        return text
-
-    def flag_type(self):
-        return getattr(self._field.type, "__name__", "crops")

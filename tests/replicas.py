@@ -32,9 +32,13 @@ CASES = {
 }
 
 
-# An activation that is 0 up to rounding may be cut off by a ReLU here and not
-# there; with these no such activation comes up.
-SEEDS = {"cacr_mocov3": 1, "simclr": 1}
+# Rounding grows where an activation that is 0 but for rounding is cut off by a
+# ReLU here and not there, and with every large step. With these it stays small
+# for four steps.
+CALM = {
+    "cacr_mocov3": dict(seed=2),
+    "simclr": dict(base_lr=0.003, temperature=0.5),
+}
 
 
 def possible(case, replicas):
@@ -68,13 +72,11 @@ def main(method, photos, output, replicas):
                     dataset=f"folder:{photos}",
                     labels="none",
                     workdir=str(workdir),
-                    seed=SEEDS.get(method, 0),
-                    base_lr=0.03,
                     total_epochs=2,
                     log_steps=1,
                     checkpoint_steps=1,
                     keep_checkpoints=STEPS,
-                    **changes,
+                    **dict(base_lr=0.03) | CALM.get(method, {}) | changes,
                 )
             )
             worker = strategy.extended.worker_devices[0].count("task:1")

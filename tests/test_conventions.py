@@ -29,6 +29,7 @@ ENTRY_POINTS = {
     "deploy.py",
     "formats.py",
     "config.py",
+    "spelling.py",
 }
 
 

@@ -5,6 +5,8 @@ from tensorflow import keras
 
 from clsa_tf import collapse, distribute, losses, precision
 from clsa_tf.augment.chain import finish_batch
+from clsa_tf.methods import gradients
+from clsa_tf.methods.gradients import flat, in_parts
 from clsa_tf.networks.encoder import Encoder
 
 
@@ -83,10 +85,6 @@ class Method(keras.Model):
         """Names of the views that begin with `prefix`."""
         views = self.views(self.options)
         return [view.name for view in views if view.name.startswith(prefix)]
-
-    def prepare(self, batch):
-        """Adds what can be made of the finished views before anything else."""
-        return batch
 
     def targets(self, batch):
         """What is compared with; called outside the gradient tape.
@@ -168,12 +166,12 @@ class Method(keras.Model):
         would normalise together have to lie side by side.
         """
         parts = bn_splits(self.config)
-        rows = [_in_parts(x, parts) for x in crops]
-        return _flat(tf.concat(rows, axis=1))
+        rows = [in_parts(x, parts) for x in crops]
+        return flat(tf.concat(rows, axis=1))
 
     def _separate(self, rows, crops):
-        parts = tf.split(_in_parts(rows, bn_splits(self.config)), crops, axis=1)
-        return [_flat(part) for part in parts]
+        parts = tf.split(in_parts(rows, bn_splits(self.config)), crops, axis=1)
+        return [flat(part) for part in parts]
 
     def shuffle(self, images, purpose):
         """Rows of the global batch in a random order, exchanged.
@@ -239,11 +237,11 @@ class Method(keras.Model):
             return function(images)
         outputs = tf.map_fn(
             function,
-            tf.nest.map_structure(lambda x: _in_parts(x, parts), images),
+            tf.nest.map_structure(lambda x: in_parts(x, parts), images),
             fn_output_signature=tf.float32,
             parallel_iterations=1,
         )
-        return _flat(outputs)
+        return flat(outputs)
 
     def train_step(self, batch):
         """One step on one replica; Keras calls it.
@@ -257,15 +255,9 @@ class Method(keras.Model):
         """
         batch = self._complete(batch)
         targets = self.targets(batch)
-        embedded = None
-        if self.config.accumulation_steps == 1:
-            gradients, reports, embedded = self._at_once(batch, targets)
-        elif self.whole_batch:
-            gradients, reports, embedded = self._in_two_passes(batch, targets)
-        else:
-            gradients, reports = self._part_by_part(batch, targets)
-        gradients = self._unscaled(gradients)
-        self.optimizer.apply_gradients(zip(gradients, self.learned))
+        found = gradients.of_batch(self, batch, targets)
+        by_weights, reports, embedded = found
+        self.optimizer.apply_gradients(zip(by_weights, self.learned))
         reports |= collapse.measures(self.embeddings(targets, embedded))
         self.update(targets)
         self.steps_taken.assign_add(1)
@@ -285,92 +277,7 @@ class Method(keras.Model):
                 batch[rows] = own  # any order gives the same statistics
             elif view.shuffle:
                 batch[name] = distribute.exchange(batch[name], batch[rows])
-        return self.prepare(batch)
-
-    def _at_once(self, batch, targets):
-        """Gradients, mean reports and embeddings of a (micro-)batch."""
-        with tf.GradientTape() as tape:
-            embedded = self.embed(batch)
-            loss, reports = self._loss(embedded, targets, batch["rows"])
-        return tape.gradient(loss, self.learned), reports, embedded
-
-    def _part_by_part(self, batch, targets):
-        """Gradients and mean reports, summed over the micro-batches."""
-        parts = self.config.accumulation_steps
-        total = self._sum_over_parts(
-            lambda part: self._at_once(part, targets)[:2], batch
-        )
-        return tf.nest.map_structure(lambda x: x / parts, total)
-
-    def _in_two_passes(self, batch, targets):
-        """The same as `_at_once`, with one micro-batch in memory at a time.
-
-        Embeddings of all micro-batches first; the gradients of the loss by
-        them; then each micro-batch again, with its share of these.
-        """
-        names = []
-
-        def embed(part):
-            found = self.embed(part)
-            names[:] = found
-            return tf.stack(list(found.values()), axis=1)  # [n, V, D]
-
-        rows = self.in_parts(embed, batch)
-        with tf.GradientTape() as tape:
-            tape.watch(rows)
-            embedded = dict(zip(names, tf.unstack(rows, axis=1)))
-            loss, reports = self._loss(embedded, targets, batch["rows"])
-        by_rows = tape.gradient(loss, rows)  # [N, V, D]
-
-        def gradients(part):
-            part, share = part
-            with tf.GradientTape() as tape:
-                found = embed(part)
-            return tape.gradient(found, self.learned, output_gradients=share)
-
-        total = self._sum_over_parts(gradients, (batch, by_rows))
-        return total, reports, embedded
-
-    def _sum_over_parts(self, function, rows):
-        """Sum of `function` over the micro-batches of a structure of rows."""
-        parts = self.config.accumulation_steps
-        split = tf.nest.map_structure(lambda x: _in_parts(x, parts), rows)
-
-        def part(i):
-            return function(
-                tf.nest.map_structure(lambda x: tf.gather(x, i), split)
-            )
-
-        def add(i, total):
-            return i + 1, tf.nest.map_structure(tf.add, total, part(i))
-
-        # A loop, so that no two micro-batches are in memory at a time.
-        _, total = tf.while_loop(
-            lambda i, _: i < parts, add, (1, part(0)), parallel_iterations=1
-        )
-        return total
-
-    def _loss(self, embedded, targets, rows):
-        """What the gradient is taken of, and mean reports."""
-        per_row, reports = self.compare(embedded, targets, rows)
-        reports = {"loss": per_row} | reports
-        reports = {k: tf.reduce_mean(x) for k, x in reports.items()}
-        # The optimizer sums gradients over replicas: divided by their number
-        # the result is the gradient of the global batch's mean.
-        loss = reports["loss"] / distribute.num_replicas()
-        if self._scales:
-            loss = self.optimizer.get_scaled_loss(loss)
-        return loss, reports
-
-    @property
-    def _scales(self):
-        kind = keras.mixed_precision.LossScaleOptimizer
-        return isinstance(self.optimizer, kind)
-
-    def _unscaled(self, gradients):
-        if self._scales:
-            return self.optimizer.get_unscaled_gradients(gradients)
-        return gradients
+        return batch
 
 
 def recognised(queries, keys, rows):
@@ -383,16 +290,6 @@ def recognised(queries, keys, rows):
     """
     nearest = tf.argmax(losses.cosines(queries, keys), 1, tf.int32)
     return tf.cast(nearest == rows, tf.float32)
-
-
-def _in_parts(rows, parts):
-    """`[N, ...]` -> `[parts, N / parts, ...]`."""
-    return tf.reshape(rows, [parts, rows.shape[0] // parts, *rows.shape[1:]])
-
-
-def _flat(rows):
-    """`[parts, n, ...]` -> `[parts n, ...]`."""
-    return tf.reshape(rows, [-1, *rows.shape[2:]])
 
 
 def bn_splits(config):
