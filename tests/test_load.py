@@ -1,7 +1,6 @@
 import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -9,9 +8,10 @@ import tensorflow as tf
 from tensorflow import keras
 
 import clsa_tf
+from clsa_tf import config as config_lib
 from clsa_tf import load
 from clsa_tf.errors import UserError
-from clsa_tf.networks.encoder import Encoder
+from clsa_tf.methods.base import make_encoder
 from export import formats
 from tests import exports
 
@@ -143,15 +143,20 @@ def test_what_is_built_on_it_needs_nothing_of_ours(encoder, tmp_path):
     ],
 )
 def test_every_architecture_and_its_stages(backbone, stem, strides):
-    spec = dict(backbone=backbone, stem=stem, width=0.125, projection_size=8)
-    original = Encoder(**spec, bn_kind="split", bn_splits=2)
+    config = config_lib.default(
+        "moco",
+        backbone=backbone,
+        stem=stem,
+        width=0.125,
+        projection_size=8,
+        batch_norm="split",
+        batch_norm_splits=2,
+    )
+    original = make_encoder(config, name="encoder")
     rng = np.random.default_rng(0)
     for variable in original.variables:  # statistics, too
         variable.assign(rng.uniform(0.5, 1.5, variable.shape) * variable + 0.01)
-    options = types.SimpleNamespace(projection_size=8)
-    model = load.from_encoder(
-        original, types.SimpleNamespace(**spec, options=options)
-    )
+    model = load.from_encoder(original, config)
     images = exports.noise(2, size=64)
     found = model(np.float32(images / 255))
     assert_close(found["embedding"], original(images))
