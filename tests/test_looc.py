@@ -1,27 +1,23 @@
 """LooC and LooC++ beyond what every method has to fulfil."""
 
-import colorsys
 import json
-import math
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from PIL import Image
 
 from clsa_tf import config as config_lib
 from clsa_tf import load
 from clsa_tf.augment import chain, views
-from clsa_tf.checkpoint import Checkpoints, load_trained
+from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.errors import UserError
-from clsa_tf.evaluation.knn import knn_accuracy
 from clsa_tf.methods import looc
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.options import Crop
 from export import savedmodel
-from tests import exports, golden, runs, tiny
+from tests import exports, golden, tiny
 
 ALL = ("color", "rotation", "texture")
 # What `augment.views.draw` says of each, and of what is nobody's own.
@@ -348,95 +344,3 @@ def test_export_is_of_all_heads(tmp_path):
     assert card["encoder"]["heads"] == 4 and card["encoder"]["concatenate"]
     loaded = load.load_encoder(path)
     np.testing.assert_allclose(loaded(pixels), features, rtol=1e-3, atol=1e-5)
-
-
-# --- what the heads learn ----------------------------------------------------
-
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-
-
-def picture(rng, color, orientation):
-    """Rings of one of four hues, lit from one of four sides.
-
-    Light, rings and their position are an image's own, and neither colour nor
-    orientation tells them. Returns uint8 `[32, 32, 3]`.
-    """
-    y, x = np.mgrid[-1:1:32j, -1:1:32j]
-    turn = math.radians(90 * orientation + rng.uniform(-15, 15))
-    ramp = x * math.cos(turn) + y * math.sin(turn)
-    left, top = rng.uniform(-0.3, 0.3, 2)
-    distance = np.hypot(x - left, y - top)
-    rings = np.sin(2 * math.pi * distance / rng.uniform(0.3, 1.0))
-    light = rng.uniform(0.35, 0.65) + 0.2 * ramp
-    light += rng.uniform(0.05, 0.2) * rings
-    hue = np.array(colorsys.hsv_to_rgb(color / 4 + 0.05, 1.0, 1.0))
-    pixels = light[..., np.newaxis] + 0.25 * (hue - hue @ LUMA)
-    return np.uint8(255 * pixels.clip(0, 1))
-
-
-def pictures(count, seed):
-    """Images uint8 `[count, 32, 32, 3]`, and their colours and orientations."""
-    rng = np.random.default_rng(seed)
-    factors = rng.integers(4, size=[count, 2])
-    images = np.stack([picture(rng, *pair) for pair in factors])
-    return images, {"color": factors[:, 0], "orientation": factors[:, 1]}
-
-
-@pytest.mark.slow
-def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
-    """kNN of the colour and the orientation on the heads' projections."""
-    images, labels = pictures(4096, seed=0)
-    (tmp_path / "pictures").mkdir()
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "pictures" / f"{i:04}.png")
-    workdir = tmp_path / "run"
-    runs.leave_out_pictures(workdir)
-    runs.call(
-        runs.command(
-            "clsa_tf.train",
-            "--method=looc",
-            f"--dataset=folder:{tmp_path}/pictures",
-            "--labels=none",
-            f"--workdir={workdir}",
-            "--augmentations=color,rotation",
-            # Hue alone, but all of it, so that it is what color means here.
-            "--jitter=0,0,0,0.5",
-            "--blur=0",
-            "--key_crop=32:0.6:1",
-            "--query_crops=32:0.6:1",
-            "--allow_upscaling",
-            "--inbatch_negatives",
-            "--queue_size=1024",
-            "--key_momentum=0.98",
-            "--backbone=resnet18",
-            "--width=0.25",
-            "--batch_norm=split",
-            "--batch_norm_splits=4",
-            "--batch_size=128",
-            "--total_epochs=10",
-            "--optimizer=lamb",
-            "--base_lr=0.02",
-            "--image_size=32",
-        )
-    )
-    encoder = load_trained(str(workdir)).encoder
-    bank = encoder.project_heads(images[:2000])
-    others, truth = pictures(1000, seed=1)
-    queries = encoder.project_heads(others)
-    accuracy = {
-        (name, head): knn_accuracy(
-            bank[:, head],
-            labels[name][:2000],
-            queries[:, head],
-            truth[name],
-            k=20,
-            temperature=0.1,
-        )
-        for name in truth
-        for head in range(3)
-    }
-    assert accuracy["color", 1] > accuracy["color", 0] + 0.25
-    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.25
-    # Nor does either keep what the other one does.
-    assert accuracy["color", 1] > accuracy["color", 2] + 0.25
-    assert accuracy["orientation", 2] > accuracy["orientation", 1] + 0.25

@@ -1,0 +1,165 @@
+"""What LooC's heads learn: each keeps what the first one ignores."""
+
+import colorsys
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from clsa_tf.checkpoint import load_trained
+from clsa_tf.data import shapes
+from clsa_tf.evaluation.knn import knn_accuracy
+from tests import runs
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+def picture(rng, color, orientation):
+    """Rings of one of four hues, lit from one of four sides.
+
+    Light, rings and their position are an image's own, and neither colour nor
+    orientation tells them. Returns uint8 `[32, 32, 3]`.
+    """
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    turn = math.radians(90 * orientation + rng.uniform(-15, 15))
+    ramp = x * math.cos(turn) + y * math.sin(turn)
+    left, top = rng.uniform(-0.3, 0.3, 2)
+    distance = np.hypot(x - left, y - top)
+    rings = np.sin(2 * math.pi * distance / rng.uniform(0.3, 1.0))
+    light = rng.uniform(0.35, 0.65) + 0.2 * ramp
+    light += rng.uniform(0.05, 0.2) * rings
+    hue = np.array(colorsys.hsv_to_rgb(color / 4 + 0.05, 1.0, 1.0))
+    pixels = light[..., np.newaxis] + 0.25 * (hue - hue @ LUMA)
+    return np.uint8(255 * pixels.clip(0, 1))
+
+
+def pictures(count, seed):
+    """Images uint8 `[count, 32, 32, 3]`, and their colours and orientations."""
+    rng = np.random.default_rng(seed)
+    factors = rng.integers(4, size=[count, 2])
+    images = np.stack([picture(rng, *pair) for pair in factors])
+    return images, {"color": factors[:, 0], "orientation": factors[:, 1]}
+
+
+COMMON = (
+    "--method=looc",
+    "--augmentations=color,rotation",
+    "--blur=0",
+    "--inbatch_negatives",
+    "--queue_size=1024",
+    "--key_momentum=0.98",
+    "--backbone=resnet18",
+    "--width=0.25",
+    "--batch_norm=split",
+    "--batch_norm_splits=4",
+    "--batch_size=128",
+    "--optimizer=lamb",
+    "--base_lr=0.02",
+    "--knn_epochs=0",
+)
+
+
+def train(workdir, *arguments):
+    """Trains LooC; returns a function from images to `[N, H, D]`."""
+    runs.leave_out_pictures(workdir)
+    runs.call(
+        runs.command(
+            "clsa_tf.train", f"--workdir={workdir}", *COMMON, *arguments
+        )
+    )
+    encoder = load_trained(str(workdir)).encoder
+    project = tf.function(encoder.project_heads)
+
+    def projections(images):
+        parts = [images[i : i + 500] for i in range(0, len(images), 500)]
+        return np.concatenate([project(part) for part in parts])
+
+    return projections
+
+
+def probe(projections, bank, queries):
+    """(factor, head) -> accuracy of kNN on the projections.
+
+    Args:
+        projections: what `train` returned.
+        bank: images, and dictionary, factor -> labels.
+        queries: likewise.
+    """
+    near, far = projections(bank[0]), projections(queries[0])
+    return {
+        (name, head): knn_accuracy(
+            near[:, head],
+            bank[1][name],
+            far[:, head],
+            queries[1][name],
+            k=20,
+            temperature=0.1,
+        )
+        for name in ("color", "orientation")
+        for head in range(3)
+    }
+
+
+@pytest.mark.slow
+def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
+    """On pictures that have little else than colour and orientation."""
+    bank = pictures(4096, seed=0)
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(bank[0]):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{i:04}.png")
+    projections = train(
+        tmp_path / "run",
+        f"--dataset=folder:{tmp_path}/pictures",
+        "--labels=none",
+        # Hue alone, but all of it, so that it is what color means here.
+        "--jitter=0,0,0,0.5",
+        "--key_crop=32:0.6:1",
+        "--query_crops=32:0.6:1",
+        "--allow_upscaling",
+        "--total_epochs=10",
+        "--image_size=32",
+    )
+    accuracy = probe(projections, bank, pictures(1000, seed=1))
+    assert accuracy["color", 1] > accuracy["color", 0] + 0.25
+    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.25
+    # Nor does either keep what the other one does.
+    assert accuracy["color", 1] > accuracy["color", 2] + 0.25
+    assert accuracy["orientation", 2] > accuracy["orientation", 1] + 0.25
+
+
+def shapes_of(split, data_dir):
+    """Images uint8 `[N, 64, 64, 3]` of `shapes`, and their labels."""
+    examples = shapes.prepare(data_dir).as_dataset(split=split)
+    found = list(tfds.as_numpy(examples))
+    labels = {
+        name: np.array([x[name] for x in found])
+        for name in ("color", "orientation")
+    }
+    return np.stack([x["image"] for x in found]), labels
+
+
+@pytest.mark.slow
+def test_the_same_on_shapes(tmp_path):
+    """Which shape it is has to be learned before its orientation is seen."""
+    data_dir = tmp_path / "data"
+    projections = train(
+        tmp_path / "run",
+        "--dataset=shapes",
+        f"--data_dir={data_dir}",
+        "--jitter=0.4,0.4,0.8,0.15",
+        "--jitter_probability=1",
+        "--gray=0",
+        "--key_crop=48:0.5:1",
+        "--query_crops=48:0.5:1",
+        "--total_epochs=40",
+        "--image_size=64",
+    )
+    accuracy = probe(
+        projections, shapes_of("train", data_dir), shapes_of("test", data_dir)
+    )
+    print({k: round(v, 3) for k, v in accuracy.items()})
+    assert accuracy["color", 1] > accuracy["color", 0] + 0.10
+    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.10
