@@ -12,6 +12,7 @@ from tensorflow import keras
 
 from clsa_tf import load
 from clsa_tf.data import shapes
+from clsa_tf.networks.heads import Head
 from tests import runs
 
 
@@ -92,7 +93,10 @@ def test_finetune(exported, photos, here, tmp_path):
 
 def test_detector(photos, here, tmp_path):
     encoder = load.functional(
-        backbone="resnet18", width=0.125, stem="imagenet", projection_size=8
+        backbone="resnet18",
+        width=0.125,
+        stem="imagenet",
+        head=Head(outputs=8),
     )
     encoder.save(tmp_path / "encoder.keras")
     output = tmp_path / "detector.weights.h5"
