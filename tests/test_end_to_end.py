@@ -138,7 +138,7 @@ def test_other_flags_in_the_same_workdir_are_refused(photos, finished):
     [
         ("--batchsize=3", ["Unknown command line flag", "batch_size"]),
         ("--batch_size=x", ["batch_size", "whole number", "'x'"]),
-        ("--method=simsiam", ["method", "clsa, moco", "simsiam"]),
+        ("--method=simsiam", ["method", "clsa, looc, moco", "simsiam"]),
         ("folder", ["Expected only flags", "'folder'"]),
         ("--flagfile=configs/no.flags", ["configs/no.flags"]),
     ],
