@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
-from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import PredictorMethod
 from clsa_tf.options import Crop, but, option
@@ -91,13 +90,8 @@ class BYOL(PredictorMethod):
     def __init__(self, config, **kwargs):
         """See `Method`."""
         super().__init__(config, **kwargs)
-        self.queue = None
-        if config.options.queue_size:
-            self.queue = KeyQueue(
-                config.options.queue_size,
-                config.options.projection_size,
-                seed=config.seed,
-            )
+        size = config.options.queue_size
+        self.queue = self.make_queue() if size else None
 
     @classmethod
     def views(cls, options):

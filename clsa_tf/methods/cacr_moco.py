@@ -18,7 +18,6 @@ import tensorflow as tf
 
 from clsa_tf import distribute, losses, recipe
 from clsa_tf.errors import UserError
-from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods import cacr
 from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import MomentumMethod
@@ -64,11 +63,7 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
     def __init__(self, config, **kwargs):
         """See `Method`."""
         super().__init__(config, **kwargs)
-        self.queue = KeyQueue(
-            config.options.queue_size,
-            config.options.projection_size,
-            seed=config.seed,
-        )
+        self.queue = self.make_queue()
 
     @property
     def whole_batch(self):

@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
-from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods import moco
 from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.options import Crop, but, option
@@ -123,12 +122,7 @@ class LooC(MomentumMethod):
         """See `Method`."""
         super().__init__(config, **kwargs)
         self.queues = [
-            KeyQueue(
-                config.options.queue_size,
-                config.options.projection_size,
-                seed=config.seed + head,
-            )
-            for head in range(config.options.heads)
+            self.make_queue(head) for head in range(config.options.heads)
         ]
 
     @classmethod

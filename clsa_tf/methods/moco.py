@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
-from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.options import Crop, but, option
 
@@ -69,11 +68,7 @@ class MoCo(MomentumMethod):
     def __init__(self, config, **kwargs):
         """See `Method`."""
         super().__init__(config, **kwargs)
-        self.queue = KeyQueue(
-            config.options.queue_size,
-            config.options.projection_size,
-            seed=config.seed,
-        )
+        self.queue = self.make_queue()
 
     @classmethod
     def views(cls, options):

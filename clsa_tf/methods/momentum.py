@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 
 from clsa_tf import distribute
+from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods.base import Method, bn_splits
 from clsa_tf.networks import heads
 from clsa_tf.networks.encoder import unit
@@ -26,6 +27,14 @@ class MomentumMethod(Method):
             self.key_encoder.variables, self.encoder.variables
         ):
             key.assign(query)
+
+    def make_queue(self, number=0):
+        """Returns a `KeyQueue` for the method's keys, the `number`-th."""
+        return KeyQueue(
+            self.options.queue_size,
+            self.options.projection_size,
+            seed=self.config.seed + number,
+        )
 
     def update(self, targets):
         """Moves the key encoder towards the encoder."""
