@@ -9,7 +9,7 @@ from clsa_tf.augment import strong
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 from clsa_tf.networks.heads import Head
-from clsa_tf.options import Crop, option
+from clsa_tf.options import Crop, but, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +154,19 @@ class Momentum:
         "m stays, or rises to 1 along half a cosine",
         choices=("constant", "cosine"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction(Unequal, Momentum, Projection, Weak):
+    """What the methods that predict a momentum encoder's targets share."""
+
+    jitter: tuple[float, ...] = but(Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
+    key_momentum: float = but(Momentum, "key_momentum", 0.996)
+    key_momentum_schedule: str = but(
+        Momentum, "key_momentum_schedule", "cosine"
+    )
+    projection_size: int = but(Projection, "projection_size", 256)
+    projection_hidden: int = but(Projection, "projection_hidden", 4096)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,24 +143,27 @@ def shapes_of(split, data_dir):
 
 @pytest.mark.slow
 def test_the_same_on_shapes(tmp_path):
-    """Fewer points: its colours are dull, its orientations another by shape.
+    """Fewer points of orientation, which is told by its ten shapes only.
 
-    Measured: 36 against 29 % for the colour, 35 against 26 % for the
-    orientation; both differences grow with the length of the run.
+    Measured: 50 against 24 % for the colour, 36 against 28 % for the
+    orientation; 50 against 26 and 34 against 27 after 40 epochs.
     """
     data_dir = tmp_path / "data"
     projections = train(
         tmp_path / "run",
         "--dataset=shapes",
         f"--data_dir={data_dir}",
-        "--jitter=0.4,0.4,0.4,0.2",
-        "--key_crop=48:0.5:1",
-        "--query_crops=48:0.5:1",
-        "--total_epochs=24",
+        # Strong, since its colours are dull; always, and without greyscale.
+        "--jitter=0.4,0.4,3,0.5",
+        "--jitter_probability=1",
+        "--gray=0",
+        "--key_crop=48:0.75:1",
+        "--query_crops=48:0.75:1",
+        "--total_epochs=16",
         "--image_size=64",
     )
     accuracy = probe(
         projections, shapes_of("train", data_dir), shapes_of("test", data_dir)
     )
-    assert accuracy["color", 1] > accuracy["color", 0] + 0.04
-    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.06
+    assert accuracy["color", 1] > accuracy["color", 0] + 0.1
+    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.05

@@ -57,7 +57,7 @@ def test_momentum_copy_equals_the_encoder_at_the_start(name):
 def test_gradients_reach_all_that_is_learned(name):
     method = tiny.make(tiny.config(name, l2=0.0))
     before = arrays(method.learned)
-    tiny.fit(method, tiny.batches(method.config, 1))
+    tiny.fit(method, tiny.batches(method.config, 1), eager=True)
     for variable, old in zip(method.learned, before):
         assert not np.array_equal(variable, old), variable.name
     own = {v.ref() for v in method.learned}
@@ -69,7 +69,7 @@ def test_gradients_do_not_reach_the_key_encoder(name):
     method = tiny.make(tiny.config(name, key_momentum=1.0, l2=0.0))
     keys = arrays(method.key_encoder.trainable_variables)
     weights = arrays(method.key_encoder.weights)
-    tiny.fit(method, tiny.batches(method.config, 1))
+    tiny.fit(method, tiny.batches(method.config, 1), eager=True)
     assert_all_equal(arrays(method.key_encoder.trainable_variables), keys)
     # ... whose batch normalisation does see the batch.
     assert not all(
@@ -86,7 +86,7 @@ def test_key_encoder_is_the_moving_average(name):
         tiny.config(name, key_momentum=0.75, key_momentum_schedule="constant")
     )
     keys = arrays(method.key_encoder.trainable_variables)
-    tiny.fit(method, tiny.batches(method.config, 1))
+    tiny.fit(method, tiny.batches(method.config, 1), eager=True)
     for key, old, query in zip(
         method.key_encoder.trainable_variables,
         keys,
@@ -106,7 +106,7 @@ def test_queue_holds_the_keys_in_the_order_of_the_batch(name):
     # Before the step the two encoders are equal, but for what they normalise:
     # batch statistics do not depend on the order of the rows.
     expected = method.encoder.project(in_order, training=True)
-    tiny.fit(method, tiny.batches(config, 1))
+    tiny.fit(method, tiny.batches(config, 1), eager=True)
     np.testing.assert_allclose(
         method.queue.keys[: tiny.ROWS], expected, atol=1e-5
     )

@@ -76,8 +76,12 @@ def batches(config, steps, *, first=0):
     return tf.data.Dataset.from_tensor_slices(stacked)
 
 
-def fit(method, dataset):
-    """Trains; returns the reports of every step."""
+def fit(method, dataset, *, eager=False):
+    """Trains; returns the reports of every step.
+
+    A single step is done sooner `eager` than it is compiled.
+    """
+    method.run_eagerly = eager
     reports = []
     collect = tf.keras.callbacks.LambdaCallback(
         on_batch_end=lambda _, logs: reports.append(dict(logs))

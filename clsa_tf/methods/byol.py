@@ -18,18 +18,12 @@ import tensorflow as tf
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import recognised
-from clsa_tf.methods.momentum import PredictorMethod
-from clsa_tf.options import Crop, but, option
+from clsa_tf.methods.momentum import PredictorMethod, check_queue
+from clsa_tf.options import Crop, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(
-    recipe.Divergence,
-    recipe.Unequal,
-    recipe.Momentum,
-    recipe.Projection,
-    recipe.Weak,
-):
+class Options(recipe.Divergence, recipe.Prediction):
     """Flags of BYOL."""
 
     head_kind = "byol"
@@ -39,13 +33,6 @@ class Options(
         "further, smaller crops, which predict the targets of the two views "
         "(multi-crop of SwAV)",
     )
-    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
-    key_momentum: float = but(recipe.Momentum, "key_momentum", 0.996)
-    key_momentum_schedule: str = but(
-        recipe.Momentum, "key_momentum_schedule", "cosine"
-    )
-    projection_size: int = but(recipe.Projection, "projection_size", 256)
-    projection_hidden: int = but(recipe.Projection, "projection_hidden", 4096)
     queue_size: int = option(
         0,
         "older targets among the candidates of the divergence, beside those "
@@ -66,12 +53,7 @@ def check(config):
             "Expected --queue_size=0 without --ddm_weight, which alone uses "
             f"the queue, received {options.queue_size}; change one."
         )
-    if options.queue_size < config.batch_size:
-        raise UserError(
-            "Expected a queue at least as long as the global batch of "
-            f"{config.batch_size}, received --queue_size="
-            f"{options.queue_size}; lengthen it or lower --batch_size."
-        )
+    check_queue(config)
 
 
 class BYOL(PredictorMethod):

@@ -17,10 +17,9 @@ import dataclasses
 import tensorflow as tf
 
 from clsa_tf import distribute, losses, recipe
-from clsa_tf.errors import UserError
 from clsa_tf.methods import cacr
 from clsa_tf.methods.base import recognised
-from clsa_tf.methods.momentum import MomentumMethod
+from clsa_tf.methods.momentum import MomentumMethod, check_queue
 from clsa_tf.options import but, option
 
 
@@ -44,13 +43,7 @@ class Options(recipe.Momentum, cacr.Options):
 def check(config):
     """Raises `UserError` for options that do not go together."""
     cacr.check(config)
-    if config.options.queue_size < config.batch_size:
-        raise UserError(
-            f"Expected a queue at least as long as the {config.batch_size} "
-            "keys of a global batch, received "
-            f"--queue_size={config.options.queue_size}; lengthen it or lower "
-            "--batch_size."
-        )
+    check_queue(config)
 
 
 class CACRMoCo(MomentumMethod, cacr.CACR):
@@ -72,15 +65,7 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
 
     def targets(self, batch):
         """Keys float32 `[G, D]` of the global batch, by view."""
-        return {
-            name: self.shuffled_keys(
-                lambda x: self.key_encoder.project(x, training=True),
-                batch,
-                name,
-                purpose,
-            )
-            for purpose, name in enumerate(self.names("view_"))
-        }
+        return self.shuffled_keys(batch, self.names("view_"))
 
     def compare(self, embedded, targets, rows):
         """Attraction and repulsion of each query; see `Method.compare`."""

@@ -26,7 +26,7 @@ COSTS = {"rbf": losses.cacr_rbf, "euclidean": losses.cacr_euclidean}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Unequal, recipe.Momentum, recipe.Projection, recipe.Weak):
+class Options(recipe.Prediction):
     """Flags of CACR on MoCo v3."""
 
     head_kind = "mocov3"
@@ -49,13 +49,6 @@ class Options(recipe.Unequal, recipe.Momentum, recipe.Projection, recipe.Weak):
     temperature: float = option(
         1.0, "T of the contrast and of the views' weights", above=0.0
     )
-    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
-    key_momentum: float = but(recipe.Momentum, "key_momentum", 0.996)
-    key_momentum_schedule: str = but(
-        recipe.Momentum, "key_momentum_schedule", "cosine"
-    )
-    projection_size: int = but(recipe.Projection, "projection_size", 256)
-    projection_hidden: int = but(recipe.Projection, "projection_hidden", 4096)
 
 
 def check(config):

@@ -159,17 +159,13 @@ class LooC(MomentumMethod):
             sum(logs) / len(logs)
         )
 
+    def project_keys(self, images):
+        """Unit projections float32 `[n, H, D]` of uint8 `[n, S, S, 3]`."""
+        return self.key_encoder.project_heads(images, training=True)
+
     def targets(self, batch):
         """Keys float32 `[G, H, D]` of all heads, by view."""
-        return {
-            name: self.shuffled_keys(
-                lambda x: self.key_encoder.project_heads(x, training=True),
-                batch,
-                name,
-                purpose,
-            )
-            for purpose, name in enumerate(self.names("key_"))
-        }
+        return self.shuffled_keys(batch, self.names("key_"))
 
     def embed(self, batch):
         """Unit projections `[n, H, D]` of all queries; see `Method.embed`."""

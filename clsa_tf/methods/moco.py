@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
-from clsa_tf.methods.momentum import MomentumMethod
+from clsa_tf.methods.momentum import MomentumMethod, check_queue
 from clsa_tf.options import Crop, but, option
 
 
@@ -49,13 +49,7 @@ def check(config):
             "Expected at least one crop in --query_crops, received none; give "
             "one, such as 224:0.2:1."
         )
-    stored = config.batch_size * (2 if options.symmetric else 1)
-    if options.queue_size < stored:
-        raise UserError(
-            f"Expected a queue at least as long as the {stored} keys of a "
-            f"global batch, received --queue_size={options.queue_size}; "
-            "lengthen it or lower --batch_size."
-        )
+    check_queue(config, 2 if options.symmetric else 1)
 
 
 class MoCo(MomentumMethod):
@@ -106,15 +100,7 @@ class MoCo(MomentumMethod):
 
     def targets(self, batch):
         """Keys float32 `[G, D]` of the global batch, by view."""
-        return {
-            name: self.shuffled_keys(
-                lambda x: self.key_encoder.project(x, training=True),
-                batch,
-                name,
-                purpose,
-            )
-            for purpose, name in enumerate(self.encoded_by_keys())
-        }
+        return self.shuffled_keys(batch, self.encoded_by_keys())
 
     def encoded_by_keys(self):
         """Names of the views that the key encoder sees."""

@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 
 from clsa_tf import distribute
+from clsa_tf.errors import UserError
 from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods.base import Method, bn_splits
 from clsa_tf.networks import heads
@@ -58,28 +59,63 @@ class MomentumMethod(Method):
         done = tf.minimum(done, 1.0)
         return 1.0 - (1.0 - start) * (tf.cos(math.pi * done) + 1.0) / 2.0
 
-    def shuffled_keys(self, network, batch, name, purpose):
-        """Keys of one view of the global batch, encoded in a random order.
+    def project_keys(self, images):
+        """Unit projections float32 `[n, ...]` of uint8 `[n, S, S, 3]`."""
+        return self.key_encoder.project(images, training=True)
 
-        So that a key's batch statistics say nothing about its query.
+    def gathered_keys(self, batch, names):
+        """Keys of several views of the global batch, in its order.
 
         Args:
-            network: function of uint8 `[n, S, S, 3]` -> float32 `[n, ...]`.
-            batch: dictionary with the view; if the loader shuffled it, with
-                `"<name>_rows"` as well.
-            name: of the view.
-            purpose: see `shuffle`.
+            batch: dictionary with the views.
+            names: of the views.
 
         Returns:
-            float32 `[G, ...]`, in the order of the global batch.
+            dictionary, name -> float32 `[G, ...]`.
         """
-        images, rows = batch[name], batch.get(f"{name}_rows")
-        if rows is None:
-            images, rows = self.shuffle(images, purpose)
-        keys = distribute.gather(self.in_parts(network, images))
-        # Back into their places.
-        rows = distribute.gather(rows)
-        return tf.scatter_nd(rows[:, tf.newaxis], keys, tf.shape(keys))
+        return {
+            name: distribute.gather(
+                self.in_parts(self.project_keys, batch[name])
+            )
+            for name in names
+        }
+
+    def shuffled_keys(self, batch, names):
+        """As `gathered_keys`, but encoded in a random order, then put back.
+
+        So that a key's batch statistics say nothing about its query. Views
+        that the loader shuffled have `"<name>_rows"` in the batch.
+        """
+        images, rows = {}, {}
+        for purpose, name in enumerate(names):
+            images[name], rows[name] = batch[name], batch.get(f"{name}_rows")
+            if rows[name] is None:
+                images[name], rows[name] = self.shuffle(batch[name], purpose)
+        return {
+            name: tf.scatter_nd(
+                distribute.gather(rows[name])[:, tf.newaxis],
+                keys,
+                tf.shape(keys),
+            )
+            for name, keys in self.gathered_keys(images, names).items()
+        }
+
+
+def check_queue(config, views=1):
+    """Raises `UserError` for a queue that one step's keys do not fit into.
+
+    Args:
+        config: `clsa_tf.config.Config` of a method with `--queue_size`.
+        views: whose keys each step stores.
+    """
+    stored = config.batch_size * views
+    if config.options.queue_size < stored:
+        raise UserError(
+            f"Expected a queue at least as long as the {stored} keys of a "
+            "global batch, received "
+            f"--queue_size={config.options.queue_size}; lengthen it or lower "
+            "--batch_size."
+        )
 
 
 class PredictorMethod(MomentumMethod):
@@ -124,22 +160,3 @@ class PredictorMethod(MomentumMethod):
         # Not the unit projection: that is only what is predicted.
         projections = self.encoder.heads[0](features, training=True)
         return unit(self.predictor(projections, training=True))
-
-    def gathered_keys(self, batch, names):
-        """Keys float32 `[G, D]` of the global batch, in its order.
-
-        Args:
-            batch: see `targets`.
-            names: of the views.
-
-        Returns:
-            dictionary, name -> keys.
-        """
-
-        def project(images):
-            return self.key_encoder.project(images, training=True)
-
-        return {
-            name: distribute.gather(self.in_parts(project, batch[name]))
-            for name in names
-        }
