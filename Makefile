@@ -32,7 +32,7 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 		--output=$(WORKDIR)/savedmodel
 	$(BIN)/python -m clsa_tf.report --workdir=$(WORKDIR)
 
-test: setup  ## the default tests, less than an hour on 2 cores
+test: setup  ## the default tests, about 40 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: setup  ## the tests that take minutes each

@@ -32,11 +32,8 @@ CASES = {
 }
 
 
-# Rounding grows where an activation that is 0 but for rounding is cut off by a
-# ReLU here and not there. With this seed none is, in four steps.
-CALM = {"cacr_mocov3": dict(seed=2)}
-# ... and here none is until then.
-LAST_STEP = {"simclr": 3}
+# Its 0.1 doubles differences by rounding with every step on so few images.
+FLATTER = {"simclr": dict(temperature=0.5)}
 
 
 def possible(case, replicas):
@@ -54,6 +51,9 @@ def main(method, photos, output, replicas):
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
     )
+    # Smooth: where an activation is 0 but for rounding, a ReLU cuts it off with
+    # some numbers of replicas and not with others.
+    tf.keras.layers.ReLU.call = lambda _, x: tf.nn.softplus(x)
     kind = "mirrored" if replicas > 1 else "one"
     if "TF_CONFIG" in os.environ:
         kind = "multiworker"
@@ -74,7 +74,7 @@ def main(method, photos, output, replicas):
                     log_steps=1,
                     checkpoint_steps=1,
                     keep_checkpoints=STEPS,
-                    **dict(base_lr=0.03) | CALM.get(method, {}) | changes,
+                    **dict(base_lr=0.03) | FLATTER.get(method, {}) | changes,
                 )
             )
             worker = strategy.extended.worker_devices[0].count("task:1")

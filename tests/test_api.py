@@ -370,8 +370,13 @@ def test_interrupted_while_writing(tmp_path):
     dataset = tf.data.Dataset.from_generator(
         examples, output_signature=tf.TensorSpec([24, 24, 3], tf.uint8)
     )
-    with pytest.raises(KeyboardInterrupt):
-        from_dataset.write(dataset, tmp_path / "dataset", shard_bytes=9000)
+    # Shells start what is in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            from_dataset.write(dataset, tmp_path / "dataset", shard_bytes=9000)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [p.name for p in tmp_path.iterdir()] == ["dataset.lock"]
     # What a killed process leaves is in nobody's way.
     (tmp_path / "dataset.unfinished").mkdir()
