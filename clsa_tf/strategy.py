@@ -177,7 +177,16 @@ def _multiworker_strategy():
     cluster = resolver.cluster_spec().as_dict()
     workers = [f"{job} {', '.join(hosts)}" for job, hosts in cluster.items()]
     print(f"  waiting for all workers: {'; '.join(workers)}", file=sys.stderr)
-    return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except RuntimeError as e:
+        if "startup" not in str(e):
+            raise
+        raise UserError(
+            "Expected the workers to be connected before TensorFlow computes "
+            "anything, received a program in which it has; start the training "
+            "first, or by python -m clsa_tf.train."
+        ) from e
 
 
 def _slurm_resolver():

@@ -103,7 +103,7 @@ def cases():
         yield pytest.param(method, REST, id=f"{method}-rest", marks=rest)
 
 
-@pytest.mark.parametrize("method, topologies", cases())
+@pytest.mark.parametrize("method, topologies", list(cases()))
 def test_any_topology_equals_one_replica(method, topologies, photos, tmp_path):
     """Losses, gradients, queue, weights and both networks' statistics.
 

@@ -80,10 +80,19 @@ def test_auto_follows_the_environment(
             ),
             ['"index": 2', "unset it"],
         ),
+        (
+            "multiworker",
+            "",
+            json.dumps(
+                {"cluster": CLUSTER, "task": {"type": "worker", "index": 0}}
+            ),
+            ["before TensorFlow computes"],
+        ),
     ],
 )
 def test_wrong_choices(monkeypatch, name, tpu, tf_config, words):
     monkeypatch.setenv("TF_CONFIG", tf_config)
+    tf.zeros([])  # too late for workers to connect
     with pytest.raises(UserError) as error:
         strategy.make_strategy(name, tpu=tpu)
     message = str(error.value)
