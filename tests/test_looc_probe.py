@@ -157,7 +157,8 @@ def test_the_same_on_shapes(tmp_path):
 
     So it is asked for among images of the same shape, too. Without being told
     the shape, which the heads know in three of five images, fewer points are
-    left.
+    left. Measured: 50 against 24 % for the colour; for the orientation 47
+    against 33 % among images of the same shape, 36 against 28 % among all.
     """
     data_dir = tmp_path / "data"
     projections = train(
@@ -187,5 +188,4 @@ def test_the_same_on_shapes(tmp_path):
         )
         for head in (0, 2)
     }
-    print(accuracy, same_shape)
     assert same_shape[2] > same_shape[0] + 0.1
