@@ -153,7 +153,7 @@ def within(shape, projections, bank, queries):
 
 @pytest.mark.slow
 def test_the_same_on_shapes(tmp_path):
-    """An orientation is one of a shape: that of an arrow is unlike an L's.
+    """An orientation is one of a shape: an arrow's is unlike a tee's.
 
     So it is asked for among images of the same shape, too. Without being told
     the shape, which the heads know in three of five images, fewer points are
