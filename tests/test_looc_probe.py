@@ -63,7 +63,10 @@ COMMON = (
 
 
 def train(workdir, *arguments):
-    """Trains LooC; returns a function from images to `[N, H, D]`."""
+    """Trains LooC; returns a function that projects images: `[N, H, D]`.
+
+    It takes and returns them together with their labels.
+    """
     runs.leave_out_pictures(workdir)
     runs.call(
         runs.command(
@@ -73,27 +76,25 @@ def train(workdir, *arguments):
     encoder = load_trained(str(workdir)).encoder
     project = tf.function(encoder.project_heads)
 
-    def projections(images):
+    def projected(images, labels):
         parts = [images[i : i + 500] for i in range(0, len(images), 500)]
-        return np.concatenate([project(part) for part in parts])
+        return np.concatenate([project(part) for part in parts]), labels
 
-    return projections
+    return projected
 
 
-def probe(projections, bank, queries):
+def probe(bank, queries):
     """(factor, head) -> accuracy of kNN on the projections.
 
     Args:
-        projections: what `train` returned.
-        bank: images, and dictionary, factor -> labels.
+        bank: projections, and dictionary, factor -> labels.
         queries: likewise.
     """
-    near, far = projections(bank[0]), projections(queries[0])
     return {
         (name, head): knn_accuracy(
-            near[:, head],
+            bank[0][:, head],
             bank[1][name],
-            far[:, head],
+            queries[0][:, head],
             queries[1][name],
             k=20,
             temperature=0.1,
@@ -110,7 +111,7 @@ def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
     (tmp_path / "pictures").mkdir()
     for i, image in enumerate(bank[0]):
         Image.fromarray(image).save(tmp_path / "pictures" / f"{i:04}.png")
-    projections = train(
+    projected = train(
         tmp_path / "run",
         f"--dataset=folder:{tmp_path}/pictures",
         "--labels=none",
@@ -122,7 +123,7 @@ def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
         "--total_epochs=10",
         "--image_size=32",
     )
-    accuracy = probe(projections, bank, pictures(1000, seed=1))
+    accuracy = probe(projected(*bank), projected(*pictures(1000, seed=1)))
     assert accuracy["color", 1] > accuracy["color", 0] + 0.25
     assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.25
     # Nor does either keep what the other one does.
@@ -141,14 +142,10 @@ def shapes_of(split, data_dir):
     return np.stack([x["image"] for x in found]), labels
 
 
-def within(shape, projections, bank, queries):
-    """`probe` among the images of one shape, with how many were asked about."""
-    chosen = []
-    for images, labels in (bank, queries):
-        of_shape = labels["label"] == shape
-        labels = {name: values[of_shape] for name, values in labels.items()}
-        chosen.append((images[of_shape], labels))
-    return probe(projections, *chosen), len(chosen[1][0])
+def of_shape(shape, projections, labels):
+    """The part of a bank, or of queries, that shows one shape."""
+    rows = labels["label"] == shape
+    return projections[rows], {name: x[rows] for name, x in labels.items()}
 
 
 @pytest.mark.slow
@@ -161,7 +158,7 @@ def test_the_same_on_shapes(tmp_path):
     against 33 % among images of the same shape, 36 against 28 % among all.
     """
     data_dir = tmp_path / "data"
-    projections = train(
+    projected = train(
         tmp_path / "run",
         "--dataset=shapes",
         f"--data_dir={data_dir}",
@@ -174,18 +171,21 @@ def test_the_same_on_shapes(tmp_path):
         "--total_epochs=16",
         "--image_size=64",
     )
-    both = shapes_of("train", data_dir), shapes_of("test", data_dir)
-    accuracy = probe(projections, *both)
+    bank = projected(*shapes_of("train", data_dir))
+    queries = projected(*shapes_of("test", data_dir))
+    accuracy = probe(bank, queries)
     assert accuracy["color", 1] > accuracy["color", 0] + 0.1
     assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.05
 
-    found = [within(shape, projections, *both) for shape in range(10)]
-    per_shape, counts = zip(*found)
-    same_shape = {
-        head: np.average(
-            [accuracy["orientation", head] for accuracy in per_shape],
-            weights=counts,
+    per_shape = [
+        probe(of_shape(shape, *bank), of_shape(shape, *queries))
+        for shape in range(10)
+    ]
+    counts = np.bincount(queries[1]["label"], minlength=10)
+    first, third = (
+        np.average(
+            [found["orientation", head] for found in per_shape], weights=counts
         )
         for head in (0, 2)
-    }
-    assert same_shape[2] > same_shape[0] + 0.1
+    )
+    assert third > first + 0.1
