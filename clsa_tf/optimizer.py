@@ -6,6 +6,7 @@ import warnings
 import tensorflow as tf
 from tensorflow import keras
 
+from clsa_tf import adam
 from clsa_tf.errors import UserError
 
 OPTIMIZERS = ("sgd", "lars", "lamb", "adamw")
@@ -240,7 +241,8 @@ def make_optimizer(
 
     Args:
         name: one of `OPTIMIZERS`; `"lamb"` (arXiv 1904.00962) and `"adamw"`
-            are tensorflow-addons'.
+            are tensorflow-addons' where that is installed, else those of
+            `clsa_tf.adam`, which take the same steps.
         learning_rate: float or schedule.
         momentum: of SGD and LARS, in [0, 1); the others keep their betas of
             0.9 and 0.999.
@@ -257,19 +259,28 @@ def make_optimizer(
     elif name == "lars":
         inner = LARS(learning_rate, momentum=momentum, l2=l2)
     else:
-        inner = _of_addons(name, learning_rate, l2, l2_on)
+        inner = _decaying(name, learning_rate, l2, l2_on)
     if precision == "mixed_float16":
         return keras.mixed_precision.LossScaleOptimizer(inner)
     return inner
 
 
-def _of_addons(name, learning_rate, l2, l2_on):
+def _addons():
+    """The module with LAMB and AdamW: tensorflow-addons', or our own."""
     with warnings.catch_warnings():
         # It announces its end of life; BUILD.md says why it is here.
         warnings.simplefilter("ignore", UserWarning)
-        import tensorflow_addons as tfa  # slow to import, rarely needed
+        try:
+            # slow to import, rarely needed
+            from tensorflow_addons import optimizers
+        except ImportError:  # it ends with TensorFlow 2.15
+            return adam
+    return optimizers
 
-    base = {"lamb": tfa.optimizers.LAMB, "adamw": tfa.optimizers.AdamW}[name]
+
+def _decaying(name, learning_rate, l2, l2_on):
+    module = _addons()
+    base = {"lamb": module.LAMB, "adamw": module.AdamW}[name]
 
     class Decaying(base):
         # Its own ways to leave variables out go by names, or by objects that
@@ -292,5 +303,5 @@ def build(optimizer, variables):
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(optimizer, "build"):
         optimizer.build(variables)
-    else:  # tensorflow-addons still builds on Keras' legacy optimizers
+    else:  # LAMB and AdamW build on Keras' legacy optimizers
         optimizer._create_all_weights(variables)

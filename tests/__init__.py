@@ -1,0 +1,2 @@
+# Chooses Keras 2, before anything imports TensorFlow.
+import clsa_tf  # noqa: F401

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
+from clsa_tf import adam, optimizer
 from clsa_tf import config as config_lib
-from clsa_tf import optimizer
 from clsa_tf.errors import UserError
 
 
@@ -120,14 +120,62 @@ def test_adamw_decays_by_the_rate_of_the_step():
         np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_lamb_is_that_of_tensorflow_addons():
-    import tensorflow_addons as tfa
+@pytest.mark.parametrize("l2_on", optimizer.L2_ON)
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_own_steps_and_checkpoints_are_those_of_addons(
+    name, l2_on, tmp_path, monkeypatch
+):
+    """Twenty steps; from the tenth on, each goes on with the other's state."""
+    pytest.importorskip("tensorflow_addons")
+    start, gradients = weights_and_gradients(20)
+    theirs = Steps(name, l2_on, start)
+    monkeypatch.setattr(optimizer, "_addons", lambda: adam)
+    ours = Steps(name, l2_on, start)
+    assert type(ours.optimizer).__mro__[1].__module__ == "clsa_tf.adam"
+    assert type(theirs.optimizer).__mro__[1].__module__ != "clsa_tf.adam"
+    paths = []
+    for steps in (theirs, ours):
+        steps.take(gradients[:10])
+        paths.append(steps.checkpoint.save(str(tmp_path / str(len(paths)))))
+    for steps, path in zip((ours, theirs), paths):
+        steps.checkpoint.restore(path).assert_consumed()
+        steps.take(gradients[10:])
+    for one, two, before in zip(theirs.values(), ours.values(), start * 3):
+        np.testing.assert_array_equal(one, two)
+        assert np.all(one != before)
+    if name == "lamb" and l2_on == "all":
+        import tensorflow_addons as tfa
 
-    start, gradients = weights_and_gradients(10)
-    theirs = tfa.optimizers.LAMB(schedule(), weight_decay=0.01)
-    expected = train(theirs, start, gradients)
-    found = train(make("lamb", schedule()), start, gradients)
-    np.testing.assert_equal(found, expected)
+        plain = tfa.optimizers.LAMB(schedule(), weight_decay=0.01)
+        expected = train(plain, start, gradients)
+        np.testing.assert_equal(ours.values()[:2], expected)
+
+
+class Steps:
+    """Weights with an optimizer that takes steps on them."""
+
+    def __init__(self, name, l2_on, start):
+        self.weights = [tf.Variable(w) for w in start]
+        self.optimizer = make(name, schedule(), l2_on=l2_on)
+        optimizer.build(self.optimizer, self.weights)
+        self.checkpoint = tf.train.Checkpoint(
+            all=self.weights, optimizer=self.optimizer
+        )
+
+    def take(self, gradients):
+        for step in gradients:
+            self.optimizer.apply_gradients(
+                zip(map(tf.constant, step), self.weights)
+            )
+
+    def values(self):
+        """Weights, first and second moments."""
+        slots = [
+            self.optimizer.get_slot(weight, name)
+            for name in "mv"
+            for weight in self.weights
+        ]
+        return [v.numpy() for v in [*self.weights, *slots]]
 
 
 def test_l2_is_coupled():

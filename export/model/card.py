@@ -4,14 +4,11 @@ import datetime
 import hashlib
 import json
 import os
-from importlib import metadata
 
 import numpy as np
-import tensorflow as tf
 
-import clsa_tf
 from clsa_tf import config as config_lib
-from clsa_tf import metrics
+from clsa_tf import metrics, stack
 from clsa_tf.files import MODEL_CARD
 from clsa_tf.load import architecture
 from clsa_tf.networks.encoder import weight_name
@@ -92,11 +89,7 @@ def describe(workdir, trained, served_as, *, license_):
         "exported": datetime.datetime.now(datetime.timezone.utc).isoformat(
             timespec="seconds"
         ),
-        "made_with": {
-            "clsa_tf": clsa_tf.__version__,
-            "tensorflow": tf.__version__,
-            "keras": metadata.version("keras"),
-        },
+        "made_with": stack.versions(),
     }
 
 

@@ -10,6 +10,7 @@ import json
 import time
 import traceback
 
+import google.protobuf
 import grpc
 import uvicorn
 from google.protobuf import json_format
@@ -46,6 +47,12 @@ _STATUSES = {
     _Code.UNIMPLEMENTED: 501,
     _Code.UNAVAILABLE: 503,
     _Code.UNAUTHENTICATED: 401,
+}
+# Asks for fields that have their default value; renamed in protobuf 5.
+_WITH_DEFAULTS = {
+    "including_default_value_fields"
+    if google.protobuf.__version__.startswith("4.")
+    else "always_print_fields_with_no_presence": True
 }
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _KEEP_ALIVE_SECONDS = 75  # of idle connections; most clients give up earlier
@@ -234,7 +241,7 @@ def _message(message):
     return json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,
-        including_default_value_fields=True,
+        **_WITH_DEFAULTS,
     )
 
 
