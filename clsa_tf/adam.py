@@ -29,11 +29,11 @@ class _Decaying(keras.optimizers.legacy.Adam):
     def _prepare_local(self, var_device, var_dtype, apply_state):
         super()._prepare_local(var_device, var_dtype, apply_state)
         apply_state[(var_device, var_dtype)]["weight_decay"] = tf.identity(
-            self._decayed_wd(var_dtype)
+            self._decay_of_step(var_dtype)
         )
 
-    def _decayed_wd(self, dtype):
-        """The decay of this step, a scalar."""
+    def _decay_of_step(self, dtype):
+        """The weight decay, a scalar."""
         return self._get_hyper("weight_decay", dtype)
 
     def _do_use_weight_decay(self, variable):
@@ -65,6 +65,13 @@ class AdamW(_Decaying):
     def __init__(self, learning_rate, weight_decay, name="AdamW"):
         """See the class."""
         super().__init__(learning_rate, weight_decay, 1e-7, name)
+
+    def _decay_of_step(self, dtype):
+        return self._decayed_wd(dtype)
+
+    def _decayed_wd(self, dtype):
+        """The share of one step, a scalar; subclasses make it follow rates."""
+        return self._get_hyper("weight_decay", dtype)
 
     def _resource_apply_dense(self, grad, var, apply_state=None):
         decayed = []

@@ -5,8 +5,10 @@ returns what it computes: a function from images uint8 `[n, S, S, 3]` to a
 dictionary of `embedding` and `projection`, float32 arrays.
 """
 
+import json
 import os
 import typing
+import zipfile
 
 import numpy as np
 import tensorflow as tf
@@ -42,9 +44,35 @@ class Source(typing.NamedTuple):
 
 
 def write_keras(source, path):
-    """Writes a `.keras` file."""
+    """Writes a `.keras` file, for Keras 2.15 and newer versions of Keras 2."""
     source.model.save(path)
+    _spell_as_keras_2_15(path)
     return _run_keras(keras.models.load_model(path, compile=False))
+
+
+def _spell_as_keras_2_15(path):
+    """Rewrites what tf-keras calls otherwise than Keras 2.15 in a file.
+
+    Keras 2.15 finds neither the package `tf_keras`, which reads the names of
+    the package `keras` as its own, nor the argument `optional` of inputs.
+    """
+
+    def respell(node):
+        if node.get("class_name") == "InputLayer":
+            node["config"].pop("optional", None)
+        module = node.get("module")
+        if isinstance(module, str) and module.startswith("tf_keras."):
+            node["module"] = module[len("tf_") :]
+        return node
+
+    with zipfile.ZipFile(path) as file:
+        parts = {info: file.read(info) for info in file.infolist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for info, content in parts.items():
+            if info.filename == "config.json":
+                config = json.loads(content, object_hook=respell)
+                content = json.dumps(config).encode()
+            file.writestr(info, content)
 
 
 def write_weights(source, path):
