@@ -1,7 +1,11 @@
 # What people type. `make demo` and `make test` each work on a fresh machine
-# with Python 3.11; everything they create stays inside this directory.
+# with one of Python 3.9 to 3.13; everything they create stays inside this
+# directory. PYTHON=/path/to/python takes that one.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# In the order in which they are looked for; BUILD.md says what each gives.
+PYTHONS := 3.11 3.13 3.12 3.10 3.9
+# Those with TensorFlow 2.21.
+TF221_PYTHONS := 3.13 3.12
 BIN := .venv/bin
 WORKDIR ?= runs/quickstart
 
@@ -9,21 +13,29 @@ WORKDIR ?= runs/quickstart
 export KERAS_HOME := $(CURDIR)/.cache/keras
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+export PYTHON
 
-.PHONY: help setup demo test test-slow lint format clean
+# What is tested on the second stack: what could come out differently there.
+TF221_TESTS := $(addprefix tests/test_,stacks.py versions.py optimizer.py \
+	methods.py losses.py losses_cacr.py augment_crop.py augment_strong.py \
+	augment_texture.py augment_weak.py augment_views.py checkpoint.py \
+	export.py load.py formats.py server.py server_rest.py)
+
+.PHONY: help setup demo test test-tf221 test-slow lint format wheel clean FORCE
 
 help:  ## what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
 		expand -t 12
 
 setup: .venv/ready  ## virtual environment with the exact tested versions
 
-.venv/ready: setup.py constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-cache-dir \
-		--disable-pip-version-check --constraint constraints.txt \
-		--editable '.[dev]'
-	touch $@
+PACKAGES := setup.py constraints.txt constraints-tf221.txt environment.sh
+
+.venv/ready: $(PACKAGES) $(shell ./environment.sh stale .venv)
+	@./environment.sh make .venv $(PYTHONS)
+
+.venv-tf221/ready: $(PACKAGES)
+	@PYTHON= ./environment.sh make .venv-tf221 $(TF221_PYTHONS)
 
 demo: setup  ## pretrain, evaluate and export on the embedded dataset
 	$(BIN)/python -m clsa_tf.train --flagfile=configs/quickstart.flags \
@@ -34,6 +46,10 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 
 test: setup  ## the default tests, about 40 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
+
+test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
+	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
+		.venv-tf221/bin/python -m pytest -n 2 $(TF221_TESTS)
 
 test-slow: setup  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
@@ -46,5 +62,9 @@ format: setup  ## put the style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what was made here: environment, caches, runs
-	rm -rf .venv .cache runs *.egg-info
+wheel: setup  ## dist/clsa_tf-*.whl, for pip install
+	rm -rf build
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+clean:  ## remove what was made here: environments, caches, runs
+	rm -rf .venv .venv-tf221 .cache runs build dist *.egg-info

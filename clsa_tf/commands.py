@@ -1,0 +1,24 @@
+"""The console commands: `clsa-train` is `python -m clsa_tf.train`, and so on.
+
+setup.py gives each function here its name on the command line.
+"""
+
+import functools
+import runpy
+
+
+def _run(module):
+    # As `python -m` does, which is what multiprocessing's children look at.
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+train = functools.partial(_run, "clsa_tf.train")
+gallery = functools.partial(_run, "clsa_tf.gallery")
+report = functools.partial(_run, "clsa_tf.report")
+data_service = functools.partial(_run, "clsa_tf.data_service")
+export = functools.partial(_run, "export.savedmodel")
+formats = functools.partial(_run, "export.formats")
+embed = functools.partial(_run, "export.embed")
+serve = functools.partial(_run, "export.server")
+client = functools.partial(_run, "export.client")
+deploy = functools.partial(_run, "export.deploy")
