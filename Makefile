@@ -31,10 +31,13 @@ setup: .venv/ready  ## virtual environment with the exact tested versions
 
 PACKAGES := setup.py constraints.txt constraints-tf221.txt environment.sh
 
-.venv/ready: $(PACKAGES) $(shell ./environment.sh stale .venv)
+# FORCE where the directory is there and of no use.
+stale = $(shell PYTHON='$(2)' ./environment.sh stale $(1))
+
+.venv/ready: $(PACKAGES) $(call stale,.venv,$(PYTHON))
 	@./environment.sh make .venv $(PYTHONS)
 
-.venv-tf221/ready: $(PACKAGES)
+.venv-tf221/ready: $(PACKAGES) $(call stale,.venv-tf221)
 	@PYTHON= ./environment.sh make .venv-tf221 $(TF221_PYTHONS)
 
 demo: setup  ## pretrain, evaluate and export on the embedded dataset

@@ -60,8 +60,8 @@ make_environment() {
     if [ -e "$directory" ]; then
         has=$(version "$directory/bin/python")
         if [ "$has" != "$wanted" ]; then
-            echo "$directory has ${has:-no} Python ${has:+and }" \
-                "is made again with Python $wanted"
+            echo "$directory is for Python ${has:-(none that runs)}:" \
+                "making it again for Python $wanted"
             rm -rf "$directory"
         fi
     fi

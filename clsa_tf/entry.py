@@ -5,6 +5,7 @@ import sys
 
 from absl import app, logging
 
+from clsa_tf import stack
 from clsa_tf.errors import Stopped, UserError, WorkerLost
 
 _DISK_ERRORS = (
@@ -29,6 +30,10 @@ def launch(main, *, positional=False):
         positional: whether the command takes other arguments, too, before,
             between or behind the flags; `main` is then called with their list.
     """
+    # Before flags are parsed, of which some are required.
+    if "--version" in sys.argv[1:]:
+        print(stack.describe())
+        sys.exit(0)
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)

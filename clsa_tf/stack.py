@@ -101,6 +101,13 @@ def versions():
     }
 
 
+def describe():
+    """What `--version` prints: the `versions`, one a line."""
+    return "\n".join(
+        f"{name} {version}" for name, version in versions().items()
+    )
+
+
 def _choose_keras(stack):
     if stack.keras == "keras":
         # TensorFlow 2.15 would look for tf-keras; its own Keras is Keras 2.
