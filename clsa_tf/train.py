@@ -362,6 +362,17 @@ def legs(step, steps_per_epoch, total_epochs):
     return found
 
 
+def define_flags(flag_values):
+    """Defines this command's flags: those of a run, and one more."""
+    clsa_tf.config.define_flags(flag_values)
+    flags.DEFINE_bool(
+        "list_methods",
+        False,
+        "print the methods with their recipes, and exit",
+        flag_values,
+    )
+
+
 def main():
     """Reads the flags and trains."""
     if flags.FLAGS.list_methods:
@@ -371,7 +382,4 @@ def main():
 
 
 if __name__ == "__main__":
-    clsa_tf.config.define_flags()
-    flags.adopt_module_key_flags(clsa_tf.config)
-    flags.DEFINE_bool("list_methods", False, "print what there is, and exit")
-    entry.launch(main)
+    entry.launch(main, define_flags)
