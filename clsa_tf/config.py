@@ -42,10 +42,10 @@ class Config:
 
     # Data
     dataset: str = option(
-        "shapes",
-        "what to train on: a tensorflow-datasets name (cifar10, imagenet2012, "
-        "the embedded shapes), a directory of a prepared one, folder:/photos, "
-        "or tfrecord:gs://bucket/train-*",
+        "",
+        "what to train on, always to be named: folder:/photos, a name of "
+        "tensorflow-datasets (cifar10, imagenet2012, the embedded shapes), the "
+        "directory of a prepared one, or tfrecord:gs://bucket/train-*",
         group="data",
         path=True,
     )
@@ -56,18 +56,21 @@ class Config:
     )
     eval_dataset: str = option(
         "",
-        "dataset for the kNN evaluation; empty: the training dataset's own",
+        "dataset for the kNN evaluation, as --dataset; empty: the training "
+        "dataset's own",
         group="evaluation",
         path=True,
     )
     eval_split: str = option(
         "",
-        "its split; empty: test or validation, whichever exists",
+        "split of the evaluation dataset; empty: test or validation, "
+        "whichever exists",
         group="evaluation",
     )
     data_dir: str = option(
         "",
-        "directory of prepared tensorflow-datasets; empty: their default",
+        "directory of prepared tensorflow-datasets; empty: $TFDS_DATA_DIR or "
+        "~/tensorflow_datasets",
         portable=True,
         group="data",
         path=True,
@@ -80,7 +83,8 @@ class Config:
     )
     labels: str = option(
         "auto",
-        "of a folder: auto (names of the first-level directories) or none",
+        "labels of a folder: the names of its first-level directories (auto) "
+        "or none",
         choices=("auto", "none"),
         group="data",
     )
@@ -94,7 +98,7 @@ class Config:
     )
     num_examples: int = option(
         0,
-        "records behind a tfrecord: pattern; 0: count them",
+        "records in the files of a tfrecord: pattern; 0: count them",
         minimum=0,
         group="data",
     )
@@ -138,7 +142,11 @@ class Config:
         group="data",
     )
     # What is learned
-    method: str = option("clsa", "how to learn", choices=methods.NAMES)
+    method: str = option(
+        "clsa",
+        "method of learning; --list_methods describes them",
+        choices=methods.NAMES,
+    )
     backbone: str = option(
         "resnet50",
         "architecture of the encoder",
@@ -147,7 +155,7 @@ class Config:
     )
     width: float = option(
         1.0,
-        "factor, in [1/16, 4], on its channels",
+        "factor, in [1/16, 4], on the channels of the backbone",
         minimum=1 / 16,
         maximum=4,
         group="network",
@@ -208,28 +216,28 @@ class Config:
     )
     lr_schedule: str = option(
         "cosine",
-        "of the learning rate after the warm-up: half a cosine down to 0, a "
-        "tenth of it from each of --lr_milestones on (steps), or constant",
+        "learning rate after the warm-up: falls to 0 along half a cosine, to "
+        "a tenth at each of --lr_milestones (steps), or stays (constant)",
         choices=SCHEDULES,
         group="optimization",
     )
     lr_per: str = option(
         "epoch",
-        "when the cosine goes on: with every epoch (as CLSA and MoCo do) or "
-        "with every step",
+        "when the cosine advances: every epoch (as in CLSA and MoCo) or every "
+        "step",
         choices=LR_PER,
         group="optimization",
     )
     lr_milestones: tuple[int, ...] = option(
         (),
-        "for --lr_schedule=steps: epochs, from the start of the run, such as "
+        "epochs, from the start of the run, for --lr_schedule=steps, such as "
         "120,160",
         group="optimization",
     )
     warmup_epochs: float = option(
         0.0,
         "epochs, or parts of one, in which the learning rate first rises "
-        "linearly from 0, with every step",
+        "linearly from 0",
         minimum=0.0,
         group="optimization",
     )
@@ -259,15 +267,15 @@ class Config:
     )
     seed: int = option(
         0,
-        "seed of everything random",
+        "seed of all random numbers",
         minimum=0,
         group="run",
     )
     precision: str = option(
         "float32",
-        "of the convolutions: float32, bfloat16, float16 with loss scaling, or "
-        "bfloat16 where processor or accelerator is made for it (auto); all "
-        "else is float32",
+        "numbers that convolutions are computed in: float32, bfloat16, float16 "
+        "with loss scaling, or bfloat16 where the processor or accelerator "
+        "supports it (auto); everything else is float32",
         choices=PRECISIONS,
         group="network",
     )
@@ -287,7 +295,8 @@ class Config:
     )
     eval_keep: float = option(
         0.875,
-        "share, in (0, 1], of the short side that their centre crop keeps",
+        "share, in (0, 1], of the short side that the centre crop for "
+        "evaluation and export keeps",
         above=0.0,
         maximum=1.0,
         group="evaluation",
@@ -301,14 +310,14 @@ class Config:
     )
     knn_k: int = option(
         200,
-        "neighbours that vote",
+        "k, nearest neighbours that vote in the evaluation",
         minimum=1,
         portable=True,
         group="evaluation",
     )
     knn_temperature: float = option(
         0.1,
-        "T of their weights exp(cosine / T)",
+        "T of the neighbours' weights exp(cosine / T)",
         above=0.0,
         portable=True,
         group="evaluation",
@@ -323,14 +332,15 @@ class Config:
     # Where and with what
     workdir: str = option(
         "",
-        "directory of the run: checkpoints, metrics, pictures",
+        "directory of the run, for checkpoints, metrics and pictures; always "
+        "to be named",
         portable=True,
         group="run",
         path=True,
     )
     strategy: str = option(
         "auto",
-        "one device, all GPUs of the machine (mirrored), of several machines "
+        "devices: one, all GPUs of the machine (mirrored), several machines "
         "(multiworker, by TF_CONFIG or SLURM), a TPU, or what there is (auto)",
         choices=STRATEGIES,
         portable=True,

@@ -1,9 +1,12 @@
-"""Makes views for trainings: `python -m clsa_tf.data_service --expose`.
+"""Reads images and makes views for trainings on other machines.
 
-A training with `--data_service=grpc://host:port` has its images read, decoded
-and augmented here. Start one per machine, or several with other ports; none
-knows of the others. They have to see the dataset under the same paths as the
-training, and run the same version of TensorFlow on the same kind of processor.
+    python -m clsa_tf.data_service --expose
+    python -m clsa_tf.train --flagfile=clsa --data_service=grpc://HOST:5050
+
+A training with --data_service has its images read, decoded and augmented here.
+Start one service per machine, or several with other ports; none knows of the
+others. They have to see the dataset under the same paths as the training, and
+run the same version of TensorFlow on the same kind of processor.
 
 SIGTERM and SIGINT (Ctrl-C) end it, with exit status 0.
 """

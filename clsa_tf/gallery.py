@@ -1,9 +1,9 @@
 """Shows what training images are made into, on one sheet.
 
-    python -m clsa_tf.gallery --flagfile=configs/clsa.flags \\
-        --dataset=folder:/photos --output=views.png
+    python -m clsa_tf.gallery --flagfile=clsa --dataset=folder:/photos \\
+        --output=views.png
 
-Takes the flags of a training and draws its first images, as each of its views,
+Takes the flags of a training and draws its first images, each of their views,
 and what every strong operation does. Nothing of a run is read or written.
 """
 

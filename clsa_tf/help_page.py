@@ -16,11 +16,12 @@ _VALUES = {
     "crop": "CROP",
     "crops": "CROPS",
     "float": "X",
-    "floats": "X,X",
+    "floats": "X,...",
     "int": "N",
-    "ints": "N,N",
+    "ints": "N,...",
     "path": "PATH",
-    "comma separated list of strings": "A,B",
+    "strs": "A,...",
+    "comma separated list of strings": "A,...",
 }
 _ALWAYS = (
     (
@@ -53,13 +54,12 @@ def render(text, flag_values, arguments=(), width=None):
     """
     width = width or min(shutil.get_terminal_size((80, 24)).columns, 100)
     method, others = _method(flag_values, arguments)
-    sections, hidden = {}, []
+    sections = {}
     for name in flag_values:
         flag = flag_values[name]
         field = getattr(flag, "field", None)
         if getattr(flag, "owners", None):
             if method not in flag.owners:
-                hidden.append(name)
                 continue
             field = flag.owners[method]
         group = field.metadata["group"] if field else ""
@@ -73,18 +73,21 @@ def render(text, flag_values, arguments=(), width=None):
             rows += _ALWAYS
         if not rows:
             continue
-        lines += ["", GROUPS.get(group, "Flags") + ":"]
-        if group == "method":
-            lines += textwrap.wrap(
-                f"(Options are those of --method={method}, here and above; for "
-                f"those of another one: --help --method={'|'.join(others)}.)",
-                width - 2,
-                initial_indent="  ",
-                subsequent_indent="  ",
-            )
+        lines += ["", *textwrap.wrap(GROUPS.get(group, "Flags") + ":", width)]
         for row in rows:
             lines += _wrap(*row, width)
+        if not group and method:
+            lines += ["", *_about_methods(method, others, width)]
     return "\n".join(lines)
+
+
+def _about_methods(method, others, width):
+    return textwrap.wrap(
+        f"Below are the flags of --method={method}. Some flags and defaults of "
+        f"other methods differ: --help --method={'|'.join(others)}.",
+        width,
+        break_on_hyphens=False,
+    )
 
 
 def _method(flag_values, arguments):

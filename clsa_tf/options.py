@@ -5,12 +5,15 @@ import dataclasses
 # Of flags in the help, in this order -> what they are about.
 GROUPS = {
     "data": "Data: what to train on and how to read it",
-    "views": "Views: how images are cropped and augmented",
-    "method": "Method: how to learn",
+    "views": (
+        "Views: how images are cropped and augmented; CROP is SIZE:MIN:MAX, a "
+        "side in px and shares of the image's area"
+    ),
+    "method": "Method",
     "network": "Network",
     "optimization": "Optimization",
-    "evaluation": "Evaluation, and the export's image size",
-    "run": "Run: where and with what",
+    "evaluation": "Evaluation",
+    "run": "Run: where it is kept, and what computes it",
 }
 
 

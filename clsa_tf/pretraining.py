@@ -11,8 +11,8 @@ import signal
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf import config as config_lib
 from clsa_tf import command_line, load, train
+from clsa_tf import config as config_lib
 from clsa_tf.data import from_dataset
 from clsa_tf.data.sources import FOLDER, TFRECORD
 from clsa_tf.data.tfds_source import INFO

@@ -58,7 +58,7 @@ class Weak:
     )
     over_crops: str = option(
         "mean",
-        "what becomes of the losses of several crops of an image",
+        "how the losses of several crops of an image are combined",
         choices=("sum", "mean"),
     )
 
@@ -145,7 +145,8 @@ class Projection:
     )
     projection_hidden: int = option(
         0,
-        "width of all but the last of them; 0: as wide as the features",
+        "width of the projection head's hidden layers; 0: as wide as the "
+        "features",
         minimum=0,
         group="network",
     )
@@ -178,7 +179,7 @@ class Momentum:
     )
     key_momentum_schedule: str = option(
         "constant",
-        "m stays, or rises to 1 along half a cosine",
+        "whether m stays, or rises to 1 along half a cosine",
         choices=("constant", "cosine"),
     )
 
@@ -214,7 +215,7 @@ class Divergence:
     )
     strong_pool: str = option(
         "released",
-        "what they are drawn from: the 14 operations and whole levels of the "
+        "pool of the strong operations: the 14 with whole levels of the "
         "released code, or the paper's (Invert instead of Identity, continuous "
         "levels)",
         choices=tuple(strong.POOLS),
@@ -222,8 +223,8 @@ class Divergence:
     )
     strong_level: int = option(
         strong.MAX_LEVEL,
-        "bound, in 2..10, of the levels: 1 to one below it (released), 0 to it "
-        "(paper)",
+        "bound, in 2..10, of the strong operations' levels: 1 to one below it "
+        "(released), 0 to it (paper)",
         minimum=2,
         maximum=strong.MAX_LEVEL,
         group="views",
@@ -239,8 +240,8 @@ class Divergence:
     )
     ddm_teacher: str = option(
         "online",
-        "whose weak view teaches the strong ones: the trained encoder's, as "
-        "released, or the momentum encoder's",
+        "encoder whose weak view teaches the strong ones: the trained one, as "
+        "released, or the momentum encoder",
         choices=("online", "momentum"),
     )
 

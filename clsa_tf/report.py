@@ -1,6 +1,9 @@
-"""Sums a run up: `python -m clsa_tf.report --workdir=runs/quickstart`.
+"""Sums up a run: evaluates it, draws pictures and writes summary.json.
 
-Evaluates, draws the pictures, writes `<workdir>/summary.json` and prints it.
+    python -m clsa_tf.report --workdir=runs/quickstart
+
+Prints nearest-neighbour accuracies and the paths of the pictures, which are in
+the run's directory.
 """
 
 import json

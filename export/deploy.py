@@ -1,8 +1,10 @@
-"""What TensorFlow Serving needs around an exported model.
+"""Writes what TensorFlow Serving needs around exported models.
 
-`python -m export.deploy --model_base_path=models/photos --output=deploy` writes
-its settings, and files that start the official image with Docker Compose and on
-Kubernetes. Run again with other labels it moves them. See export/README.md.
+    python -m export.deploy --model_base_path=models/photos --output=deploy
+
+Writes its settings, and files that start the official image with Docker Compose
+and on Kubernetes. Run again with other labels it moves them. See
+export/README.md.
 """
 
 import os

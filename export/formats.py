@@ -1,7 +1,9 @@
-"""Other formats: `python -m export.formats --workdir=W --output=D`.
+"""Writes the encoder of a run for Keras, TensorFlow Lite and ONNX.
 
-Writes into `D`, each file complete and compared with the encoder or not at
-all, and what was measured into `D/formats.json`:
+    python -m export.formats --workdir=runs/photos --output=models/formats
+
+Writes into OUTPUT, each file complete and compared with the encoder or not at
+all, and what was measured into OUTPUT/formats.json:
 
 * `encoder.keras`: the whole model, of Keras' own layers; plain Keras loads it.
   Images float32 `[N, H, W, 3]` in [0, 1] of any size.

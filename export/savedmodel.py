@@ -1,8 +1,9 @@
-"""Exports: `python -m export.savedmodel --workdir=W --output=D`.
+"""Exports the encoder of a run for TensorFlow Serving.
 
-Writes `D/<version>/`, a SavedModel for TensorFlow Serving, complete or not at
-all: it is written under a temporary name, checked (`export.model.checks`), and
-only then renamed.
+    python -m export.savedmodel --workdir=runs/photos --output=models/photos
+
+Writes OUTPUT/VERSION, a SavedModel, complete or not at all: it is written under
+a temporary name, checked, and only then renamed.
 """
 
 import os

@@ -1,12 +1,14 @@
-"""A TF-Serving-compatible server in Python, for laptops and tests.
+"""Serves exported encoders over gRPC and REST, as TensorFlow Serving does.
 
-`python -m export.server --model_base_path=DIR` serves the versions below DIR
-with TensorFlow Serving's gRPC and REST interfaces, statuses and flags. Unlike
-there, it listens on the loopback interface only unless --host says otherwise,
-and requests are batched unless --noenable_batching is passed.
+    python -m export.server --model_base_path=models/photos
 
-SIGTERM and SIGINT (Ctrl-C) let it finish what it has and end, with exit
-status 0; the second one ends it at once.
+A server in Python for laptops and tests, with TensorFlow Serving's interfaces,
+statuses and flags. Unlike there, it listens on the loopback interface only
+unless --host says otherwise, and requests are batched unless
+--noenable_batching is passed.
+
+SIGTERM and SIGINT (Ctrl-C) let it finish what it has and end, with exit status
+0; the second one ends it at once.
 """
 
 import asyncio

@@ -88,6 +88,7 @@ def _builder(dataset, data_dir, download):
         return tfds.builder_from_directory(dataset)
     match = NAME.fullmatch(dataset)
     if not match:
+        _check_no_folder(dataset)
         raise UserError(
             "Expected folder:PATH, tfrecord:PATTERN, a tensorflow-datasets "
             f"name or a directory with {INFO}, received {dataset}; use one of "
@@ -164,13 +165,24 @@ def _check_name(dataset, name, data_dir):
     known = [*tfds.list_builders(with_community_datasets=False), "shapes"]
     if name in known:
         return
-    close = difflib.get_close_matches(name, known)
+    _check_no_folder(dataset)
+    # Closer than difflib's own bound: "toto" is not what "photos" means.
+    close = difflib.get_close_matches(name, known, cutoff=0.7)
     hint = f"use {' or '.join(close)}" if close else "correct it"
     raise UserError(
         "Expected the name of a tensorflow-datasets dataset, or of one "
         f"prepared in {data_dir}, received {dataset}; {hint}, or correct "
         "--data_dir."
     )
+
+
+def _check_no_folder(dataset):
+    """Raises `UserError` if somebody names a folder as if it were a dataset."""
+    if os.path.isdir(dataset):
+        raise UserError(
+            "Expected folder:PATH for a folder of images, received "
+            f"--dataset={dataset}; write --dataset=folder:{dataset}."
+        )
 
 
 def _format(dataset, features, labels) -> Format:
