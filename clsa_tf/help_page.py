@@ -1,6 +1,7 @@
 """The text of `--help`: what a command does, and its flags in groups."""
 
 import inspect
+import re
 import shutil
 import textwrap
 
@@ -23,14 +24,8 @@ _VALUES = {
     "strs": "A,...",
     "comma separated list of strings": "A,...",
 }
-_ALWAYS = (
-    (
-        "--flagfile=FILE",
-        "read flags from a file, one per line; flags after it override it. "
-        "Recipes are found by name (clsa, cifar10/byol)",
-    ),
-    ("--help", "print this and exit"),
-)
+_FLAGFILE = "read flags from a file, one per line; flags after it override it"
+_RECIPES = "; recipes are found by name, such as clsa or cifar10/byol"
 
 
 def asked(arguments):
@@ -70,10 +65,12 @@ def render(text, flag_values, arguments=(), width=None):
         if not group:
             # Those that nothing works without come first.
             rows = sorted(rows, key=lambda row: "(required" not in row[1])
-            rows += _ALWAYS
+            recipes = _RECIPES if method else ""
+            rows.append(("--flagfile=FILE", _FLAGFILE + recipes))
+            rows.append(("--help", "print this and exit"))
         if not rows:
             continue
-        lines += ["", *textwrap.wrap(GROUPS.get(group, "Flags") + ":", width)]
+        lines += ["", f"{GROUPS.get(group, 'Flags')}:"]
         for row in rows:
             lines += _wrap(*row, width)
         if not group and method:
@@ -121,6 +118,7 @@ def _row(flag, field):
     if choices and not several:
         value = f"{{{','.join(choices)}}}"
     words = (field.metadata["help"] if field else flag.help).rstrip(".")
+    words = re.sub(r"^<.*?>: ", "", words)  # absl puts the choices there
     notes = []
     if choices and several:
         notes.append(f"of {', '.join(choices)}")

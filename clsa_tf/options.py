@@ -5,10 +5,7 @@ import dataclasses
 # Of flags in the help, in this order -> what they are about.
 GROUPS = {
     "data": "Data: what to train on and how to read it",
-    "views": (
-        "Views: how images are cropped and augmented; CROP is SIZE:MIN:MAX, a "
-        "side in px and shares of the image's area"
-    ),
+    "views": "Views (CROP is SIZE:MIN:MAX, px and shares of the image's area)",
     "method": "Method",
     "network": "Network",
     "optimization": "Optimization",
