@@ -436,7 +436,7 @@ def test_nothing_is_written_before_there_is_something_to_do(elsewhere):
     with pytest.raises(UserError, match="--workdir, received none"):
         train.check_told(parse("--dataset=cifar10"))
     # ImageNet's crops and small pictures, which are not drawn for that.
-    with pytest.raises(UserError, match="at least 224 px.* 64x64 px"):
+    with pytest.raises(UserError, match="at least 224 px.* 64x64 .*quickstart"):
         train.run(parse("--dataset=shapes", "--workdir=run"))
     assert list(elsewhere.iterdir()) == []
 

@@ -55,10 +55,16 @@ def check_drawn_sizes(dataset, views, *, allow_upscaling):
     """
     if dataset == "shapes":
         sizes = np.array([[SIDE, SIDE]])
-        _check_crops(sizes, dataset, views, allow_upscaling)
+        _check_crops(
+            sizes,
+            dataset,
+            views,
+            allow_upscaling,
+            "start from --flagfile=quickstart, ",
+        )
 
 
-def _check_crops(sizes, name, views, allow_upscaling):
+def _check_crops(sizes, name, views, allow_upscaling, advice=""):
     """Raises `UserError` if crops are larger than most images, `[n, 2]`."""
     largest = max(view.size for view in views)
     small = np.max(sizes, axis=1) < largest
@@ -67,7 +73,7 @@ def _check_crops(sizes, name, views, allow_upscaling):
         raise UserError(
             f"Expected images of at least {largest} px, the largest crop, "
             f"received in {name} a median size of {width}x{height} px; "
-            "choose smaller crops or pass --allow_upscaling."
+            f"{advice}choose smaller crops or pass --allow_upscaling."
         )
 
 
