@@ -1,45 +1,22 @@
 """The methods in words: `python -m clsa_tf.train --list_methods`."""
 
-import contextlib
-import glob
 import inspect
-import os
 
-import absl.flags
-
-from clsa_tf import config as config_lib
-from clsa_tf import methods
-from clsa_tf.errors import UserError
+from clsa_tf import flagfiles, methods
 
 
-def describe(folder="configs"):
-    """Returns one line for each method.
-
-    Args:
-        folder: of flagfiles; they are named with the method they are of.
-    """
-    files = _flagfiles(folder)
+def describe():
+    """Returns one line for each method, with its recipes for `--flagfile=`."""
+    recipes = {}
+    for name, path in flagfiles.recipes().items():
+        recipes.setdefault(flagfiles.method_of(path), []).append(name)
     width = max(map(len, methods.NAMES))
     lines = []
     for name in methods.NAMES:
         # The first line, as it stands at the top of the file.
         sentence = inspect.getdoc(methods.load(name)).splitlines()[0]
         line = f"{name:<{width}}  {sentence.rstrip('.')}"
-        if name in files:
-            stems = ",".join(files[name])
-            stems = f"{{{stems}}}" if len(files[name]) > 1 else stems
-            line += f"  ({folder}/{stems}.flags)"
+        if name in recipes:
+            line += f"  (--flagfile={'|'.join(recipes[name])})"
         lines.append(line)
     return "\n".join(lines)
-
-
-def _flagfiles(folder):
-    """Method -> names, without suffix, of the flagfiles that use it."""
-    found = {}
-    for path in sorted(glob.glob(os.path.join(folder, "*.flags"))):
-        # Those of another program are none of our business.
-        with contextlib.suppress(absl.flags.Error, UserError):
-            config = config_lib.parse([f"--flagfile={path}"])
-            stem = os.path.splitext(os.path.basename(path))[0]
-            found.setdefault(config.method, []).append(stem)
-    return found

@@ -8,12 +8,13 @@ else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
 import copy
 import dataclasses
 import os
+import shlex
 import typing
 import zlib
 
 from absl import flags
 
-from clsa_tf import methods
+from clsa_tf import command_line, flagfiles, length, methods
 from clsa_tf.data import offload
 from clsa_tf.errors import UserError
 from clsa_tf.networks.batchnorm import KINDS
@@ -28,7 +29,7 @@ from clsa_tf.optimizer import (
 )
 from clsa_tf.options import option
 from clsa_tf.precision import PRECISIONS
-from clsa_tf.spelling import define, spell
+from clsa_tf.spelling import Flag, spell
 from clsa_tf.strategy import STRATEGIES
 
 # Within the run's directory: the flagfile that repeats it.
@@ -41,34 +42,51 @@ class Config:
 
     # Data
     dataset: str = option(
-        "shapes",
-        "what to train on: a tensorflow-datasets name (cifar10, imagenet2012, "
-        "the embedded shapes), a directory of a prepared one, folder:/photos, "
-        "or tfrecord:gs://bucket/train-*",
+        "",
+        "what to train on, always to be named: folder:/photos, a name of "
+        "tensorflow-datasets (cifar10, imagenet2012, the embedded shapes), the "
+        "directory of a prepared one, or tfrecord:gs://bucket/train-*",
+        group="data",
+        path=True,
     )
     split: str = option(
-        "train", "split of a tensorflow-datasets dataset to train on"
+        "train",
+        "split of a tensorflow-datasets dataset to train on",
+        group="data",
     )
     eval_dataset: str = option(
-        "", "dataset for the kNN evaluation; empty: the training dataset's own"
+        "",
+        "dataset for the kNN evaluation, as --dataset; empty: the training "
+        "dataset's own",
+        group="evaluation",
+        path=True,
     )
     eval_split: str = option(
-        "", "its split; empty: test or validation, whichever exists"
+        "",
+        "split of the evaluation dataset; empty: test or validation, "
+        "whichever exists",
+        group="evaluation",
     )
     data_dir: str = option(
         "",
-        "directory of prepared tensorflow-datasets; empty: their default",
+        "directory of prepared tensorflow-datasets; empty: $TFDS_DATA_DIR or "
+        "~/tensorflow_datasets",
         portable=True,
+        group="data",
+        path=True,
     )
     download: bool = option(
         False,
         "let tensorflow-datasets download a missing dataset",
         portable=True,
+        group="data",
     )
     labels: str = option(
         "auto",
-        "of a folder: auto (names of the first-level directories) or none",
+        "labels of a folder: the names of its first-level directories (auto) "
+        "or none",
         choices=("auto", "none"),
+        group="data",
     )
     holdout: float = option(
         0.1,
@@ -76,9 +94,13 @@ class Config:
         "kept out of training for the kNN evaluation",
         minimum=0.0,
         below=1.0,
+        group="data",
     )
     num_examples: int = option(
-        0, "records behind a tfrecord: pattern; 0: count them", minimum=0
+        0,
+        "records in the files of a tfrecord: pattern; 0: count them",
+        minimum=0,
+        group="data",
     )
     max_bad_share: float = option(
         0.05,
@@ -86,9 +108,13 @@ class Config:
         minimum=0.0,
         maximum=1.0,
         portable=True,
+        group="data",
     )
     allow_upscaling: bool = option(
-        False, "accept crops larger than the images", portable=True
+        False,
+        "accept crops larger than the images",
+        portable=True,
+        group="views",
     )
     augment_on: str = option(
         "host",
@@ -97,6 +123,7 @@ class Config:
         "to spare relieves a host that cannot keep up",
         choices=("host", "device"),
         portable=True,
+        group="views",
     )
     data_service: str = option(
         "",
@@ -105,25 +132,39 @@ class Config:
         "`python -m clsa_tf.data_service`, several separated by commas; they "
         "have to see the dataset under the same paths",
         portable=True,
+        group="data",
     )
     prefetch_batches: int = option(
         2,
         "finished batches that the host keeps ready, in memory",
         minimum=1,
         portable=True,
+        group="data",
     )
     # What is learned
-    method: str = option("clsa", "how to learn", choices=methods.NAMES)
+    method: str = option(
+        "clsa",
+        "method of learning; --list_methods describes them",
+        choices=methods.NAMES,
+    )
     backbone: str = option(
-        "resnet50", "architecture of the encoder", choices=tuple(BLOCKS)
+        "resnet50",
+        "architecture of the encoder",
+        choices=tuple(BLOCKS),
+        group="network",
     )
     width: float = option(
-        1.0, "factor, in [1/16, 4], on its channels", minimum=1 / 16, maximum=4
+        1.0,
+        "factor, in [1/16, 4], on the channels of the backbone",
+        minimum=1 / 16,
+        maximum=4,
+        group="network",
     )
     stem: str = option(
         "imagenet",
         "first layers: imagenet (stride 4), small (stride 1, for about 32 px)",
         choices=STEMS,
+        group="network",
     )
     batch_norm: str = option(
         "local",
@@ -131,60 +172,81 @@ class Config:
         "--batch_norm_splits parts of the global batch (split), on as many or "
         "fewer replicas; of each micro-batch with --accumulation_steps",
         choices=KINDS,
+        group="network",
     )
     batch_norm_splits: int = option(
         8,
         "parts for --batch_norm=split; divides the global batch, and is a "
         "multiple of replicas x --accumulation_steps",
         minimum=1,
+        group="network",
     )
     # How it is learned
-    total_epochs: int = option(200, "passes over the dataset", minimum=1)
+    total_epochs: int = option(
+        200,
+        "passes over the dataset",
+        minimum=1,
+        group="optimization",
+    )
     batch_size: int = option(
-        256, "images per step, over all replicas", minimum=2
+        256,
+        "images per step, over all replicas",
+        minimum=2,
+        group="optimization",
     )
     optimizer: str = option(
         "sgd",
         "optimizer; lars or lamb for batches of thousands",
         choices=OPTIMIZERS,
+        group="optimization",
     )
     base_lr: float = option(
         0.03,
         "learning rate per 256 images of --batch_size, see --lr_scaling; the "
         "highest of the run",
         above=0.0,
+        group="optimization",
     )
     lr_scaling: str = option(
         "linear",
         "the learning rate is --base_lr times: --batch_size / 256 (linear), "
         "the root of --batch_size (sqrt), or 1 (none)",
         choices=tuple(LR_SCALINGS),
+        group="optimization",
     )
     lr_schedule: str = option(
         "cosine",
-        "of the learning rate after the warm-up: half a cosine down to 0, a "
-        "tenth of it from each of --lr_milestones on (steps), or constant",
+        "learning rate after the warm-up: falls to 0 along half a cosine, to "
+        "a tenth at each of --lr_milestones (steps), or stays (constant)",
         choices=SCHEDULES,
+        group="optimization",
     )
     lr_per: str = option(
         "epoch",
-        "when the cosine goes on: with every epoch (as CLSA and MoCo do) or "
-        "with every step",
+        "when the cosine advances: every epoch (as in CLSA and MoCo) or every "
+        "step",
         choices=LR_PER,
+        group="optimization",
     )
     lr_milestones: tuple[int, ...] = option(
         (),
-        "for --lr_schedule=steps: epochs, from the start of the run, such as "
+        "epochs, from the start of the run, for --lr_schedule=steps, such as "
         "120,160",
+        group="optimization",
     )
     warmup_epochs: float = option(
         0.0,
         "epochs, or parts of one, in which the learning rate first rises "
-        "linearly from 0, with every step",
+        "linearly from 0",
         minimum=0.0,
+        group="optimization",
     )
     sgd_momentum: float = option(
-        0.9, "momentum of sgd and lars, in [0, 1)", minimum=0.0, below=1.0
+        0.9,
+        "momentum of sgd and lars, in [0, 1)",
+        minimum=0.0,
+        below=1.0,
+        group="optimization",
     )
     l2: float = option(
         1e-4,
@@ -193,6 +255,7 @@ class Config:
         "ratio), or, times the learning rate, the share of them that each "
         "step takes off (adamw)",
         minimum=0.0,
+        group="optimization",
     )
     l2_on: str = option(
         "all",
@@ -200,82 +263,122 @@ class Config:
         "without normalisation and biases (as SimCLR and BYOL do); lars acts "
         "on kernels whatever this says",
         choices=L2_ON,
+        group="optimization",
     )
-    seed: int = option(0, "seed of everything random", minimum=0)
+    seed: int = option(
+        0,
+        "seed of all random numbers",
+        minimum=0,
+        group="run",
+    )
     precision: str = option(
         "float32",
-        "of the convolutions: float32, bfloat16, float16 with loss scaling, or "
-        "bfloat16 where processor or accelerator is made for it (auto); all "
-        "else is float32",
+        "numbers that convolutions are computed in: float32, bfloat16, float16 "
+        "with loss scaling, or bfloat16 where the processor or accelerator "
+        "supports it (auto); everything else is float32",
         choices=PRECISIONS,
+        group="network",
     )
     accumulation_steps: int = option(
         1,
         "micro-batches that each replica's share of the batch goes through "
         "one after the other, for batches larger than its memory",
         minimum=1,
+        group="optimization",
     )
     # Evaluation and export
     image_size: int = option(
-        224, "side of images for evaluation and export, in px", minimum=8
+        224,
+        "side of images for evaluation and export, in px",
+        minimum=8,
+        group="evaluation",
     )
     eval_keep: float = option(
         0.875,
-        "share, in (0, 1], of the short side that their centre crop keeps",
+        "share, in (0, 1], of the short side that the centre crop for "
+        "evaluation and export keeps",
         above=0.0,
         maximum=1.0,
+        group="evaluation",
     )
     knn_epochs: int = option(
         1,
         "epochs between kNN evaluations; 0: none",
         minimum=0,
         portable=True,
+        group="evaluation",
     )
-    knn_k: int = option(200, "neighbours that vote", minimum=1, portable=True)
+    knn_k: int = option(
+        200,
+        "k, nearest neighbours that vote in the evaluation",
+        minimum=1,
+        portable=True,
+        group="evaluation",
+    )
     knn_temperature: float = option(
-        0.1, "T of their weights exp(cosine / T)", above=0.0, portable=True
+        0.1,
+        "T of the neighbours' weights exp(cosine / T)",
+        above=0.0,
+        portable=True,
+        group="evaluation",
     )
     knn_bank: int = option(
         50_000,
         "labelled training images that the neighbours are taken from, at most",
         minimum=1,
         portable=True,
+        group="evaluation",
     )
     # Where and with what
     workdir: str = option(
         "",
-        "directory of the run: checkpoints, metrics, pictures",
+        "directory of the run, for checkpoints, metrics and pictures; always "
+        "to be named",
         portable=True,
+        group="run",
+        path=True,
     )
     strategy: str = option(
         "auto",
-        "one device, all GPUs of the machine (mirrored), of several machines "
+        "devices: one, all GPUs of the machine (mirrored), several machines "
         "(multiworker, by TF_CONFIG or SLURM), a TPU, or what there is (auto)",
         choices=STRATEGIES,
         portable=True,
+        group="run",
     )
     tpu: str = option(
         "",
         "name or address of the TPU, local on a TPU VM; for --strategy=tpu",
         portable=True,
+        group="run",
     )
     jit_compile: bool = option(
         False,
         "compile the whole training step with XLA: for GPUs (TPUs always do); "
         "slower on CPUs",
         portable=True,
+        group="run",
     )
     log_steps: int = option(
-        50, "steps between lines of metrics.jsonl", minimum=1, portable=True
+        50,
+        "steps between lines of metrics.jsonl",
+        minimum=1,
+        portable=True,
+        group="run",
     )
     checkpoint_steps: int = option(
         0,
         "steps between checkpoints; 0: one per epoch",
         minimum=0,
         portable=True,
+        group="run",
     )
     keep_checkpoints: int = option(
-        3, "newest checkpoints to keep", minimum=1, portable=True
+        3,
+        "newest checkpoints to keep",
+        minimum=1,
+        portable=True,
+        group="run",
     )
     options: typing.Any = None  # the method's own, a methods.*.Options
 
@@ -299,14 +402,18 @@ def default(method="clsa", **changes):
 def define_flags(flag_values=flags.FLAGS):
     """Defines a flag for every field of `Config` and of all `Options`."""
     for field in _fields(Config):
-        define(field, "", flag_values)
+        flags.DEFINE_flag(Flag(field), flag_values)
     for name, owned in _method_fields().items():
         if name not in flag_values:
-            define(_for_all(owned), _of_methods(owned), flag_values)
+            flag = Flag(_for_all(owned), owners=owned)
+            flags.DEFINE_flag(flag, flag_values)
 
 
 def from_flags(flag_values=flags.FLAGS):
     """Returns the `Config` that the parsed flags spell.
+
+    What a recipe says in epochs is fitted to another `--total_epochs`, and
+    printed, see `clsa_tf.length`.
 
     Raises:
         UserError: a flag that belongs to another method, or values that do not
@@ -315,20 +422,63 @@ def from_flags(flag_values=flags.FLAGS):
     method = flag_values["method"].value
     options = methods.load(method).Options
     mine = {f.name for f in _fields(options)}
-    for name, owned in _method_fields().items():
-        if name not in mine and flag_values[name].present:
-            raise UserError(
-                f"Expected flags of --method={method}, received --{name}, "
-                f"which belongs to {' and '.join(owned)}; remove it or "
-                "change --method."
-            )
+    foreign = [
+        flag_values[name]
+        for name in _method_fields()
+        if name not in mine and flag_values[name].present
+    ]
+    if foreign:
+        raise UserError(_not_of_method(flag_values, foreign))
     # A flag that two methods share has one default per method: only what the
     # person wrote overrides it.
     own = {n: flag_values[n].value for n in mine if flag_values[n].present}
     common = {f.name: flag_values[f.name].value for f in _fields(Config)}
-    config = Config(**common, options=options(**own))
+    fitted, sentence = length.adapt(flag_values)
+    config = Config(**common | fitted, options=options(**own))
     check(config)
+    if sentence:
+        print(sentence)
     return config
+
+
+def _not_of_method(flag_values, foreign):
+    """Says which flags are not of the method, whose they are and what to do.
+
+    Args:
+        flag_values: the parsed flags.
+        foreign: list of `Flag`.
+    """
+    method = flag_values["method"]
+    typed = [flag for flag in foreign if not flag.files]
+    if typed or method.files:
+        flag, *others = typed or foreign
+        chosen = f" of {method.files[-1]}" if method.files else ""
+        more = f" and {len(others)} more" if others else ""
+        return (
+            f"Expected flags of --method={method.value}{chosen}, received "
+            f"--{flag.name}{more}, which belongs to "
+            f"{' and '.join(flag.owners)}; remove it or change --method."
+        )
+    file = foreign[0].files[-1]
+    before = [w.value for w in method.written if w.files]
+    recipe = flagfiles.recipe_for(method.value, like=file)
+    rest = [
+        f"--{flag.name}={spell(flag.value)}"
+        for flag in map(flag_values.__getitem__, flag_values)
+        if isinstance(flag, Flag)
+        and flag.written
+        and not flag.files
+        and flag is not method
+    ]
+    command = shlex.join([f"--flagfile={recipe}", *rest])
+    names = ", ".join(f"--{flag.name}" for flag in foreign)
+    return (
+        f"Expected a flagfile for --method={method.value}, which was typed, "
+        f"received {file} for "
+        f"{before[-1] if before else 'another method'}, with {names}; "
+        + (f"write `{command}` instead, or " if recipe else "")
+        + f"take these lines out of a copy of {file}."
+    )
 
 
 def parse(arguments):
@@ -338,17 +488,13 @@ def parse(arguments):
         arguments: list of str, such as `"--total_epochs=9"`.
 
     Raises:
-        absl.flags.Error: an unknown flag or an ill-typed value.
-        UserError: something that is no flag, or see `from_flags`.
+        command_line.FlagError: an unknown flag or an ill-typed value, or
+            something that is no flag.
+        UserError: no such flagfile, or see `from_flags`.
     """
     values = flags.FlagValues()
     define_flags(values)
-    rest = values(["", *arguments])[1:]
-    if rest:
-        raise UserError(
-            f"Expected only flags, received {rest[0]!r}; write them as "
-            "--name=value."
-        )
+    command_line.parse(arguments, values)
     return from_flags(values)
 
 
@@ -404,10 +550,11 @@ def load(workdir):
         ) from e
     try:
         return parse(lines)
-    except flags.Error as e:
+    except command_line.FlagError as e:
+        reason = str(e).split(";")[0].removeprefix("Expected ")
         raise UserError(
-            f"Expected flags that this version knows in {path}, received: {e}; "
-            "use the version of clsa_tf that started the run."
+            f"Expected flags that this version knows in {path}, not "
+            f"{reason}; use the version of clsa_tf that started the run."
         ) from e
 
 
@@ -477,15 +624,3 @@ def _for_all(owned):
     field = copy.copy(owned[_shown(owned)])
     field.metadata = dict(field.metadata) | {"check": check}
     return field
-
-
-def _of_methods(owned):
-    """Says which methods have a flag, and where their defaults differ."""
-    usual = owned[_shown(owned)].default
-    names = [
-        name
-        if field.default == usual
-        else f"{name}: {spell(field.default) or 'none'}"
-        for name, field in owned.items()
-    ]
-    return f"[{', '.join(names)}] "

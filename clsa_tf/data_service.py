@@ -1,9 +1,12 @@
-"""Makes views for trainings: `python -m clsa_tf.data_service --expose`.
+"""Reads images and makes views for trainings on other machines.
 
-A training with `--data_service=grpc://host:port` has its images read, decoded
-and augmented here. Start one per machine, or several with other ports; none
-knows of the others. They have to see the dataset under the same paths as the
-training, and run the same version of TensorFlow on the same kind of processor.
+    python -m clsa_tf.data_service --expose
+    python -m clsa_tf.train --flagfile=clsa --data_service=grpc://HOST:5050
+
+A training with --data_service has its images read, decoded and augmented here.
+Start one service per machine, or several with other ports; none knows of the
+others. They have to see the dataset under the same paths as the training, and
+run the same version of TensorFlow on the same kind of processor.
 
 SIGTERM and SIGINT (Ctrl-C) end it, with exit status 0.
 """
@@ -18,29 +21,36 @@ from absl import flags
 from clsa_tf import entry
 from clsa_tf.errors import UserError, first_line
 
-_PORT = flags.DEFINE_integer(
-    "port",
-    5050,
-    "port that trainings ask for datasets; they get them from the next one. 0: "
-    "any two free ports",
-    lower_bound=0,
-    upper_bound=2**16 - 2,
-)
-_HOST = flags.DEFINE_string(
-    "host",
-    "",
-    "name or address by which trainings reach this machine; empty: its host "
-    "name",
-)
-_EXPOSE = flags.DEFINE_bool(
-    "expose",
-    False,
-    "agree that both ports are open on all network interfaces, to everyone who "
-    "can reach them, and that whatever dataset is sent there is run: it can "
-    "read any file that this process can. For private networks only.",
-)
 # What a training that was killed had ordered is thrown away after so long.
 _ABANDONED_MS = 30_000
+
+
+def define_flags(flag_values):
+    """Defines this command's flags."""
+    flags.DEFINE_integer(
+        "port",
+        5050,
+        "port that trainings ask for datasets; they get them from the next "
+        "one. 0: any two free ports",
+        lower_bound=0,
+        upper_bound=2**16 - 2,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "host",
+        "",
+        "name or address by which trainings reach this machine; empty: its "
+        "host name",
+        flag_values,
+    )
+    flags.DEFINE_bool(
+        "expose",
+        False,
+        "agree that both ports are open on all network interfaces, to everyone "
+        "who can reach them, and that whatever dataset is sent there is run: "
+        "it can read any file that this process can. For private networks only",
+        flag_values,
+    )
 
 
 def check_free(port):
@@ -66,7 +76,7 @@ def serve():
     signal.set_wakeup_fd(signalled)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    if not _EXPOSE.value:
+    if not flags.FLAGS.expose:
         raise UserError(
             "Expected --expose, received none: tf.data's servers listen on all "
             "network interfaces and run whatever they are sent, which can read "
@@ -76,8 +86,8 @@ def serve():
     service = tf.data.experimental.service
     # Not for the services, which leave them to the trainings.
     tf.config.set_visible_devices([], "GPU")
-    host = _HOST.value or socket.gethostname()
-    port = _PORT.value
+    host = flags.FLAGS.host or socket.gethostname()
+    port = flags.FLAGS.port
     try:
         for number in (port, port + 1) if port else ():
             check_free(number)
@@ -114,4 +124,4 @@ def serve():
 
 
 if __name__ == "__main__":
-    entry.launch(serve)
+    entry.launch(serve, define_flags)

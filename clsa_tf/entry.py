@@ -3,9 +3,9 @@
 import errno
 import sys
 
-from absl import app, logging
+from absl import app, flags, logging
 
-from clsa_tf import stack
+from clsa_tf import command_line, help_page, stack
 from clsa_tf.errors import Stopped, UserError, WorkerLost
 
 _DISK_ERRORS = (
@@ -18,33 +18,47 @@ _DISK_ERRORS = (
 )
 
 
-def launch(main, *, positional=False):
+def launch(main, define_flags, *, positional=False):
     """Parses the flags, calls `main()` and exits.
 
     The exit status is 0; 1 after a `UserError` or an unusable disk; 128 + its
     number after a signal that stopped the run; 138 after `WorkerLost`. Each is
-    said in one sentence without a traceback.
+    said in one sentence without a traceback. `--help` prints the docstring of
+    `main`'s module and the flags.
 
     Args:
         main: function without arguments; flags are parsed when it is called.
+        define_flags: function that defines the command's flags in the
+            `absl.flags.FlagValues` that it is given.
         positional: whether the command takes other arguments, too, before,
             between or behind the flags; `main` is then called with their list.
     """
-    # Before flags are parsed, of which some are required.
-    if "--version" in sys.argv[1:]:
-        print(stack.describe())
-        sys.exit(0)
+    def parse(argv):
+        # Before flags are parsed, of which some are required.
+        if "--version" in argv[1:]:
+            print(stack.describe())
+            sys.exit(0)
+        own = flags.FlagValues()
+        define_flags(own)
+        try:
+            if help_page.asked(argv[1:]):
+                text = sys.modules[main.__module__].__doc__
+                print(help_page.render(text, own, argv[1:]))
+                sys.exit(0)
+            define_flags(flags.FLAGS)
+            rest = command_line.parse(
+                argv[1:], flags.FLAGS, known=list(own), positional=positional
+            )
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            sys.exit(1)
+        return [argv[0], *rest]
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)
         # Plain text: absl's prefix of date, thread and line is for servers.
         logging.get_absl_handler().setFormatter(None)
         try:
-            if len(argv) > 1 and not positional:
-                raise UserError(
-                    f"Expected only flags, received {argv[1]!r}; write flags "
-                    "as --name=value."
-                )
             main(argv[1:]) if positional else main()
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)
@@ -78,4 +92,4 @@ def launch(main, *, positional=False):
             return 1
         return 0
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)

@@ -1,9 +1,9 @@
 """Shows what training images are made into, on one sheet.
 
-    python -m clsa_tf.gallery --flagfile=configs/clsa.flags \\
-        --dataset=folder:/photos --output=views.png
+    python -m clsa_tf.gallery --flagfile=clsa --dataset=folder:/photos \\
+        --output=views.png
 
-Takes the flags of a training and draws its first images, as each of its views,
+Takes the flags of a training and draws its first images, each of their views,
 and what every strong operation does. Nothing of a run is read or written.
 """
 
@@ -22,6 +22,7 @@ from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import UserError
+from clsa_tf.spelling import define_path, require
 
 LEVELS = range(1, strong.MAX_LEVEL)
 MOST = 512  # px of the longer side that are kept of an original
@@ -227,17 +228,19 @@ def check_output(path):
         ) from e
 
 
-def define_flags():
-    """Defines the flags of this command that are not a training's."""
-    flags.DEFINE_string("output", None, "path of the PNG file to write")
+def define_flags(flag_values):
+    """Defines this command's flags: those of a training, and two more."""
+    define_path("output", None, "PNG file to write", flag_values)
     flags.DEFINE_integer(
         "images",
         6,
         "images to show, in 1..64; of fewer in the dataset, all",
         lower_bound=1,
         upper_bound=64,
+        flag_values=flag_values,
     )
-    flags.mark_flag_as_required("output")
+    require(flag_values, "output")
+    clsa_tf.config.define_flags(flag_values)
 
 
 def main():
@@ -249,7 +252,4 @@ def main():
 
 
 if __name__ == "__main__":
-    define_flags()
-    clsa_tf.config.define_flags()
-    flags.adopt_module_key_flags(clsa_tf.config)
-    entry.launch(main)
+    entry.launch(main, define_flags)

@@ -91,7 +91,7 @@ def load_encoder(
             f"{outputs!r}; choose one of them."
         )
     scale = _affine(pixels)
-    model = _read(os.fspath(path))
+    model = _read(os.path.expanduser(os.fspath(path)))
     features = _features(model, head_layers)
     normalise = model.get_layer(NORMALISE)
     normalise.scale, normalise.offset = scale

@@ -2,11 +2,24 @@
 
 import dataclasses
 
+# Of flags in the help, in this order -> what they are about.
+GROUPS = {
+    "data": "Data: what to train on and how to read it",
+    "views": "Views (CROP is SIZE:MIN:MAX, px and shares of the image's area)",
+    "method": "Method",
+    "network": "Network",
+    "optimization": "Optimization",
+    "evaluation": "Evaluation",
+    "run": "Run: where it is kept, and what computes it",
+}
+
 
 def option(
     default,
     help,
     *,
+    group="method",
+    path=False,
     choices=None,
     minimum=None,
     above=None,
@@ -19,6 +32,8 @@ def option(
     Args:
         default: its value unless set.
         help: what it is, with its unit.
+        group: one of `GROUPS`.
+        path: whether it is a path, in which `~` is the home directory.
         choices: the values it, or each element of a tuple, may take.
         minimum: smallest allowed value.
         above: bound that it must exceed.
@@ -47,7 +62,14 @@ def option(
 
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "check": check, "portable": portable},
+        metadata={
+            "help": help,
+            "group": group,
+            "path": path,
+            "choices": choices,
+            "check": check,
+            "portable": portable,
+        },
     )
 
 

@@ -5,20 +5,19 @@ files and words: settings are spelled as flags and parsed as those are.
 """
 
 import contextlib
-import difflib
 import os
 import signal
 
-import absl.flags
 import tensorflow as tf
 from tensorflow import keras
 
+from clsa_tf import command_line, load, train
 from clsa_tf import config as config_lib
-from clsa_tf import load, train
 from clsa_tf.data import from_dataset
 from clsa_tf.data.sources import FOLDER, TFRECORD
 from clsa_tf.data.tfds_source import INFO
 from clsa_tf.errors import Stopped, UserError
+from clsa_tf.spelling import expand_user
 
 # Within the run's directory: what a `tf.data.Dataset` is written to.
 DATASET = "dataset"
@@ -45,8 +44,8 @@ def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
             dictionaries with `"image"` and maybe `"label"`, images being
             uint8 or float in [0, 1], `[H, W, 3]`, or encoded, string `[]`.
         workdir: directory of the run: checkpoints, metrics, pictures.
-        flagfile: file of settings to start from, such as
-            `"configs/quickstart.flags"`.
+        flagfile: file of settings to start from, or the name of a recipe,
+            such as `"quickstart.flags"`.
         outputs: of the model, see `clsa_tf.load_encoder`.
         **settings: flags of `python -m clsa_tf.train` by their names, such as
             `method="moco"`, `total_epochs=100` or `query_crops="224:0.2:1"`;
@@ -98,18 +97,16 @@ def make_config(data, *, workdir, flagfile="", **settings):
             f"Expected a directory as workdir, received {workdir!r}; name one."
         )
     _check_names(settings)
+    workdir = os.path.expanduser(os.fspath(workdir))
     flags = {
         "dataset": _dataset(data, workdir),
-        "workdir": os.fspath(workdir),
+        "workdir": workdir,
         **{name: _spell(name, value) for name, value in settings.items()},
     }
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     if flagfile:
-        arguments.insert(0, _flagfile(flagfile))
-    try:
-        return config_lib.parse(arguments)
-    except absl.flags.Error as e:
-        raise UserError(str(e)) from e
+        arguments.insert(0, f"--flagfile={os.fspath(flagfile)}")
+    return config_lib.parse(arguments)
 
 
 def _dataset(data, workdir):
@@ -122,12 +119,12 @@ def _dataset(data, workdir):
             f"or a tf.data.Dataset, received {type(data).__name__}; arrays "
             "become one by tf.data.Dataset.from_tensor_slices."
         )
-    path = os.fspath(data)
+    path = expand_user(os.fspath(data))
     if os.path.isdir(path):
         prepared = os.path.exists(os.path.join(path, INFO))
         return path if prepared else FOLDER + path
     # Others may be names of datasets.
-    if path is not data or path.startswith((".", "/", "~")):
+    if not isinstance(data, str) or path.startswith((".", "/", "~")):
         raise UserError(
             f"Expected a directory of images, received {path!r}, which is "
             "none; check the path."
@@ -145,10 +142,10 @@ def _check_names(settings):
                 f"dataset={settings[name]!r}, too; leave that out."
             )
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = command_line.suggest(name, [*known, "flagfile"])
             raise UserError(
                 f"Expected the name of a flag, received {name!r}; "
-                + (f"did you mean {near[0]}? " if near else "")
+                + (f"did you mean {' or '.join(near)}? " if near else "")
                 + "`python -m clsa_tf.train --help` lists them."
             )
 
@@ -162,15 +159,6 @@ def _spell(name, value):
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     return str(value)
-
-
-def _flagfile(path):
-    if not os.path.isfile(path):
-        raise UserError(
-            f"Expected a file of flags, received flagfile={str(path)!r}, which "
-            "is none; check the path."
-        )
-    return f"--flagfile={os.fspath(path)}"
 
 
 @contextlib.contextmanager

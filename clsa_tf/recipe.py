@@ -21,15 +21,26 @@ class Weak:
         "strengths of the colour jitter: brightness, contrast and saturation "
         "by factors of 1 - strength to 1 + strength, hue by up to this share "
         "of the colour circle",
+        group="views",
     )
     jitter_probability: float = option(
-        0.8, "probability, in [0, 1], of the jitter", minimum=0.0, maximum=1.0
+        0.8,
+        "probability, in [0, 1], of the jitter",
+        minimum=0.0,
+        maximum=1.0,
+        group="views",
     )
     gray: float = option(
-        0.2, "probability, in [0, 1], of greyscale", minimum=0.0, maximum=1.0
+        0.2,
+        "probability, in [0, 1], of greyscale",
+        minimum=0.0,
+        maximum=1.0,
+        group="views",
     )
     gray_first: bool = option(
-        False, "greyscale before the jitter, as in MoCo v1, instead of after it"
+        False,
+        "greyscale before the jitter, as in MoCo v1, instead of after it",
+        group="views",
     )
     blur: float = option(
         0.5,
@@ -37,15 +48,17 @@ class Weak:
         "for images of about 32 to 64 px",
         minimum=0.0,
         maximum=1.0,
+        group="views",
     )
     join_crops: bool = option(
         False,
         "crops of equal size go through the encoder together and share their "
         "batch statistics (SimCLR, SwAV), instead of one after the other",
+        group="network",
     )
     over_crops: str = option(
         "mean",
-        "what becomes of the losses of several crops of an image",
+        "how the losses of several crops of an image are combined",
         choices=("sum", "mean"),
     )
 
@@ -78,12 +91,17 @@ class Unequal:
     crop: Crop = option(
         Crop(224, 0.08, 1.0),
         "crop of the two views, size:min_area:max_area (px, shares)",
+        group="views",
     )
     view_blur: tuple[float, ...] = option(
-        (1.0, 0.1), "probabilities, in [0, 1], of the two views' blur"
+        (1.0, 0.1),
+        "probabilities, in [0, 1], of the two views' blur",
+        group="views",
     )
     view_solarize: tuple[float, ...] = option(
-        (0.0, 0.2), "probabilities, in [0, 1], of the two views' solarisation"
+        (0.0, 0.2),
+        "probabilities, in [0, 1], of the two views' solarisation",
+        group="views",
     )
 
     def two_views(self):
@@ -113,14 +131,24 @@ class Projection:
 
     head_kind = "plain"
 
-    projection_size: int = option(128, "D, width of the projection", minimum=2)
+    projection_size: int = option(
+        128,
+        "D, width of the projection",
+        minimum=2,
+        group="network",
+    )
     projection_layers: int = option(
-        2, "linear layers of the projection head", minimum=1
+        2,
+        "linear layers of the projection head",
+        minimum=1,
+        group="network",
     )
     projection_hidden: int = option(
         0,
-        "width of all but the last of them; 0: as wide as the features",
+        "width of the projection head's hidden layers; 0: as wide as the "
+        "features",
         minimum=0,
+        group="network",
     )
 
     # Heads side by side, and whether their hidden layers are the features.
@@ -151,7 +179,7 @@ class Momentum:
     )
     key_momentum_schedule: str = option(
         "constant",
-        "m stays, or rises to 1 along half a cosine",
+        "whether m stays, or rises to 1 along half a cosine",
         choices=("constant", "cosine"),
     )
 
@@ -174,27 +202,32 @@ class Divergence:
     """Strong views, and the divergence (DDM) through which they are taught."""
 
     strong_crops: tuple[Crop, ...] = option(
-        (Crop(96, 0.086, 0.429),), "crops of the strongly augmented queries"
+        (Crop(96, 0.086, 0.429),),
+        "crops of the strongly augmented queries",
+        group="views",
     )
     strong_ops: int = option(
         5,
         "strong operations drawn per strong view, each applied with "
         "probability 1/2",
         minimum=0,
+        group="views",
     )
     strong_pool: str = option(
         "released",
-        "what they are drawn from: the 14 operations and whole levels of the "
+        "pool of the strong operations: the 14 with whole levels of the "
         "released code, or the paper's (Invert instead of Identity, continuous "
         "levels)",
         choices=tuple(strong.POOLS),
+        group="views",
     )
     strong_level: int = option(
         strong.MAX_LEVEL,
-        "bound, in 2..10, of the levels: 1 to one below it (released), 0 to it "
-        "(paper)",
+        "bound, in 2..10, of the strong operations' levels: 1 to one below it "
+        "(released), 0 to it (paper)",
         minimum=2,
         maximum=strong.MAX_LEVEL,
+        group="views",
     )
     ddm_weight: float = option(
         0.0,
@@ -207,8 +240,8 @@ class Divergence:
     )
     ddm_teacher: str = option(
         "online",
-        "whose weak view teaches the strong ones: the trained encoder's, as "
-        "released, or the momentum encoder's",
+        "encoder whose weak view teaches the strong ones: the trained one, as "
+        "released, or the momentum encoder",
         choices=("online", "momentum"),
     )
 

@@ -1,6 +1,9 @@
-"""Sums a run up: `python -m clsa_tf.report --workdir=runs/quickstart`.
+"""Sums up a run: evaluates it, draws pictures and writes summary.json.
 
-Evaluates, draws the pictures, writes `<workdir>/summary.json` and prints it.
+    python -m clsa_tf.report --workdir=runs/quickstart
+
+Prints nearest-neighbour accuracies and the paths of the pictures, which are in
+the run's directory.
 """
 
 import json
@@ -16,6 +19,7 @@ from clsa_tf.data.sources import open_train_source
 from clsa_tf.evaluation import features, knn
 from clsa_tf.evaluation.task import knn_task
 from clsa_tf.methods.base import make_encoder
+from clsa_tf.spelling import define_path, require
 
 
 def report(workdir, *, savedmodel=""):
@@ -112,16 +116,17 @@ def show(summary):
         print(f"  picture                {path}")
 
 
-def define_flags():
+def define_flags(flag_values):
     """Defines this command's flags."""
-    flags.DEFINE_string("workdir", None, "directory of the run to sum up")
-    flags.DEFINE_string(
+    define_path("workdir", None, "directory of the run to sum up", flag_values)
+    define_path(
         "savedmodel",
         "",
         "path of its export, named in the summary; empty: the newest in "
         "<workdir>/savedmodel",
+        flag_values,
     )
-    flags.mark_flag_as_required("workdir")
+    require(flag_values, "workdir")
 
 
 def main():
@@ -131,5 +136,4 @@ def main():
 
 
 if __name__ == "__main__":
-    define_flags()
-    entry.launch(main)
+    entry.launch(main, define_flags)

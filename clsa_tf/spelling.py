@@ -1,5 +1,6 @@
 """Values as flags spell them, and flags that say what is wrong with one."""
 
+import os
 import typing
 
 from absl import flags
@@ -7,32 +8,88 @@ from absl import flags
 from clsa_tf.options import Crop
 
 
+class Written(typing.NamedTuple):
+    """A place where a flag is set.
+
+    Attributes:
+        position: among all arguments, those in flagfiles included.
+        value: as it is spelled.
+        files: see `clsa_tf.flagfiles.Argument`; () if it was typed.
+    """
+
+    position: int
+    value: str
+    files: tuple
+
+
+class Flag(flags.Flag):
+    """The flag of a field of a configuration.
+
+    Attributes:
+        field: the `dataclasses.Field`.
+        owners: method -> its field, if it is an option of methods; None.
+        written: list of `Written`, the last of which holds.
+    """
+
+    def __init__(self, field, owners=None):
+        """See the class."""
+        super().__init__(
+            _Parser(field),
+            _Serializer(),
+            field.name,
+            field.default,
+            field.metadata["help"],
+            boolean=field.type is bool,  # --name and --noname
+        )
+        self.field = field
+        self.owners = owners
+        self.written = []
+
+    @property
+    def files(self):
+        """The flagfile that its value is from, see `Written`; () if none."""
+        return self.written[-1].files if self.written else ()
+
+
 def spell(value):
     """Returns a value as it is written behind a flag's `=`."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return ",".join(map(str, value))
     return str(value)
 
 
-def define(field, prefix, flag_values):
-    """Defines the flag of a field that `clsa_tf.options.option` declared.
+def expand_user(text):
+    """Replaces `~` in a path, also in `folder:~/photos`, by the home."""
+    prefix, colon, path = text.partition(":")
+    if path.startswith("~"):
+        return prefix + colon + os.path.expanduser(path)
+    return os.path.expanduser(text)
 
-    Args:
-        field: `dataclasses.Field`.
-        prefix: of its help text.
-        flag_values: where to.
-    """
-    flag = flags.Flag(
-        _Parser(field),
-        _Serializer(),
-        field.name,
-        field.default,
-        prefix + field.metadata["help"],
-        boolean=field.type is bool,  # --name and --noname
-    )
-    flags.DEFINE_flag(flag, flag_values)
+
+def define_path(name, default, help, flag_values):
+    """Defines a flag that is the path of a file or directory."""
+    flags.DEFINE(_PathParser(), name, default, help, flag_values)
+
+
+def require(flag_values, *names):
+    """Marks flags without which the command cannot do anything."""
+    for name in names:
+        flag_values[name].needed = True
+
+
+def is_required(flag):
+    """Whether `require` was called for a flag."""
+    return getattr(flag, "needed", False)
+
+
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument):
+        return expand_user(os.fspath(argument))
+
+    def flag_type(self):
+        return "path"
 
 
 class _Serializer(flags.ArgumentSerializer):
@@ -53,14 +110,14 @@ class _Parser(flags.ArgumentParser):
             try:
                 value = self._from_string(argument)
             except ValueError as e:
-                raise ValueError(
-                    f"Expected {e}, received {argument!r}."
-                ) from None
+                raise ValueError(f"Expected {e}, received {argument!r}") from (
+                    None
+                )
         else:
             value = argument
         problem = self._field.metadata["check"](value)
         if problem:
-            raise ValueError(problem + ".")
+            raise ValueError(problem)
         return value
 
     def _from_string(self, text):
@@ -89,7 +146,13 @@ class _Parser(flags.ArgumentParser):
                 return tuple(map(number, text.split(","))) if text else ()
             except ValueError:
                 raise ValueError(f"{noun} separated by commas") from None
-        return text
+        return expand_user(text) if self._field.metadata["path"] else text
 
     def flag_type(self):
-        return getattr(self._field.type, "__name__", "crops")
+        if self._field.metadata["path"]:
+            return "path"
+        kind = self._field.type
+        if kind is Crop or kind == tuple[Crop, ...]:
+            return "crop" if kind is Crop else "crops"
+        part = typing.get_args(kind)
+        return f"{part[0].__name__}s" if part else kind.__name__

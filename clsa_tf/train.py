@@ -1,7 +1,13 @@
-"""Pretrains: `python -m clsa_tf.train --flagfile=configs/clsa.flags`.
+"""Pretrains an image encoder without labels.
 
-The same command again resumes where it stopped. Everything the run leaves is in
-`--workdir`; `--flagfile=<workdir>/run.flags` repeats it.
+    python -m clsa_tf.train --flagfile=quickstart
+    python -m clsa_tf.train --flagfile=clsa --dataset=folder:/photos \\
+        --workdir=runs/photos --total_epochs=100
+
+The first trains on small pictures that are drawn for it (minutes on a CPU), the
+second on your own images. The same command again resumes where it stopped.
+Everything that a run leaves is in --workdir; --flagfile=WORKDIR/run.flags
+repeats it.
 """
 
 import contextlib
@@ -24,7 +30,7 @@ from clsa_tf import (
 from clsa_tf.augment.chain import finish_batch
 from clsa_tf.callbacks import Log, Monitor, Save
 from clsa_tf.checkpoint import Checkpoints
-from clsa_tf.data.checks import check_sizes
+from clsa_tf.data.checks import check_drawn_sizes, check_sizes
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.offload import Services, parse
 from clsa_tf.data.order import ALONE, Worker
@@ -65,8 +71,11 @@ class _Run:
         # First of all: workers connect when TensorFlow starts.
         self._strategy = make_strategy(config.strategy, tpu=config.tpu)
         self._workers = Workers(self._strategy)
-        self._source = open_train_source(config)
         self._views = methods.load(config.method).METHOD.views(config.options)
+        check_drawn_sizes(
+            config.dataset, self._views, allow_upscaling=config.allow_upscaling
+        )
+        self._source = open_train_source(config)
         self._steps_per_epoch = self._source.size // config.batch_size
         check_batch(config, self._source.size, self._strategy)
         check_sizes(
@@ -362,16 +371,45 @@ def legs(step, steps_per_epoch, total_epochs):
     return found
 
 
+def define_flags(flag_values):
+    """Defines this command's flags: those of a run, and one more."""
+    clsa_tf.config.define_flags(flag_values)
+    flags.DEFINE_bool(
+        "list_methods",
+        False,
+        "print the methods with their recipes, and exit",
+        flag_values,
+    )
+
+
+def check_told(config):
+    """Raises `UserError` unless it was said on what to train, and where to."""
+    missing = [
+        f"--{name}"
+        for name in ("dataset", "workdir")
+        if not getattr(config, name)
+    ]
+    if missing:
+        command = "\n    python -m clsa_tf.train --flagfile="
+        raise UserError(
+            f"Expected {' and '.join(missing)}, received none; type one of"
+            f"{command}quickstart"
+            f"{command}clsa --dataset=folder:/photos --workdir=runs/photos"
+            f"{command}clsa"
+            "\nfor the embedded pictures (minutes on a CPU), a folder of your "
+            "own, or a prepared ImageNet; `--help` lists the flags."
+        )
+
+
 def main():
     """Reads the flags and trains."""
     if flags.FLAGS.list_methods:
         print(catalogue.describe())
         return
-    run(clsa_tf.config.from_flags())
+    config = clsa_tf.config.from_flags()
+    check_told(config)
+    run(config)
 
 
 if __name__ == "__main__":
-    clsa_tf.config.define_flags()
-    flags.adopt_module_key_flags(clsa_tf.config)
-    flags.DEFINE_bool("list_methods", False, "print what there is, and exit")
-    entry.launch(main)
+    entry.launch(main, define_flags)

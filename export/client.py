@@ -21,6 +21,7 @@ from absl import flags
 
 from clsa_tf import entry
 from clsa_tf.errors import UserError
+from clsa_tf.spelling import define_path, require
 from export.embedding import address, embeddings, transports
 from export.embedding.address import Model
 from export.embedding.refusal import ModelError, embed_each, read_image
@@ -171,30 +172,45 @@ def _is_transient(error):
     return isinstance(error, ModelError) and error.transient
 
 
-def define_flags():
+def define_flags(flag_values):
     """Defines this command's flags."""
-    flags.DEFINE_string(
+
+    def define(kind, *arguments):
+        kind(*arguments, flag_values=flag_values)
+
+    define(
+        flags.DEFINE_string,
         "server",
         None,
         "whom to ask: host:port or grpc://host:port for gRPC, "
         "http://host:port for REST",
-        required=True,
     )
-    flags.DEFINE_string("model", "default", "name of the model there")
-    flags.DEFINE_integer(
-        "version", None, "number of its version; none: the newest", 0
+    define(flags.DEFINE_string, "model", "default", "name of the model there")
+    define(
+        flags.DEFINE_integer,
+        "version",
+        None,
+        "number of its version; none: the newest",
+        0,
     )
-    flags.DEFINE_string("label", None, "label of its version")
-    flags.DEFINE_string("signature", "serving_default", "what to call")
-    flags.DEFINE_float("timeout", 60.0, "seconds per attempt", 0.001)
-    flags.DEFINE_integer("attempts", 5, "how often to try", 1)
-    flags.DEFINE_integer("batch_size", 32, "images per request", 1)
-    flags.DEFINE_string(
-        "output", None, "file to write: .npz, .parquet or .tfrecord"
+    define(flags.DEFINE_string, "label", None, "label of its version")
+    define(flags.DEFINE_string, "signature", "serving_default", "what to call")
+    define(flags.DEFINE_float, "timeout", 60.0, "seconds per attempt", 0.001)
+    define(flags.DEFINE_integer, "attempts", 5, "how often to try", 1)
+    define(flags.DEFINE_integer, "batch_size", 32, "images per request", 1)
+    define(
+        define_path,
+        "output",
+        None,
+        "file to write: .npz, .parquet or .tfrecord; none: print",
     )
-    flags.DEFINE_bool(
-        "metadata", False, "print what the model takes and gives instead"
+    define(
+        flags.DEFINE_bool,
+        "metadata",
+        False,
+        "print what the model takes and gives instead",
     )
+    require(flag_values, "server")
 
 
 def main(photographs):
@@ -261,5 +277,4 @@ def _print(paths, rows, reasons):
 
 
 if __name__ == "__main__":
-    define_flags()
-    entry.launch(main, positional=True)
+    entry.launch(main, define_flags, positional=True)

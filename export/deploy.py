@@ -1,8 +1,10 @@
-"""What TensorFlow Serving needs around an exported model.
+"""Writes what TensorFlow Serving needs around exported models.
 
-`python -m export.deploy --model_base_path=models/photos --output=deploy` writes
-its settings, and files that start the official image with Docker Compose and on
-Kubernetes. Run again with other labels it moves them. See export/README.md.
+    python -m export.deploy --model_base_path=models/photos --output=deploy
+
+Writes its settings, and files that start the official image with Docker Compose
+and on Kubernetes. Run again with other labels it moves them. See
+export/README.md.
 """
 
 import os
@@ -15,6 +17,7 @@ from absl import flags
 
 from clsa_tf import entry
 from clsa_tf.errors import UserError
+from clsa_tf.spelling import define_path, require
 from export.deployment import published
 from export.deployment.checks import check_deployment
 from export.deployment.files import IMAGES, Settings, render
@@ -186,25 +189,40 @@ def _holds(path, text):
         return False
 
 
-def define_flags():
+def define_flags(flag_values):
     """Defines this command's flags."""
-    flags.DEFINE_string(
-        "model_base_path", None, "directory of the model's versions"
+    define_path(
+        "model_base_path",
+        None,
+        "directory of the model's versions",
+        flag_values,
     )
-    flags.DEFINE_string(
-        "output", None, "directory to write to; a server polls what is in it"
+    define_path(
+        "output",
+        None,
+        "directory to write to; a server polls what is in it",
+        flag_values,
     )
     flags.DEFINE_string(
         "model_name",
         "",
         "by which clients ask for it; empty: that of --model_base_path's last "
         "part",
+        flag_values,
     )
     flags.DEFINE_integer(
-        "stable", 0, "version with that label; 0: the newest", lower_bound=0
+        "stable",
+        0,
+        "version with that label; 0: the newest",
+        lower_bound=0,
+        flag_values=flag_values,
     )
     flags.DEFINE_integer(
-        "canary", 0, "version with that label; 0: none", lower_bound=0
+        "canary",
+        0,
+        "version with that label; 0: none",
+        lower_bound=0,
+        flag_values=flag_values,
     )
     for name, least, text in (
         ("max_batch_size", 1, "images in the largest batch"),
@@ -218,8 +236,12 @@ def define_flags():
         ("memory_mb", 256, "memory that the container gets, MiB"),
     ):
         default = Settings._field_defaults[name]
-        flags.DEFINE_integer(name, default, text, lower_bound=least)
-    flags.DEFINE_enum("accelerator", "cpu", IMAGES, "what to compute on")
+        flags.DEFINE_integer(
+            name, default, text, lower_bound=least, flag_values=flag_values
+        )
+    flags.DEFINE_enum(
+        "accelerator", "cpu", IMAGES, "what to compute on", flag_values
+    )
     flags.DEFINE_enum(
         "batching",
         "auto",
@@ -227,8 +249,9 @@ def define_flags():
         "compute requests of several clients together; there, one bad image "
         "fails them all. auto: only models exported with --bad_images=nan, "
         "where it does not",
+        flag_values,
     )
-    flags.mark_flags_as_required(["model_base_path", "output"])
+    require(flag_values, "model_base_path", "output")
 
 
 def main():
@@ -265,5 +288,4 @@ def main():
 
 
 if __name__ == "__main__":
-    define_flags()
-    entry.launch(main)
+    entry.launch(main, define_flags)

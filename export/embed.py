@@ -27,6 +27,7 @@ from clsa_tf import entry
 from clsa_tf.data.folder import SUFFIXES, list_images
 from clsa_tf.errors import Stopped, UserError
 from clsa_tf.interruption import Interruption
+from clsa_tf.spelling import define_path, require
 from export.embedding import embeddings
 from export.embedding.encoders import open_encoder
 from export.embedding.in_order import in_order
@@ -201,40 +202,59 @@ def _list_bad(path, bad):
     os.replace(path + ".draft", path)
 
 
-def define_flags():
+def define_flags(flag_values):
     """Defines this command's flags."""
-    flags.DEFINE_string(
+
+    def define(kind, *arguments):
+        kind(*arguments, flag_values=flag_values)
+
+    define(
+        define_path,
         "encoder",
         None,
         "directory of a SavedModel or of its versions, grpc://host:port/MODEL "
         "or http://host:port/v1/models/MODEL",
-        required=True,
     )
-    flags.DEFINE_string("images", None, "folder of images", required=True)
-    flags.DEFINE_string(
-        "output", None, "file: .npz, .parquet or .tfrecord", required=True
+    define(define_path, "images", None, "folder of images")
+    define(define_path, "output", None, "file: .npz, .parquet or .tfrecord")
+    define(
+        flags.DEFINE_list,
+        "outputs",
+        "embedding,projection",
+        "what to keep: either or both",
     )
-    flags.DEFINE_list(
-        "outputs", "embedding,projection", "what to keep: either or both"
+    define(flags.DEFINE_integer, "batch_size", 32, "images embedded at once", 1)
+    define(
+        flags.DEFINE_integer,
+        "shard_size",
+        2048,
+        "images after which what is done is saved",
+        1,
     )
-    flags.DEFINE_integer("batch_size", 32, "images embedded at once", 1)
-    flags.DEFINE_integer(
-        "shard_size", 2048, "images after which what is done is saved", 1
+    define(
+        flags.DEFINE_integer,
+        "concurrency",
+        4,
+        "batches under way at the same time",
+        1,
     )
-    flags.DEFINE_integer(
-        "concurrency", 4, "batches under way at the same time", 1
+    define(
+        flags.DEFINE_float,
+        "timeout",
+        60.0,
+        "seconds per attempt to reach a server",
+        0.001,
     )
-    flags.DEFINE_float(
-        "timeout", 60.0, "seconds per attempt to reach a server", 0.001
-    )
-    flags.DEFINE_integer("attempts", 5, "how often to try", 1)
-    flags.DEFINE_float(
+    define(flags.DEFINE_integer, "attempts", 5, "how often to try", 1)
+    define(
+        flags.DEFINE_float,
         "max_bad_share",
         0.05,
         "share, in [0, 1], of bad images above which there is no output",
         0.0,
         1.0,
     )
+    require(flag_values, "encoder", "images", "output")
 
 
 def main():
@@ -288,5 +308,4 @@ def main():
 
 
 if __name__ == "__main__":
-    define_flags()
-    entry.launch(main)
+    entry.launch(main, define_flags)

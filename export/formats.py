@@ -1,7 +1,9 @@
-"""Other formats: `python -m export.formats --workdir=W --output=D`.
+"""Writes the encoder of a run for Keras, TensorFlow Lite and ONNX.
 
-Writes into `D`, each file complete and compared with the encoder or not at
-all, and what was measured into `D/formats.json`:
+    python -m export.formats --workdir=runs/photos --output=models/formats
+
+Writes into OUTPUT, each file complete and compared with the encoder or not at
+all, and what was measured into OUTPUT/formats.json:
 
 * `encoder.keras`: the whole model, of Keras' own layers; plain Keras loads it.
   Images float32 `[N, H, W, 3]` in [0, 1] of any size.
@@ -43,6 +45,7 @@ from clsa_tf.data.sources import (
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import knn_task
+from clsa_tf.spelling import define_path, require
 from export import conversions
 from export.model import card
 
@@ -325,21 +328,23 @@ def _line(file, found):
     return text + (f", kNN {found['knn']:.1%}" if "knn" in found else "")
 
 
-def define_flags():
+def define_flags(flag_values):
     """Defines this command's flags."""
-    flags.DEFINE_string("workdir", None, "directory of the run")
-    flags.DEFINE_string("output", None, "directory for the files")
+    define_path("workdir", None, "directory of the run", flag_values)
+    define_path("output", None, "directory for the files", flag_values)
     flags.DEFINE_list(
         "formats",
         list(FORMATS),
         f"of {', '.join(FORMATS)}, separated by commas",
+        flag_values,
     )
-    flags.DEFINE_string(
+    define_path(
         "images",
         "",
         "folder of photos that the ranges of int8 are taken from, like those "
         f"that the encoder will see, some {_CALIBRATION} or more; empty: the "
         "dataset of the run",
+        flag_values,
     )
     flags.DEFINE_integer(
         "knn_images",
@@ -347,12 +352,14 @@ def define_flags():
         "labelled images of the run's dataset, at most, that the accuracy of "
         "the TFLite files is measured with; 0: it is not",
         lower_bound=0,
+        flag_values=flag_values,
     )
-    flags.mark_flags_as_required(["workdir", "output"])
+    require(flag_values, "workdir", "output")
     flags.register_validator(
         "formats",
         lambda names: names and set(names) <= set(FORMATS),
         f"names of {', '.join(FORMATS)}, separated by commas",
+        flag_values,
     )
 
 
@@ -370,5 +377,4 @@ def main():
 
 
 if __name__ == "__main__":
-    define_flags()
-    entry.launch(main)
+    entry.launch(main, define_flags)

@@ -1,8 +1,9 @@
-"""Exports: `python -m export.savedmodel --workdir=W --output=D`.
+"""Exports the encoder of a run for TensorFlow Serving.
 
-Writes `D/<version>/`, a SavedModel for TensorFlow Serving, complete or not at
-all: it is written under a temporary name, checked (`export.model.checks`), and
-only then renamed.
+    python -m export.savedmodel --workdir=runs/photos --output=models/photos
+
+Writes OUTPUT/VERSION, a SavedModel, complete or not at all: it is written under
+a temporary name, checked, and only then renamed.
 """
 
 import os
@@ -17,6 +18,7 @@ from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError
 from clsa_tf.files import flush_to_disk
 from clsa_tf.precision import PRECISIONS
+from clsa_tf.spelling import define_path, require
 from export.model import card, checks, served, untrusted, warmup
 
 
@@ -132,20 +134,22 @@ def _exists(target):
     )
 
 
-def define_flags():
+def define_flags(flag_values):
     """Defines this command's flags."""
-    flags.DEFINE_string("workdir", None, "directory of the run to export")
-    flags.DEFINE_string(
+    define_path("workdir", None, "directory of the run to export", flag_values)
+    define_path(
         "output",
         None,
         "directory of the model's versions, what --model_base_path of a server "
         "names",
+        flag_values,
     )
     flags.DEFINE_integer(
         "version",
         0,
         "number of this version; 0: one more than the newest",
         lower_bound=0,
+        flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "image_size",
@@ -153,18 +157,21 @@ def define_flags():
         "side, in px, that encoded images are brought to; 0: that of the run's "
         "evaluation",
         lower_bound=0,
+        flag_values=flag_values,
     )
     flags.DEFINE_enum(
         "precision",
         "float32",
         [name for name in PRECISIONS if name != "auto"],
         "in which the backbone computes; the weights are stored in float32",
+        flag_values,
     )
     flags.DEFINE_list(
         "outputs",
         list(served.OUTPUTS),
         "outputs to return, separated by commas: embedding (the backbone's "
         "features), projection (unit vectors of the head)",
+        flag_values,
     )
     flags.DEFINE_enum(
         "bad_images",
@@ -174,8 +181,11 @@ def define_flags():
         "request, saying which and why, or give a row of NaN and be false in "
         "the output `valid`. With TensorFlow Serving's batching a failure hits "
         "all requests of a batch: choose nan there",
+        flag_values,
     )
-    flags.DEFINE_string("license", "not stated", "of the weights, for the card")
+    flags.DEFINE_string(
+        "license", "not stated", "of the weights, for the card", flag_values
+    )
     for name, what in (
         ("image_bytes", "bytes of an encoded image"),
         ("image_pixels", "pixels of an encoded image, height times width"),
@@ -190,12 +200,14 @@ def define_flags():
             untrusted.Limits._field_defaults[name],
             f"most {what}; more is refused before it is decoded",
             lower_bound=1,
+            flag_values=flag_values,
         )
-    flags.mark_flags_as_required(["workdir", "output"])
+    require(flag_values, "workdir", "output")
     flags.register_validator(
         "outputs",
         lambda names: names and set(names) <= set(served.OUTPUTS),
         f"names of {', '.join(served.OUTPUTS)}, separated by commas",
+        flag_values,
     )
 
 
@@ -220,5 +232,4 @@ def main():
 
 
 if __name__ == "__main__":
-    define_flags()
-    entry.launch(main)
+    entry.launch(main, define_flags)

@@ -1,12 +1,14 @@
-"""A TF-Serving-compatible server in Python, for laptops and tests.
+"""Serves exported encoders over gRPC and REST, as TensorFlow Serving does.
 
-`python -m export.server --model_base_path=DIR` serves the versions below DIR
-with TensorFlow Serving's gRPC and REST interfaces, statuses and flags. Unlike
-there, it listens on the loopback interface only unless --host says otherwise,
-and requests are batched unless --noenable_batching is passed.
+    python -m export.server --model_base_path=models/photos
 
-SIGTERM and SIGINT (Ctrl-C) let it finish what it has and end, with exit
-status 0; the second one ends it at once.
+A server in Python for laptops and tests, with TensorFlow Serving's interfaces,
+statuses and flags. Unlike there, it listens on the loopback interface only
+unless --host says otherwise, and requests are batched unless
+--noenable_batching is passed.
+
+SIGTERM and SIGINT (Ctrl-C) let it finish what it has and end, with exit status
+0; the second one ends it at once.
 """
 
 import asyncio
@@ -19,6 +21,7 @@ from absl import flags
 
 from clsa_tf import entry
 from clsa_tf.errors import UserError
+from clsa_tf.spelling import define_path
 from export.serving import settings
 
 try:
@@ -32,6 +35,7 @@ except ModuleNotFoundError as e:
 
 _ANY_PORT = "0: not served, as in TensorFlow Serving; -1: any free port"
 _PORTS = dict(lower_bound=-1, upper_bound=2**16 - 1)
+_PATH = dict(path=True)
 _FROM_0 = dict(lower_bound=0)
 _FROM_1 = dict(lower_bound=1)
 # Name, default, help and limits: first TensorFlow Serving's, then ours.
@@ -45,11 +49,17 @@ _FLAGS = (
         _FROM_1,
     ),
     ("model_name", "default", "name of the one model"),
-    ("model_base_path", "", "directory of the one model's versions"),
+    (
+        "model_base_path",
+        "",
+        "directory of the one model's versions",
+        _PATH,
+    ),
     (
         "model_config_file",
         "",
         "ModelServerConfig in text format: the models instead of one",
+        _PATH,
     ),
     (
         "model_config_file_poll_wait_seconds",
@@ -91,12 +101,18 @@ _FLAGS = (
         "whether to run requests of several clients together (TensorFlow "
         "Serving's default: false)",
     ),
-    ("batching_parameters_file", "", "BatchingParameters in text format"),
+    (
+        "batching_parameters_file",
+        "",
+        "BatchingParameters in text format",
+        _PATH,
+    ),
     (
         "monitoring_config_file",
         "",
         "MonitoringConfig in text format: where to tell metrics besides "
         "/metrics",
+        _PATH,
     ),
     (
         "tensorflow_intra_op_parallelism",
@@ -208,7 +224,7 @@ def _check_flags(values):
             )
 
 
-def define_flags(values=flags.FLAGS):
+def define_flags(values):
     """Defines this command's flags in `values`."""
     kinds = {
         bool: flags.DEFINE_bool,
@@ -217,8 +233,10 @@ def define_flags(values=flags.FLAGS):
         str: flags.DEFINE_string,
     }
     for name, default, text, *options in _FLAGS:
-        define = kinds[type(default)]
         limits = options[0] if options else {}
+        define = kinds[type(default)]
+        if limits is _PATH:
+            define, limits = define_path, {}
         define(name, default, text, flag_values=values, **limits)
 
 
@@ -245,5 +263,4 @@ def main():
 
 
 if __name__ == "__main__":
-    define_flags()
-    entry.launch(main)
+    entry.launch(main, define_flags)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import resource
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 from tensorflow import keras
 
 import clsa_tf
-from clsa_tf import catalogue, methods
+from clsa_tf import catalogue, flagfiles, methods
 from clsa_tf import config as config_lib
 from clsa_tf.data import from_dataset
 from clsa_tf.data.decode import decode
@@ -413,15 +414,12 @@ def test_methods_are_listed():
     assert "quickstart" in clsa
 
 
-def test_flagfiles_of_the_methods(tmp_path):
-    folder = tmp_path / "configs"
-    assert ".flags" not in catalogue.describe(str(folder))
-    folder.mkdir()
-    (folder / "a.flags").write_text("--method=moco\n")
-    (folder / "b.flags").write_text(f"--flagfile={folder}/a.flags\n")
-    (folder / "zebra.flags").write_text("--no_flag_of_ours=1\n")
-    assert f"({folder}/{{a,b}}.flags)" in catalogue.describe(str(folder))
-    assert "zebra" not in catalogue.describe(str(folder))
+def test_recipes_of_the_methods():
+    described = catalogue.describe()
+    assert "(--flagfile=moco_v1|moco_v2|cifar10/moco)" in described
+    for name in flagfiles.recipes():
+        if name != "cifar10/common":  # of no method
+            assert re.search(rf"[=|]{name}[|)]", described), name
 
 
 def test_importing_takes_no_tensorflow():

@@ -28,7 +28,10 @@ ENTRY_POINTS = {
     "embed.py",
     "deploy.py",
     "formats.py",
+    # What they share.
+    "command_line.py",
     "config.py",
+    "entry.py",
     "spelling.py",
 }
 

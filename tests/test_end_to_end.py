@@ -136,7 +136,7 @@ def test_other_flags_in_the_same_workdir_are_refused(photos, finished):
 @pytest.mark.parametrize(
     "flag, words",
     [
-        ("--batchsize=3", ["Unknown command line flag", "batch_size"]),
+        ("--batchsize=3", ["--batchsize;", "did you mean --batch_size"]),
         ("--batch_size=x", ["batch_size", "whole number", "'x'"]),
         ("--method=simsiam", ["method", "clsa, looc, moco", "simsiam"]),
         ("folder", ["Expected only flags", "'folder'"]),

@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 from clsa_tf import config as config_lib
 from clsa_tf import load
@@ -266,9 +265,7 @@ def test_flags_spell_the_augmentations():
     ],
 )
 def test_bad_flags_are_refused_in_one_sentence(arguments, words):
-    with pytest.raises(
-        (UserError, flags.IllegalFlagValueError), match=words
-    ) as error:
+    with pytest.raises(UserError, match=words) as error:
         parse(*arguments)
     assert "Expected" in str(error.value)
     assert len(str(error.value).splitlines()) == 1

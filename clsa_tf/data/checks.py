@@ -8,6 +8,7 @@ import tensorflow as tf
 from clsa_tf.augment.views import View
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.order import Source
+from clsa_tf.data.shapes_render import SIDE
 from clsa_tf.errors import UserError
 
 
@@ -38,14 +39,41 @@ def check_sizes(
             f"({min(samples, source.size)}) of which none can be decoded; "
             "check the files."
         )
+    _check_crops(sizes, source.name, views, allow_upscaling)
+
+
+def check_drawn_sizes(dataset, views, *, allow_upscaling):
+    """Checks the sizes of a dataset that is still to be drawn.
+
+    Args:
+        dataset: as in `--dataset`; only of `shapes` are the sizes known.
+        views: see `check_sizes`.
+        allow_upscaling: see `check_sizes`.
+
+    Raises:
+        UserError: see `check_sizes`.
+    """
+    if dataset == "shapes":
+        sizes = np.array([[SIDE, SIDE]])
+        _check_crops(
+            sizes,
+            dataset,
+            views,
+            allow_upscaling,
+            "start from --flagfile=quickstart, ",
+        )
+
+
+def _check_crops(sizes, name, views, allow_upscaling, advice=""):
+    """Raises `UserError` if crops are larger than most images, `[n, 2]`."""
     largest = max(view.size for view in views)
     small = np.max(sizes, axis=1) < largest
     if np.mean(small) > 0.5 and not allow_upscaling:
         height, width = np.median(sizes, axis=0).astype(int)
         raise UserError(
             f"Expected images of at least {largest} px, the largest crop, "
-            f"received in {source.name} a median size of {width}x{height} px; "
-            "choose smaller crops or pass --allow_upscaling."
+            f"received in {name} a median size of {width}x{height} px; "
+            f"{advice}choose smaller crops or pass --allow_upscaling."
         )
 
 

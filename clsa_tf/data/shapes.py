@@ -138,7 +138,10 @@ def _prepare_locked(root, parent, builder_class):
     for leftover in parent.glob("*incomplete*"):
         shutil.rmtree(leftover)
     count = sum(builder_class.EXAMPLES.values())
-    print(f"Rendering {count} images of {builder.name} to {builder.data_dir}")
+    print(
+        f"Rendering {count} images of {builder.name} to {builder.data_dir} "
+        "(--data_dir chooses another place)"
+    )
     # tfds announces a download of unknown size on stdout: there is none.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(

@@ -27,6 +27,8 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(rf"(\w+)(?:/([\w.+-]+))?(?::({VERSION.pattern}))?")
 ARCHIVE = re.compile(r"[\w.-]+\.(?:tar\.gz|tgz|tar|zip)\b")
 INFO = "dataset_info.json"
+# How people call the 1,000 classes; the catalogue has others called nearly so.
+_IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k", "ilsvrc2012")
 EVAL_SPLITS = ("test", "validation", "val")
 
 
@@ -88,10 +90,11 @@ def _builder(dataset, data_dir, download):
         return tfds.builder_from_directory(dataset)
     match = NAME.fullmatch(dataset)
     if not match:
+        _check_no_folder(dataset)
         raise UserError(
             "Expected folder:PATH, tfrecord:PATTERN, a tensorflow-datasets "
-            f"name or a directory with {INFO}, received {dataset}; use one of "
-            "these spellings."
+            f"name or a directory with {INFO}, received {dataset}; use "
+            f"{' or '.join(_near(dataset)) or 'one of these spellings'}."
         )
     directory = _find(data_dir, *match.groups())
     if directory:
@@ -161,16 +164,36 @@ def _missing(dataset, name, data_dir, download):
 
 
 def _check_name(dataset, name, data_dir):
-    known = [*tfds.list_builders(with_community_datasets=False), "shapes"]
-    if name in known:
+    if name in _known():
         return
-    close = difflib.get_close_matches(name, known)
-    hint = f"use {' or '.join(close)}" if close else "correct it"
+    _check_no_folder(dataset)
+    hint = f"use {' or '.join(_near(name))}" if _near(name) else "correct it"
     raise UserError(
         "Expected the name of a tensorflow-datasets dataset, or of one "
         f"prepared in {data_dir}, received {dataset}; {hint}, or correct "
         "--data_dir."
     )
+
+
+def _known():
+    return [*tfds.list_builders(with_community_datasets=False), "shapes"]
+
+
+def _near(name):
+    """Names of datasets that somebody who wrote `name` may have meant."""
+    if name.lower() in _IMAGENET:
+        return ["imagenet2012"]
+    # Closer than difflib's own bound: "toto" is not what "photos" means.
+    return difflib.get_close_matches(name, _known(), cutoff=0.7)
+
+
+def _check_no_folder(dataset):
+    """Raises `UserError` if somebody names a folder as if it were a dataset."""
+    if os.path.isdir(dataset):
+        raise UserError(
+            "Expected folder:PATH for a folder of images, received "
+            f"--dataset={dataset}; write --dataset=folder:{dataset}."
+        )
 
 
 def _format(dataset, features, labels) -> Format:

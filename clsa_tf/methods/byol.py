@@ -32,6 +32,7 @@ class Options(recipe.Divergence, recipe.Prediction):
         (),
         "further, smaller crops, which predict the targets of the two views "
         "(multi-crop of SwAV)",
+        group="views",
     )
     queue_size: int = option(
         0,

@@ -27,6 +27,7 @@ class Options(recipe.Projection, recipe.Weak):
     crops: tuple[Crop, ...] = option(
         (Crop(224, 0.2, 1.0),) * 5,
         "crops of the views, at least two, size:min_area:max_area (px, shares)",
+        group="views",
     )
     attraction_weight: float = option(
         1.0, "alpha, weight of the attraction", above=0.0

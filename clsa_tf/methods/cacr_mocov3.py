@@ -36,6 +36,7 @@ class Options(recipe.Prediction):
         (),
         "further, smaller crops, which are compared with the keys of the two "
         "views; published 8x96:0.05:0.4",
+        group="views",
     )
     local_keys: bool = option(
         False, "the --local_crops go through the momentum encoder, too"

@@ -42,6 +42,7 @@ class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
         "(jitter and greyscale, which are there in any case), rotation (by "
         "quarter turns), texture (random convolutions)",
         choices=tuple(AUGMENTATIONS),
+        group="views",
     )
     texture_probability: float = option(
         0.5,
@@ -49,6 +50,7 @@ class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
         "--augmentations",
         above=0.0,
         maximum=1.0,
+        group="views",
     )
     concatenate_heads: bool = option(
         False,

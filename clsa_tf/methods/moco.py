@@ -22,9 +22,12 @@ class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
     key_crop: Crop = option(
         Crop(224, 0.2, 1.0),
         "crop that keys are made of, size:min_area:max_area (px, shares)",
+        group="views",
     )
     query_crops: tuple[Crop, ...] = option(
-        (Crop(224, 0.2, 1.0),), "crops of the weakly augmented queries"
+        (Crop(224, 0.2, 1.0),),
+        "crops of the weakly augmented queries",
+        group="views",
     )
     temperature: float = option(0.2, "T of the contrast", above=0.0)
     queue_size: int = option(65_536, "K, keys in the queue", minimum=1)

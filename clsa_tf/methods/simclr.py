@@ -27,11 +27,13 @@ class Options(recipe.Divergence, recipe.Projection, recipe.Weak):
     crop: Crop = option(
         Crop(224, 0.08, 1.0),
         "crop of the two views, size:min_area:max_area (px, shares)",
+        group="views",
     )
     local_crops: tuple[Crop, ...] = option(
         (),
         "further, smaller crops, which are compared with the two views, but "
         "not with one another (multi-crop of SwAV)",
+        group="views",
     )
     temperature: float = option(0.1, "T of the contrast", above=0.0)
     jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.8, 0.8, 0.8, 0.2))

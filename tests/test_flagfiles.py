@@ -1,0 +1,471 @@
+"""Flags as people type them: files of flags, homes, other names, lengths."""
+
+import os
+import pathlib
+import re
+
+import pytest
+from absl import flags
+
+from clsa_tf import command_line, flagfiles, methods, train
+from clsa_tf import config as config_lib
+from clsa_tf.command_line import FlagError
+from clsa_tf.data import sources
+from clsa_tf.errors import UserError
+from clsa_tf.load import load_encoder
+from clsa_tf.pretraining import make_config
+from export import client, embed, savedmodel, server
+
+CHECKOUT = pathlib.Path(flagfiles.__file__).parents[1]
+
+
+def parse(*arguments):
+    return config_lib.parse(arguments)
+
+
+def refused(*arguments, kind=UserError):
+    """The one sentence that arguments are refused with."""
+    with pytest.raises(kind) as error:
+        parse(*arguments)
+    message = str(error.value)
+    assert message.startswith("Expected ") and message.endswith(".")
+    assert "\n" not in message and ", received " in message
+    return message
+
+
+def values_of(module, *arguments):
+    """The flags of a command, parsed."""
+    values = flags.FlagValues()
+    module.define_flags(values)
+    command_line.parse(arguments, values)
+    return values
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory without `configs`, which is the home, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+# ---- Files
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["clsa", "clsa.flags", "configs/clsa.flags"],
+)
+def test_recipes_are_found_by_name(elsewhere, name):
+    assert parse(f"--flagfile={name}").dataset == "imagenet2012"
+    assert parse("--flagfile", name).dataset == "imagenet2012"
+    config = make_config("shapes", workdir="run", flagfile=name)
+    assert config.backbone == "resnet50"
+
+
+def test_recipes_include_others_from_anywhere(elsewhere):
+    # It names configs/cifar10/common.flags.
+    config = parse("--flagfile=cifar10/byol_ddm")
+    assert (config.method, config.dataset) == ("byol", "cifar10")
+
+
+def test_all_recipes_are_known():
+    files = {p.resolve() for p in (CHECKOUT / "configs").rglob("*.flags")}
+    assert {p.resolve() for p in flagfiles.recipes().values()} == files
+
+
+def test_recipes_of_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "configs/small").mkdir(parents=True)
+    (tmp_path / "configs/clsa.flags").write_text("--seed=1\n")
+    (tmp_path / "configs/small/moco.flags").write_text("--seed=2\n")
+    places = (tmp_path / "configs", *flagfiles._PLACES)
+    monkeypatch.setattr(flagfiles, "_PLACES", places)
+    assert list(flagfiles.recipes()) == ["clsa", "small/moco"]
+    monkeypatch.chdir(tmp_path / "configs/small")
+    assert parse("--flagfile=small/moco").seed == 2
+
+
+def test_own_files_come_first(elsewhere):
+    pathlib.Path("sub").mkdir()
+    pathlib.Path("sub/base.flags").write_text("--seed=3\n// no flag\n\n")
+    pathlib.Path("sub/own.flags").write_text(
+        "# --seed=9\n--flagfile=base\n  --log_steps=7\n"
+    )
+    config = parse("--flagfile=sub/own.flags")
+    assert (config.seed, config.log_steps) == (3, 7)
+    pathlib.Path("clsa.flags").write_text("--seed=4\n")
+    assert parse("--flagfile=clsa").seed == 4
+    assert parse("--flagfile=~/sub/own").seed == 3
+    assert parse("--flagfile=sub/own.flags", "--seed=5").seed == 5
+    assert parse("--seed=5", "--flagfile=sub/own.flags").seed == 3
+    assert parse("--flagfile=").seed == 0
+    # As it was before there were names: whatever can be opened.
+    read, write = os.pipe()
+    os.write(write, b"--seed=6\n")
+    os.close(write)
+    assert parse(f"--flagfile=/dev/fd/{read}").seed == 6
+    os.close(read)
+
+
+def test_files_that_cannot_be_read(elsewhere):
+    message = refused("--flagfile=quickstrat.flags")
+    assert "did you mean quickstart?" in message and "cifar10/byol" in message
+    pathlib.Path("runs").mkdir()
+    assert "--flagfile=runs, " in refused("--flagfile=runs")
+    pathlib.Path("runs/run.flags").write_text("--seed=1\n")
+    assert "did you mean runs/run.flags?" in refused("--flagfile=runs")
+    pathlib.Path("a.flags").write_text("--flagfile=b.flags\n")
+    pathlib.Path("b.flags").write_text("--flagfile=a.flags\n")
+    message = refused("--flagfile=a.flags")
+    assert "a.flags, included by b.flags" in message
+    pathlib.Path("image.flags").write_bytes(b"\xff\xd8\xff\xe0")
+    assert "image.flags" in refused("--flagfile=image.flags")
+    assert "without a file" in refused("--flagfile")
+
+
+def test_errors_name_the_file(elsewhere):
+    pathlib.Path("own.flags").write_text("--batch_size=x\n")
+    message = refused("--flagfile=own.flags", kind=FlagError)
+    assert "'x' for --batch_size in own.flags" in message
+    pathlib.Path("own.flags").write_text("--bath_size=8\n")
+    message = refused("--flagfile=own.flags", kind=FlagError)
+    assert "--bath_size in own.flags; did you mean --batch_size?" in message
+    # Typed values are not the file's.
+    pathlib.Path("own.flags").write_text("--batch_size=8\n")
+    assert "own" not in refused("--flagfile=own.flags", "--batch_size=x")
+
+
+# ---- Homes
+
+
+@pytest.mark.parametrize(
+    "text, path",
+    [
+        ("~/x", "{}/x"),
+        ("~", "{}"),
+        ("folder:~/x", "folder:{}/x"),
+        ("tfrecord:~/x-*", "tfrecord:{}/x-*"),
+        ("a/~/x", "a/~/x"),
+        ("cifar10", "cifar10"),
+        ("gs://bucket/~x", "gs://bucket/~x"),
+    ],
+)
+def test_homes_in_paths(elsewhere, text, path):
+    path = path.format(elsewhere)
+    config = parse(
+        f"--dataset={text}", f"--eval_dataset={text}", f"--workdir={text}"
+    )
+    assert (config.dataset, config.eval_dataset) == (path, path)
+    assert config.workdir == path
+    assert parse("--data_dir", text).data_dir == path
+
+
+@pytest.mark.parametrize(
+    "module, names",
+    [
+        (savedmodel, ("workdir", "output")),
+        (embed, ("encoder", "images", "output")),
+        (server, ("model_base_path", "batching_parameters_file")),
+    ],
+)
+def test_homes_in_flags_of_other_commands(elsewhere, module, names):
+    values = values_of(module, *(f"--{name}=~/x" for name in names))
+    assert {values[name].value for name in names} == {f"{elsewhere}/x"}
+
+
+def test_homes_from_python(elsewhere):
+    (elsewhere / "photos").mkdir()
+    config = make_config(
+        "~/photos", workdir="~/run", data_dir="~/data", flagfile="clsa"
+    )
+    assert config.dataset == f"folder:{elsewhere}/photos"
+    assert config.workdir == f"{elsewhere}/run"
+    assert config.data_dir == f"{elsewhere}/data"
+    again = make_config(pathlib.Path("~/photos"), workdir=pathlib.Path("~/run"))
+    assert (again.dataset, again.workdir) == (config.dataset, config.workdir)
+    with pytest.raises(UserError, match=f"{elsewhere}/none"):
+        load_encoder("~/none")
+
+
+# ---- Names that others give them
+
+
+@pytest.mark.parametrize(
+    "typed, ours",
+    [
+        ("epochs", "total_epochs"),
+        ("lr", "base_lr"),
+        ("bs", "batch_size"),
+        ("batch", "batch_size"),
+        ("output", "workdir"),
+        ("data", "dataset"),
+        ("name", "workdir"),
+        ("weight-decay", "l2"),
+        ("batchsize", "batch_size"),
+        ("milestones", "lr_milestones"),
+    ],
+)
+def test_other_names_get_ours(typed, ours):
+    message = refused(f"--{typed}=3", kind=FlagError)
+    assert f"--{typed}; did you mean --{ours}" in message
+    name = typed.replace("-", "_")
+    if name == "data":  # in Python the name of the first argument
+        return
+    with pytest.raises(UserError, match=f"did you mean {ours}"):
+        make_config("shapes", workdir="run", **{name: 3})
+
+
+def test_what_is_unlike_anything_gets_no_suggestion():
+    assert "mean" not in refused("--zzzzz=3", kind=FlagError)
+
+
+def test_every_suggestion_exists():
+    values = flags.FlagValues()
+    known = {"flagfile", *config_lib.names()}
+    for module in (savedmodel, embed, client):
+        values = flags.FlagValues()
+        module.define_flags(values)
+        known |= {*values}
+    known |= {"model_base_path", "accelerator", "model_name"}
+    for typed, ours in command_line._USUAL.items():
+        assert {*ours} <= known, typed
+
+
+@pytest.mark.parametrize(
+    "module, arguments, words",
+    [
+        (embed, ["--images=a"], "--encoder and --output, received none"),
+        (client, [], "--server, received none; give it"),
+        (
+            savedmodel,
+            ["--workdir=a", "--output=b", "--precision=x"],
+            "one of float32, mixed_bfloat16, mixed_float16, received 'x'",
+        ),
+        (
+            savedmodel,
+            ["--workdir=a", "--output=b", "--version=-1"],
+            "a non-negative integer, received '-1' for --version",
+        ),
+        (
+            savedmodel,
+            ["--workdir=a", "--output=b", "--outputs=x"],
+            "names of embedding, projection, separated by commas, received",
+        ),
+        (server, ["--enable_batching=x"], "true or false, received 'x'"),
+        (server, ["--noport"], "a flag of this command, received --noport;"),
+        (embed, ["--model=a"], "received --model; did you mean --encoder?"),
+        (savedmodel, ["--workdir"], "Missing value for flag --workdir"),
+        (savedmodel, ["somewhere"], "only flags, received 'somewhere'"),
+    ],
+)
+def test_wrong_flags_of_other_commands(module, arguments, words):
+    with pytest.raises(FlagError) as error:
+        values_of(module, *arguments)
+    message = str(error.value)
+    assert words in message
+    assert message.endswith(".") and "; " in message and "\n" not in message
+
+
+# ---- A recipe and another method
+
+
+@pytest.mark.parametrize(
+    "recipe, method, better",
+    [
+        ("clsa", "byol", "byol.flags"),
+        ("configs/cifar10/clsa.flags", "simclr", "cifar10/simclr.flags"),
+        ("cifar10/byol", "moco", "cifar10/moco.flags"),
+        ("clsa", "moco", "moco_v1.flags"),
+    ],
+)
+def test_another_method_than_the_recipes(recipe, method, better):
+    message = refused(
+        f"--flagfile={recipe}",
+        f"--method={method}",
+        "--dataset=folder:/my photos",
+        "--workdir=runs/photos",
+    )
+    assert f"--method={method}, which was typed" in message
+    assert recipe.removesuffix(".flags") + ".flags for " in message
+    (command,) = re.findall("`(.*)`", message)
+    assert command == (
+        f"--flagfile={better} '--dataset=folder:/my photos' "
+        "--workdir=runs/photos"
+    )
+    config = parse(
+        f"--flagfile={better}",
+        "--dataset=folder:/my photos",
+        "--workdir=runs/photos",
+    )
+    assert config.method == method
+
+
+def test_all_foreign_flags_are_named_at_once():
+    message = refused("--flagfile=quickstart", "--method=byol")
+    assert "quickstart.flags for clsa, with " in message
+    for name in ("key_crop", "query_crops", "temperature"):
+        assert f"--{name}" in message
+    assert "--batch_size" not in message
+
+
+def test_a_typed_flag_of_another_method():
+    message = refused("--flagfile=moco_v2", "--ddm_weight=2")
+    assert "--method=moco of " in message and "moco_v2.flags" in message
+    assert "--ddm_weight, which belongs to byol and clsa" in message
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_every_method_has_a_recipe_to_suggest(method):
+    for like in ("configs/clsa.flags", "configs/cifar10/clsa.flags"):
+        name = flagfiles.recipe_for(method, like=like)
+        assert parse(f"--flagfile={name}").method == method
+        assert name.startswith("cifar10/") == ("cifar10" in like)
+
+
+# ---- Other lengths
+
+
+@pytest.mark.parametrize(
+    "epochs, milestones",
+    [
+        (30, (18, 24)),
+        (400, (240, 320)),
+        (100, (60, 80)),
+        (3, (2,)),
+        (2, (1,)),
+    ],
+)
+def test_milestones_move_with_the_length(capsys, epochs, milestones):
+    config = parse("--flagfile=moco_v1", f"--total_epochs={epochs}")
+    assert config.lr_milestones == milestones
+    assert config.lr_schedule == "steps"
+    (line,) = capsys.readouterr().out.splitlines()
+    spelled = ",".join(map(str, milestones))
+    assert f"{epochs} epochs instead of the recipe's 200" in line
+    assert f"--lr_milestones 120,160 -> {spelled}" in line
+
+
+def test_one_epoch_has_no_milestones(capsys):
+    config = parse("--flagfile=moco_v1", "--total_epochs=1")
+    assert (config.lr_milestones, config.lr_schedule) == ((), "constant")
+    assert "--lr_schedule steps -> constant" in capsys.readouterr().out
+
+
+def test_a_warm_up_shrinks_and_does_not_grow(capsys):
+    def warm_up(*arguments):
+        return parse("--flagfile=byol", *arguments).warmup_epochs
+
+    assert warm_up("--total_epochs=30") == 0.3
+    assert "--warmup_epochs 10.0 -> 0.3" in capsys.readouterr().out
+    assert warm_up("--total_epochs=2000") == 10
+    assert warm_up() == warm_up("--total_epochs=1000") == 10
+    assert capsys.readouterr().out == ""
+    # From a file that includes the one with the length.
+    config = parse("--flagfile=cifar10/byol", "--total_epochs=20")
+    assert config.warmup_epochs == 1
+
+
+def test_what_was_typed_is_not_changed(capsys):
+    config = parse(
+        "--flagfile=moco_v1", "--total_epochs=30", "--lr_milestones=20,25"
+    )
+    assert config.lr_milestones == (20, 25)
+    config = parse("--flagfile=byol", "--total_epochs=30", "--warmup_epochs=5")
+    assert config.warmup_epochs == 5
+    assert capsys.readouterr().out == ""
+    message = refused(
+        "--flagfile=moco_v1", "--total_epochs=30", "--lr_milestones=20,40"
+    )
+    assert "20,40" in message
+    # Nothing but what was typed: no recipe to scale.
+    assert "--warmup_epochs" in refused(
+        "--total_epochs=10", "--warmup_epochs=20"
+    )
+
+
+def test_files_that_say_the_length_themselves(elsewhere, capsys):
+    own = pathlib.Path("own.flags")
+    own.write_text("--flagfile=moco_v1\n--total_epochs=30\n")
+    assert parse("--flagfile=own").lr_milestones == (18, 24)
+    assert parse("--flagfile=own", "--total_epochs=10").lr_milestones == (6, 8)
+    capsys.readouterr()
+    own.write_text(
+        "--flagfile=moco_v1\n--lr_milestones=20,25\n--total_epochs=30\n"
+    )
+    assert parse("--flagfile=own").lr_milestones == (20, 25)
+    assert capsys.readouterr().out == ""
+    config = parse("--flagfile=own", "--total_epochs=60")
+    assert config.lr_milestones == (40, 50)
+
+
+def test_another_schedule_drops_the_milestones(capsys):
+    config = parse("--flagfile=moco_v1", "--lr_schedule=cosine")
+    assert (config.lr_schedule, config.lr_milestones) == ("cosine", ())
+    line = capsys.readouterr().out
+    assert line.startswith("--lr_schedule=cosine: --lr_milestones 120,160 -> ")
+    # Typed ones are an error still.
+    refused("--lr_schedule=cosine", "--lr_milestones=20")
+
+
+def test_a_warm_up_ends_before_the_first_milestone():
+    config = parse(
+        "--flagfile=moco_v1", "--warmup_epochs=4", "--total_epochs=6"
+    )
+    assert config.lr_milestones == (5,)
+
+
+@pytest.mark.parametrize("name", flagfiles.recipes())
+@pytest.mark.parametrize("epochs", [1, 2, 5, 30, 5000])
+def test_every_recipe_can_have_any_length(name, epochs):
+    config = parse(f"--flagfile={name}", f"--total_epochs={epochs}")
+    assert config.total_epochs == epochs
+    # What is kept in the run's directory says it in full.
+    again = parse(*config_lib.to_flagfile(config).splitlines())
+    assert again == config
+
+
+# ---- First contact
+
+
+def test_nothing_is_written_before_there_is_something_to_do(elsewhere):
+    config = parse()
+    with pytest.raises(UserError, match="--dataset and --workdir") as error:
+        train.check_told(config)
+    for command in re.findall("clsa_tf.train (.*)", str(error.value)):
+        train.check_told(parse(*command.split()))
+    with pytest.raises(UserError, match="--workdir, received none"):
+        train.check_told(parse("--dataset=cifar10"))
+    # ImageNet's crops and small pictures, which are not drawn for that.
+    with pytest.raises(UserError, match="at least 224 px.* 64x64 .*quickstart"):
+        train.run(parse("--dataset=shapes", "--workdir=run"))
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["{}/photos", "photos", "./photos", "~/photos"]
+)
+def test_folders_are_told_from_names(elsewhere, name):
+    (elsewhere / "photos").mkdir()
+    path = parse(f"--dataset={name.format(elsewhere)}").dataset
+    with pytest.raises(UserError, match=f"write --dataset=folder:{path}"):
+        sources.open_source(path, data_dir="data")
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("cifar-10", "cifar10"),
+        ("cifar_10", "cifar10"),
+        ("imagenet", "imagenet2012"),
+        ("imagenet-1k", "imagenet2012"),
+    ],
+)
+def test_near_names_of_datasets(elsewhere, name, near):
+    with pytest.raises(UserError, match=f"; use .*{near}"):
+        sources.open_source(name, data_dir="data")
+
+
+@pytest.mark.parametrize("name", ["photos", "pictures", "my_images"])
+def test_absurd_names_of_datasets_are_not_suggested(elsewhere, name):
+    with pytest.raises(UserError, match="; correct it, or"):
+        sources.open_source(name, data_dir="data")
