@@ -33,13 +33,14 @@ def launch(main, define_flags, *, positional=False):
         positional: whether the command takes other arguments, too, before,
             between or behind the flags; `main` is then called with their list.
     """
+
     def parse(argv):
-        # Before flags are parsed, of which some are required.
-        if "--version" in argv[1:]:
-            print(stack.describe())
-            sys.exit(0)
         own = flags.FlagValues()
         define_flags(own)
+        # Alone: of some commands it is a flag with a value, a model's version.
+        if argv[1:] == ["--version"]:
+            print(stack.describe())
+            sys.exit(0)
         try:
             if help_page.asked(argv[1:]):
                 text = sys.modules[main.__module__].__doc__

@@ -68,7 +68,8 @@ def render(text, flag_values, arguments=(), width=None):
             recipes = _RECIPES if method else ""
             rows.append(("--flagfile=FILE", _FLAGFILE + recipes))
             rows.append(("--help", "print this and exit"))
-            rows.append(("--version", "print the versions and exit"))
+            if "version" not in flag_values:
+                rows.append(("--version", "print the versions and exit"))
         if not rows:
             continue
         lines += ["", f"{GROUPS.get(group, 'Flags')}:"]
