@@ -100,10 +100,9 @@ class Log(StepCallback):
         self._elapsed = 0.0
         self._since = 0.0
 
-    def on_train_begin(self, logs=None):
-        """Says that the first step takes its time."""
-        # (A second call of `fit` has compiled already.)
-        if self.chief and self._bar is None:
+    def begin(self):
+        """Says that the first step takes its time; to be called before it."""
+        if self.chief:
             what = "compiling the training step (once per start)"
             self._compiling.enter_context(progress.waiting(what))
 

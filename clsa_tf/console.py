@@ -34,7 +34,7 @@ def is_command():
     if sys.argv[:1] != ["-m"]:
         # The script that pip makes of a console command is named after it.
         name = os.path.basename(sys.argv[0]) if sys.argv else ""
-        return name.startswith(("clsa_tf", "clsa-tf"))
+        return name.startswith("clsa-")
     # Python 3.9 does not tell which module it starts.
     started = getattr(sys, "orig_argv", ["-m", _PACKAGES[0]])
     module = started[started.index("-m") + 1] if "-m" in started else ""

@@ -164,12 +164,11 @@ class _Run:
         if workers.chief:
             self._draw_views(step, log)
         with contextlib.closing(log):
-            fit(
-                method,
-                self._distributed,
-                self._callbacks(log, checkpoints, method),
-                legs(step, self._steps_per_epoch, config.total_epochs),
-            )
+            callbacks = self._callbacks(log, checkpoints, method)
+            ahead = legs(step, self._steps_per_epoch, config.total_epochs)
+            if ahead:
+                log.begin()
+            fit(method, self._distributed, callbacks, ahead)
         # All leave together: one that is gone while the chief still evaluates
         # would be taken for lost.
         workers.maximum(0)
