@@ -34,6 +34,7 @@ def launch(main, define_flags, *, positional=False):
         positional: whether the command takes other arguments, too, before,
             between or behind the flags; `main` is then called with their list.
     """
+
     def parse(argv):
         # Before flags are parsed, of which some are required.
         if "--version" in argv[1:]:
