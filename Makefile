@@ -12,7 +12,6 @@ WORKDIR ?= runs/quickstart
 # Libraries keep settings and caches in the home directory unless told.
 export KERAS_HOME := $(CURDIR)/.cache/keras
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
-export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHON
 
 # What is tested on the second stack: what could come out differently there.

@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-from clsa_tf import stack
+from clsa_tf import console, stack
 
 if typing.TYPE_CHECKING:
     from clsa_tf.load import load_encoder as load_encoder
@@ -12,6 +12,10 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 stack.choose()
+
+# A program of somebody else keeps its log and its signals as they are.
+if console.is_command():
+    console.begin()
 
 # TensorFlow takes seconds to import: only for those who need it.
 _LAZY = {"load_encoder": "clsa_tf.load", "pretrain": "clsa_tf.pretraining"}

@@ -15,10 +15,9 @@ import sys
 import time
 
 import tensorflow as tf
-import tqdm
 from tensorflow import keras
 
-from clsa_tf import metrics
+from clsa_tf import metrics, progress
 from clsa_tf.errors import Stopped, UserError, first_line
 
 # Reports shown in the progress bar, with their short names.
@@ -94,26 +93,29 @@ class Log(StepCallback):
         self._shown = {}
         self._unchecked = None  # the last step and its loss
         self._bar = None
+        self._compiling = contextlib.ExitStack()
         # Of the next line: step before it, seconds of training so far, and
         # since when the clock runs (not during evaluation and saving).
         self._from_step = step
         self._elapsed = 0.0
         self._since = 0.0
 
-    def on_train_begin(self, logs=None):
-        """Opens the bar."""
+    def begin(self):
+        """Says that the first step takes its time; to be called before it."""
+        if self.chief:
+            what = "compiling the training step (once per start)"
+            self._compiling.enter_context(progress.waiting(what))
+
+    def _open_bar(self):
+        """Opens the bar after the first step, which tells nothing of speed."""
         total = self._config.total_epochs * self.steps_per_epoch
-        self._bar = tqdm.tqdm(
-            total=total * self._config.batch_size,
+        self._compiling.close()
+        self._bar = progress.bar(
+            total * self._config.batch_size,
             initial=self.step * self._config.batch_size,
             unit="images",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=not self.chief,
-            # In a log file: a line every so often instead of a moving bar.
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-            bar_format="{l_bar}{bar:12}| {elapsed}<{remaining}, "
-            "{rate_fmt}{postfix}",
+            shown=self.chief,
+            optional=("ddm", "epoch"),
         )
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -124,17 +126,24 @@ class Log(StepCallback):
         """Stops the clock."""
         self._tick()
 
-    def on_train_end(self, logs=None):
-        """Closes the bar."""
-        self.close()
-
     def close(self):
-        """Ends the line of the bar; a run that fails has to do it itself."""
+        """Ends the line of the bar, however the run ends."""
+        self._compiling.close()
         if self._bar is not None:
             self._bar.close()
 
+    def doing(self, what):
+        """Shows in words what is done instead of training, while entered."""
+        if self._bar is None:
+            return progress.waiting(what)
+        return self._bar.doing(what)
+
     def after_step(self, logs):
         """Moves the bar; every `log_steps` reads and writes the reports."""
+        if self._bar is None:
+            self._open_bar()
+        else:
+            self._bar.update(self._config.batch_size)
         # The loss of the step before: to read this one's would make the host
         # wait for it.
         self.check()
@@ -150,7 +159,6 @@ class Log(StepCallback):
             self._from_step, self._elapsed = self.step, 0.0
             self.write(values)
             self._tell(self._watch.words(self.step, values))
-        self._bar.update(self._config.batch_size)
 
     def write(self, values):
         """Writes one line of values at the present step, and shows them."""
@@ -169,9 +177,7 @@ class Log(StepCallback):
             if name in values:
                 self._shown[short] = f"{values[name]:.3f}"
         if self._bar is not None:
-            self._bar.set_postfix(
-                {"epoch": f"{epoch:.1f}"} | self._shown, refresh=False
-            )
+            self._bar.set_values({"epoch": f"{epoch:.1f}"} | self._shown)
 
     def has(self, name):
         """Whether the value `name` was written at the present step."""
@@ -198,6 +204,11 @@ class Log(StepCallback):
                 "room or fix the permissions, then start the same command "
                 "again."
             ) from e
+
+    def flush(self):
+        """Hands to the disk what TensorBoard has not got yet."""
+        with self._writing():
+            self._writer.flush()
 
     def _tell(self, words):
         if words and self.chief:
@@ -296,6 +307,11 @@ class Monitor(StepCallback):
     def _evaluate(self):
         self._snapshot.take()  # by all workers
         if self._log.chief and not self._log.has("knn"):
-            with self._interruption.at_once():
+            what = "leaving the evaluation, which the next start makes up for"
+            self._log.flush()
+            with (
+                self._log.doing("evaluating"),
+                self._interruption.at_once(what),
+            ):
                 accuracy = self._task.accuracy(self._snapshot.features)
             self._log.write({"knn": accuracy})

@@ -5,8 +5,9 @@ import sys
 
 from absl import app, flags, logging
 
-from clsa_tf import command_line, help_page, stack
+from clsa_tf import command_line, copyable, help_page, progress, stack
 from clsa_tf.errors import Stopped, UserError, WorkerLost
+from clsa_tf.interruption import Interruption
 
 _DISK_ERRORS = (
     errno.ENOSPC,
@@ -59,20 +60,16 @@ def launch(main, define_flags, *, positional=False):
         logging.set_verbosity(logging.WARNING)
         # Plain text: absl's prefix of date, thread and line is for servers.
         logging.get_absl_handler().setFormatter(None)
+        # Whole lines of the log above a progress bar.
+        logging.get_absl_handler().python_handler.stream = progress.Above()
         try:
-            main(argv[1:]) if positional else main()
+            with Interruption("stopping", stop=True):
+                main(argv[1:]) if positional else main()
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)
             return 1
         except Stopped as e:
-            done, where = "and saved", "there"
-            if not e.saved:
-                done, where = "before it could save", "the last checkpoint"
-            print(
-                f"Stopped by {e} {done}; the same command goes on from "
-                f"{where}.",
-                file=sys.stderr,
-            )
+            print(_ended_by(e), file=sys.stderr)
             return 128 + e.signal
         except WorkerLost as e:
             print(
@@ -94,3 +91,16 @@ def launch(main, define_flags, *, positional=False):
         return 0
 
     app.run(guarded, flags_parser=parse)
+
+
+def _ended_by(stopped):
+    """A sentence for the end of a command that was asked to stop."""
+    if stopped.saved is None:
+        return f"Stopped by {stopped}."
+    done, where = "and saved", "there"
+    if not stopped.saved:
+        done, where = "before it could save", "the last checkpoint"
+    return (
+        f"Stopped by {stopped} {done}; the same command goes on from {where}:\n"
+        f"  {copyable.this()}"
+    )

@@ -2,6 +2,7 @@
 
 import re
 import signal
+from typing import Optional
 
 
 class UserError(Exception):
@@ -12,17 +13,20 @@ class UserError(Exception):
     """
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The run was asked to stop by a signal.
 
-    Entry points exit with status 128 + signal, as the shell says it.
+    Entry points exit with status 128 + signal, as the shell says it. It is no
+    `Exception`, as KeyboardInterrupt is none: libraries that handle every
+    exception, or wrap it into one of theirs, let it pass.
 
     Attributes:
         signal: number of the signal.
-        saved: whether all that the run had done is saved.
+        saved: whether all that the run had done is saved; None where there is
+            nothing to save.
     """
 
-    def __init__(self, number, *, saved=True):
+    def __init__(self, number, *, saved: Optional[bool] = True):
         """See the class."""
         super().__init__(signal.Signals(number).name)
         self.signal = number

@@ -1,64 +1,163 @@
-"""SIGTERM and SIGINT: noted when they come, obeyed after the step."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGHUP: acknowledged at once, obeyed in time.
+
+Python calls the handler of a signal between two of its instructions, and a
+compilation by TensorFlow is one instruction of a minute. So a thread waits for
+signals: it answers in a line of text whatever the main thread is doing.
+"""
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 from clsa_tf.errors import Stopped
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# After so long a command that was asked to stop ends without tidying up: it is
+# in C++ code, which knows nothing of signals.
+_GRACE_SECONDS = 3.0
+
+# Of a command, from its first moment on, see `begin`.
+_of_process = None
+
 
 class Interruption:
-    """Notes the first SIGTERM or SIGINT while it is entered (`with`).
+    """Heeds the signals while it is entered (`with`), by one of three ways.
 
-    After it a SIGINT (Ctrl-C) ends the program at once.
+    * By default the first one is noted, and who entered looks for it when it
+      suits.
+    * Within `at_once`, where nothing would be lost, it ends the program.
+    * With `stop` it raises `Stopped` in the main thread, as Ctrl-C raises
+      KeyboardInterrupt.
+
+    After the first one a SIGINT ends the program at once. A SIGHUP that is
+    ignored when it is entered, as under `nohup`, stays ignored.
+
+    Args:
+        doing: what is done about a signal, in words.
+        stop: see above.
 
     Attributes:
         signal: number of the signal that came, or 0.
     """
 
-    def __init__(self):
+    def __init__(self, doing="finishing the step and saving", *, stop=False):
         """See the class."""
         self.signal = 0
-        self._at_once = False
+        self._doing = doing
+        self._stop = stop
+        self._losing_nothing = ""
         self._before = {}
 
     def __enter__(self):
         """Takes the signals over, where Python lets it (main thread)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        source, self._sink = os.pipe()
+        os.set_blocking(self._sink, False)
+        # Before the handlers: none may come that the thread does not hear of.
+        self._sink_before = signal.set_wakeup_fd(
+            self._sink, warn_on_full_buffer=False
+        )
+        for number in _NUMBERS:
+            if (
+                number != signal.SIGHUP
+                or signal.getsignal(number) != signal.SIG_IGN
+            ):
+                self._before[number] = signal.signal(number, self._obey)
+        threading.Thread(
+            target=self._listen, args=[source], daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):
         """Gives the signals back."""
+        if not self._before:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
+        # Somebody else may have taken them over meanwhile, as asyncio does.
+        now = signal.set_wakeup_fd(self._sink_before)
+        if now not in (self._sink, -1):
+            signal.set_wakeup_fd(now)
+        os.close(self._sink)  # which ends the thread
 
     @contextlib.contextmanager
-    def at_once(self):
-        """While entered, a signal raises `Stopped`: nothing would be lost."""
-        if self.signal:
-            raise Stopped(self.signal)
-        self._at_once = True
+    def at_once(self, what):
+        """While entered, a signal ends the program: nothing would be lost.
+
+        A command ends within the same moment; otherwise `Stopped` is raised in
+        the main thread as soon as Python has its turn.
+
+        Args:
+            what: that is left, in words, such as "leaving the evaluation".
+        """
+        self.lose_nothing(what)
         try:
             yield
         finally:
-            self._at_once = False
+            self.lose_nothing("")
 
-    def _note(self, number, _):
-        if not self.signal:
-            self.signal = number
-            # The next one ends the process even inside of TensorFlow.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            doing = (
-                "leaving the evaluation, which the next start makes up for"
-                if self._at_once
-                else "finishing the step and saving"
-            )
-            words = f"{signal.Signals(number).name}: {doing}"
-            # Not `print`: the signal may have come in the middle of one.
-            with contextlib.suppress(OSError):
-                os.write(2, f"\n{words}; Ctrl-C ends at once\n".encode())
-        if self._at_once:
+    def lose_nothing(self, what):
+        """Begins what `at_once` does, or ends it if `what` is empty."""
+        if what and self.signal:
             raise Stopped(self.signal)
+        self._losing_nothing = what
+
+    def _listen(self, source):
+        """Runs in a thread of its own until the signals are given back."""
+        with open(source, "rb", buffering=0) as file:
+            while number := file.read(1):
+                if number[0] in _NUMBERS:
+                    self._acknowledge(number[0])
+
+    def _acknowledge(self, number):
+        if self.signal:
+            if number == signal.SIGINT:
+                _end(number)
+            return
+        self.signal = number
+        name = signal.Signals(number).name
+        if self._losing_nothing and _of_process:
+            _say(f"{name}: {self._losing_nothing}")
+            _end(number)
+        doing = self._losing_nothing or self._doing
+        _say(f"{name}: {doing}; Ctrl-C ends at once")
+        if self._stop and _of_process:
+            timer = threading.Timer(_GRACE_SECONDS, _end, [number])
+            timer.daemon = True
+            timer.start()
+
+    def _obey(self, number, _):
+        """Python calls this in the main thread when that has its turn."""
+        if self._stop or (self._losing_nothing and not _of_process):
+            raise Stopped(number, saved=None if self._stop else True)
+
+
+def begin():
+    """Lets signals end this process, which is a command, from now on.
+
+    Until the command itself takes them over there is nothing to lose, and a
+    traceback out of an import would tell nothing.
+    """
+    global _of_process
+    _of_process = Interruption()
+    _of_process.lose_nothing("ended while starting; nothing was begun")
+    _of_process.__enter__()
+
+
+def _say(words):
+    # Not `print`: the main thread may be in the middle of one. It ends the
+    # line of a progress bar, or of what the terminal shows for Ctrl-C.
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # replaced, or closed
+        descriptor = 2
+    with contextlib.suppress(OSError):
+        os.write(descriptor, f"\n{words}\n".encode())
+
+
+def _end(number):
+    os._exit(128 + number)

@@ -1,6 +1,8 @@
 """Pictures: of a run's views, curves and neighbours, and captioned sheets."""
 
+import contextlib
 import dataclasses
+import io
 import os
 
 import matplotlib
@@ -71,7 +73,9 @@ def gallery(cells, titles, path):
     Returns:
         uint8 `[H, W, 3]`, the picture.
     """
-    from keras_cv import visualization  # slow to import
+    with contextlib.redirect_stdout(io.StringIO()):
+        # It is slow to import, and says then which Keras it uses.
+        from keras_cv import visualization
 
     rows, columns = cells.shape[:2]
     figure = visualization.plot_image_gallery(

@@ -12,7 +12,7 @@ import os
 import numpy as np
 from absl import flags
 
-from clsa_tf import entry, files, methods, metrics, pictures
+from clsa_tf import copyable, entry, files, methods, metrics, pictures
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
@@ -132,7 +132,15 @@ def define_flags(flag_values):
 def main():
     """Reads the flags, reports and prints."""
     values = flags.FLAGS
-    show(report(values.workdir, savedmodel=values.savedmodel))
+    summary = report(values.workdir, savedmodel=values.savedmodel)
+    show(summary)
+    if not summary["savedmodel"]:
+        export = copyable.of_module(
+            "export.savedmodel",
+            workdir=values.workdir,
+            output=os.path.join(values.workdir, "savedmodel"),
+        )
+        print(f"to export the encoder, type\n  {export}")
 
 
 if __name__ == "__main__":

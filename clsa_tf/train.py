@@ -25,6 +25,7 @@ from clsa_tf import (
     metrics,
     optimizer,
     pictures,
+    summary,
     workdir,
 )
 from clsa_tf.augment.chain import finish_batch
@@ -44,6 +45,11 @@ from clsa_tf.strategy import LOST, Workers, make_strategy
 
 # Several workers ask each other whether to stop every so many steps.
 _STEPS_BETWEEN_TALKS = 10
+# What a signal before the first step of this start is answered with.
+_NOT_BEGUN = (
+    "ended before the first step; nothing is lost, and the same command starts "
+    "again"
+)
 
 
 def run(config):
@@ -103,6 +109,9 @@ class _Run:
             if self._services:
                 stack.enter_context(self._services)
             stack.enter_context(self._interruption)
+            if self._workers.count == 1:
+                # Others would take this process for lost.
+                self._interruption.lose_nothing(_NOT_BEGUN)
             try:
                 return self._train()
             except tf.errors.OpError as e:
@@ -148,24 +157,23 @@ class _Run:
             checkpoints=checkpoints,
             watch=collapse.Watch(
                 config.options.projection_size,
-                patience=max(500, self._steps_per_epoch),
+                patience=max(collapse.PATIENCE, self._steps_per_epoch),
             ),
             chief=workers.chief,
         )
         if workers.chief:
             self._draw_views(step, log)
         with contextlib.closing(log):
-            fit(
-                method,
-                self._distributed,
-                self._callbacks(log, checkpoints, method),
-                legs(step, self._steps_per_epoch, config.total_epochs),
-            )
+            callbacks = self._callbacks(log, checkpoints, method)
+            ahead = legs(step, self._steps_per_epoch, config.total_epochs)
+            if ahead:
+                log.begin()
+            fit(method, self._distributed, callbacks, ahead)
         # All leave together: one that is gone while the chief still evaluates
         # would be taken for lost.
         workers.maximum(0)
-        if self._faults.count:
-            print(self._faults.summary())
+        if workers.chief:
+            self._sum_up(checkpoints)
         return method
 
     def _callbacks(self, log, checkpoints, method):
@@ -190,6 +198,7 @@ class _Run:
 
     def _stop_signal(self, step):
         """The signal after which to stop at `step`, of any worker; or 0."""
+        self._interruption.lose_nothing("")
         if self._workers.count > 1 and step % _STEPS_BETWEEN_TALKS:
             return 0
         return self._workers.maximum(self._interruption.signal)
@@ -226,11 +235,12 @@ class _Run:
         """Draws the views of the first images, once per run."""
         path = os.path.join(self._config.workdir, "views.png")
         if not os.path.exists(path):
-            batch = next(iter(self._batches(step)))
-            if self._config.augment_on == "device":
-                batch = finish_batch(batch, views=self._views)
-            names = [view.name for view in self._views]
-            log.picture("views", pictures.views(batch, names, path))
+            with log.doing("drawing views.png"):
+                batch = next(iter(self._batches(step)))
+                if self._config.augment_on == "device":
+                    batch = finish_batch(batch, views=self._views)
+                names = [view.name for view in self._views]
+                log.picture("views", pictures.views(batch, names, path))
 
     # ---- Words
 
@@ -257,6 +267,18 @@ class _Run:
             print(f"  resuming {config.workdir} at step {step} of {total}")
         else:
             print(f"  writing to {config.workdir}")
+
+    def _sum_up(self, checkpoints):
+        """Prints what the run reached, and what to type next."""
+        print(
+            summary.of_run(
+                self._config,
+                step=checkpoints.step,
+                steps_per_epoch=self._steps_per_epoch,
+                seconds=float(checkpoints.seconds.numpy()),
+                unreadable=self._faults.count and self._faults.summary(),
+            )
+        )
 
     def _cause(self, error):
         """What an error of TensorFlow came from, if anything is known."""

@@ -17,13 +17,11 @@ import contextlib
 import hashlib
 import os
 import posixpath
-import sys
 import time
 
-import tqdm
 from absl import flags
 
-from clsa_tf import entry
+from clsa_tf import entry, progress
 from clsa_tf.data.folder import SUFFIXES, list_images
 from clsa_tf.errors import Stopped, UserError
 from clsa_tf.interruption import Interruption
@@ -117,7 +115,9 @@ def embed(
 
     bounds = batches(parts.done, len(files), batch_size, shard_size)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(_bar(parts.done, len(files)))
+        bar = stack.enter_context(
+            progress.bar(len(files), initial=parts.done, unit="images")
+        )
         contents = stack.enter_context(
             in_order(read, bounds, workers=_READERS, ahead=concurrency + 1)
         )
@@ -134,17 +134,6 @@ def embed(
                     raise Stopped(interruption.signal)
         finally:
             parts.save()
-
-
-def _bar(done, total):
-    return tqdm.tqdm(
-        initial=done,
-        total=total,
-        unit="images",
-        dynamic_ncols=True,
-        # In a log file: a line every so often instead of a moving bar.
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-    )
 
 
 def join(parts, files, output, widths, interruption, *, max_bad_share):
@@ -263,14 +252,17 @@ def main():
     embeddings.check(values.output)
     files, digest = images(values.images)
     with contextlib.ExitStack() as stack:
-        interruption = stack.enter_context(Interruption())
-        encoder = open_encoder(
-            values.encoder,
-            outputs=sorted({*values.outputs}),
-            batch_size=values.batch_size,
-            timeout=values.timeout,
-            attempts=values.attempts,
+        interruption = stack.enter_context(
+            Interruption("finishing the batch and saving")
         )
+        with interruption.at_once("ended before the first image"):
+            encoder = open_encoder(
+                values.encoder,
+                outputs=sorted({*values.outputs}),
+                batch_size=values.batch_size,
+                timeout=values.timeout,
+                attempts=values.attempts,
+            )
         stack.callback(encoder.close)
         manifest = {
             "encoder": encoder.identity,

@@ -13,7 +13,7 @@ import tempfile
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import entry
+from clsa_tf import copyable, entry
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError
 from clsa_tf.files import flush_to_disk
@@ -134,6 +134,33 @@ def _exists(target):
     )
 
 
+def _next_steps(output, path):
+    """What to type next, in lines of text."""
+    base = os.path.abspath(output)  # which servers want
+    serve = copyable.of_module(
+        "export.server",
+        model_name="encoder",
+        model_base_path=base,
+        port=8500,
+        rest_api_port=8501,
+    )
+    embed = copyable.of_module(
+        "export.embed",
+        encoder=path,
+        images="/photos",
+        output="embeddings.npz",
+    )
+    return "\n".join(
+        [
+            "to serve it, to embed the images of a folder, and to go on from "
+            "it in Python, type",
+            f"  {serve}",
+            f"  {embed}",
+            f"  clsa_tf.load_encoder({path!r})",
+        ]
+    )
+
+
 def define_flags(flag_values):
     """Defines this command's flags."""
     define_path("workdir", None, "directory of the run to export", flag_values)
@@ -229,6 +256,7 @@ def main():
         license_=values.license,
     )
     print(f"exported and verified: {path}")
+    print(_next_steps(values.output, path))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import shutil
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from clsa_tf import progress
 from clsa_tf.data import shapes_render
 from clsa_tf.errors import UserError
 
@@ -65,6 +66,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     # Nothing is downloaded. Left to itself, tfds 4.9.10 looks for a list of
     # checksums with importlib_resources, which it does not declare to need.
     url_infos = None
+    # Called after every example, while they are generated.
+    on_example = staticmethod(lambda: None)
 
     def _info(self):
         label = tfds.features.ClassLabel
@@ -96,6 +99,18 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split, count):
         for index in range(count):
             yield index, encoded_example(split, index)
+            self.on_example()
+
+
+@contextlib.contextmanager
+def _without_bars():
+    """Leaves out tfds' three bars on top of each other, while entered."""
+    before = getattr(tfds.core.utils.tqdm_utils, "_active", True)
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.display_progress_bar(before)
 
 
 @contextlib.contextmanager
@@ -143,7 +158,11 @@ def _prepare_locked(root, parent, builder_class):
         "(--data_dir chooses another place)"
     )
     # tfds announces a download of unknown size on stdout: there is none.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(_without_bars())
+        bar = stack.enter_context(progress.bar(count, unit="images"))
+        builder.on_example = bar.update
         builder.download_and_prepare(
             file_format="tfrecord",
             download_config=tfds.download.DownloadConfig(
