@@ -76,10 +76,12 @@ def recipes():
     """
     for place in _PLACES:
         if (place / f"clsa{SUFFIX}").exists():
-            return {
+            found = {
                 path.relative_to(place).with_suffix("").as_posix(): path
-                for path in sorted(place.rglob(f"*{SUFFIX}"))
+                for path in place.rglob(f"*{SUFFIX}")
             }
+            # Those of folders last.
+            return dict(sorted(found.items(), key=lambda x: ("/" in x[0], x)))
     return {}
 
 
@@ -100,9 +102,9 @@ def recipe_for(method, like=""):
         method: name of the method.
         like: path of a flagfile; a recipe from the same folder is preferred.
     """
-    names = [name for name, p in recipes().items() if method_of(p) == method]
-    folder = os.path.dirname(os.path.abspath(like)) if like else ""
     known = recipes()
+    names = [name for name, path in known.items() if method_of(path) == method]
+    folder = os.path.dirname(os.path.realpath(like)) if like else ""
     # Of the same folder first, then the one that is called like the method.
     names.sort(
         key=lambda name: (

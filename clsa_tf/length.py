@@ -52,8 +52,7 @@ def adapt(flag_values):
 def _planned(flag_values, name):
     """Epochs of the run that the flagfile with `name` was written for.
 
-    0 if the value is not from a flagfile, or if nothing outside that file says
-    how long the run is.
+    0 if the value is not from a flagfile.
     """
     total, files = flag_values["total_epochs"], flag_values[name].files
     if not files:
@@ -66,8 +65,6 @@ def _planned(flag_values, name):
         if files[-1] in written.files
     )
     planned = [w for w in total.written if w.position <= last]
-    if planned == total.written:
-        return 0
     return int(planned[-1].value) if planned else total.default
 
 
