@@ -1,5 +1,7 @@
 """Whether embeddings still tell images apart, in numbers and in words."""
 
+import typing
+
 import tensorflow as tf
 
 # Where words begin: below, the embeddings are as good as one, or as a line.
@@ -7,6 +9,9 @@ _LOW_SPREAD = 0.05
 _LOW_RANK = 2.0
 # Below this share of the best so far there is something to be said, too.
 _FALL = 0.5
+# Steps after which a narrow cone is no longer a beginning, or an epoch's if
+# those are more.
+PATIENCE = 500
 _TINY = 1e-12
 
 
@@ -63,6 +68,47 @@ def _squared_distances(x):
     )
 
 
+class Verdict(typing.NamedTuple):
+    """Whether the embeddings tell images apart.
+
+    Attributes:
+        state: "open" (they do), "narrow" (not yet, as at the beginning), "late"
+            (never did, long after the beginning), "line" (by one property
+            only), "falling" (less and less) or "collapsed" (no longer).
+        step: at which they were measured.
+        words: what that means, with the figures, without a capital or a stop.
+    """
+
+    state: str
+    step: int
+    words: str
+
+    @property
+    def useless(self):
+        """Whether the encoder is not worth using, bool."""
+        return self.state in ("late", "line", "collapsed")
+
+
+def verdict(entries, dimension):
+    """Judges a run by what it logged.
+
+    Args:
+        entries: list of dictionaries, as `metrics.read` returns it.
+        dimension: D, width of the embedding: `options.projection_size`.
+
+    Returns:
+        the `Verdict` at the last of the entries that have the measures, or None
+        if none has.
+    """
+    measured = [e for e in entries if {"spread", "rank", "uniformity"} <= {*e}]
+    if not measured:
+        return None
+    last = measured[-1]
+    epoch = round(last["step"] / last["epoch"]) if last.get("epoch") else 0
+    watch = Watch(dimension, patience=max(PATIENCE, epoch))
+    return [watch.judge(entry["step"], entry) for entry in measured][-1]
+
+
 class Watch:
     """Says in words how the embeddings develop, once per change.
 
@@ -89,19 +135,30 @@ class Watch:
             step: steps taken.
             values: dictionary with `spread`, `rank` and `uniformity`.
         """
-        spread, rank = values["spread"], values["rank"]
-        state = self._judge(step, spread, rank)
-        self._best = max(self._best, spread)
-        if state == self._state:
+        before = self._state
+        now = self.judge(step, values)
+        if now.state == before:
             return ""
-        before, self._state = self._state, state
-        if state == "open" and not before:
+        if now.state == "open" and not before:
             return ""  # as it should be, from the first look on
+        return f"step {step}: {now.words}"
+
+    def judge(self, step, values):
+        """Returns the `Verdict` at `step`; the arguments are those of `words`.
+
+        It depends on what was seen before: a collapse is one of embeddings that
+        were spread out.
+        """
+        spread, rank = values["spread"], values["rank"]
+        self._state = self._judge(step, spread, rank)
+        self._best = max(self._best, spread)
         figures = (
             f"spread {spread:.3f} of 1, rank {rank:.1f} of {self._dimension}, "
             f"uniformity {values['uniformity']:.2f}"
         )
-        return f"step {step}: {self._sentence(state)} ({figures})"
+        return Verdict(
+            self._state, step, f"{self._sentence(self._state)} ({figures})"
+        )
 
     def _judge(self, step, spread, rank):
         if spread < _LOW_SPREAD:

@@ -139,7 +139,7 @@ class _Run:
             checkpoints=checkpoints,
             watch=collapse.Watch(
                 config.options.projection_size,
-                patience=max(500, self._steps_per_epoch),
+                patience=max(collapse.PATIENCE, self._steps_per_epoch),
             ),
             chief=workers.chief,
         )

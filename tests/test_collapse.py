@@ -86,3 +86,41 @@ def test_few_directions_are_told_after_the_beginning():
     words = said([0.6] * 12, rank=1.3)
     assert not any(words[:10])
     assert "near one line" in words[10]
+
+
+def entries(history, *, steps_per_epoch=10, rank=20.0):
+    return [
+        {"step": 10 * i, "epoch": 10 * i / steps_per_epoch, "spread": s}
+        | {"rank": rank, "uniformity": -1.0}
+        for i, s in enumerate(history, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "history, state, useless",
+    [
+        ([0.6, 0.8], "open", False),
+        ([0.02] * 3, "narrow", False),
+        ([0.02] * 60, "late", True),
+        ([0.02, 0.5, 0.9, 0.3], "falling", False),
+        ([0.02, 0.5, 0.9, 0.01], "collapsed", True),
+    ],
+)
+def test_a_run_is_judged_by_what_it_logged(history, state, useless):
+    logged = entries(history)
+    # Other lines, such as of an evaluation, say nothing about it.
+    found = collapse.verdict([*logged, {"step": 999, "knn": 0.5}], 32)
+    assert (found.state, found.useless) == (state, useless)
+    assert found.step == logged[-1]["step"]
+    assert f"spread {history[-1]:.3f} of 1" in found.words
+
+
+def test_a_long_epoch_is_a_long_beginning():
+    logged = entries([0.02] * 60, steps_per_epoch=1000)
+    assert collapse.verdict(logged, 32).state == "narrow"
+
+
+def test_nothing_is_judged_where_nothing_was_measured():
+    assert (
+        collapse.verdict([{"step": 4, "epoch": 1.0, "loss": 1.0}], 32) is None
+    )
