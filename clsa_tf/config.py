@@ -45,12 +45,15 @@ class Config:
         "what to train on: a tensorflow-datasets name (cifar10, imagenet2012, "
         "the embedded shapes), a directory of a prepared one, folder:/photos, "
         "or tfrecord:gs://bucket/train-*",
+        on_resume="to another path of the same images",
     )
     split: str = option(
         "train", "split of a tensorflow-datasets dataset to train on"
     )
     eval_dataset: str = option(
-        "", "dataset for the kNN evaluation; empty: the training dataset's own"
+        "",
+        "dataset for the kNN evaluation; empty: the training dataset's own",
+        on_resume="to another path of the same images",
     )
     eval_split: str = option(
         "", "its split; empty: test or validation, whichever exists"
@@ -139,7 +142,12 @@ class Config:
         minimum=1,
     )
     # How it is learned
-    total_epochs: int = option(200, "passes over the dataset", minimum=1)
+    total_epochs: int = option(
+        200,
+        "passes over the dataset",
+        minimum=1,
+        on_resume="to a larger number",
+    )
     batch_size: int = option(
         256, "images per step, over all replicas", minimum=2
     )
@@ -247,6 +255,21 @@ class Config:
         "directory of the run: checkpoints, metrics, pictures",
         portable=True,
     )
+    init_from: str = option(
+        "",
+        "weights that a new run starts from: the directory of another run, an "
+        "exported version or an encoder.keras; empty: random ones. A run that "
+        "is resumed ignores it",
+        on_resume="without effect",
+    )
+    init_what: str = option(
+        "encoder",
+        "what --init_from takes: encoder (backbone, and heads if they fit), or "
+        "all of another run of the same method that fits: momentum encoder, "
+        "predictor and queue, too. Step and optimizer always start at zero",
+        choices=("encoder", "all"),
+        on_resume="without effect",
+    )
     strategy: str = option(
         "auto",
         "one device, all GPUs of the machine (mirrored), of several machines "
@@ -294,6 +317,11 @@ def default(method="clsa", **changes):
     """Returns the default configuration of `method`, some fields changed."""
     options = methods.load(method).Options()
     return Config(method=method, options=options).replace(**changes)
+
+
+def default_of(name):
+    """The default of a field of `Config`, as flags spell it."""
+    return spell(Config.__dataclass_fields__[name].default)
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -419,19 +447,36 @@ def differences(text, other):
         other: flagfile of the other.
 
     Returns:
-        list of `(flag, value in text, value in other)`; flags that may change
-        between two starts of one run, such as `--log_steps`, left out.
+        list of `(flag, value in text, value in other)`, `--method` first, then
+        in the order of the fields; None where a flagfile has no such flag.
+        Flags that may change between two starts of one run, such as
+        `--log_steps`, are left out.
     """
     one, two = (
         dict(line[2:].split("=", 1) for line in t.split("\n") if line)
         for t in (text, other)
     )
     portable = {f.name for f in _fields(Config) if f.metadata["portable"]}
+    # Both are in the order of the fields; options of one method come last.
+    order = ["method", *dict.fromkeys([*one, *two])]
     return [
         (name, one.get(name), two.get(name))
-        for name in sorted(one.keys() | two.keys())
+        for name in dict.fromkeys(order)
         if name not in portable and one.get(name) != two.get(name)
     ]
+
+
+def changeable():
+    """Flags that may differ between two starts of one run.
+
+    Returns:
+        dictionary, flag -> condition in words; empty: none.
+    """
+    return {
+        f.name: f.metadata["on_resume"]
+        for f in _fields(Config)
+        if f.metadata["portable"] or f.metadata["on_resume"]
+    }
 
 
 def identity(config):

@@ -13,6 +13,7 @@ def option(
     maximum=None,
     below=None,
     portable=False,
+    on_resume="",
 ):
     """Declares a field of a configuration, and so a flag.
 
@@ -24,7 +25,11 @@ def option(
         above: bound that it must exceed.
         maximum: largest allowed value.
         below: bound that it must not reach.
-        portable: whether it may differ between two starts of one run.
+        portable: whether it may differ between two starts of one run, and
+            between its workers.
+        on_resume: condition on which it may differ between two starts, in the
+            words of a message ("to a larger number"); empty: never, unless
+            `portable`. `clsa_tf.workdir` checks the condition.
     """
 
     def check(value):
@@ -47,7 +52,12 @@ def option(
 
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "check": check, "portable": portable},
+        metadata={
+            "help": help,
+            "check": check,
+            "portable": portable,
+            "on_resume": on_resume,
+        },
     )
 
 
