@@ -316,7 +316,8 @@ def _lost(workdir):
     return (
         f"Expected a checkpoint in {directory}, received none, although there "
         f"has been one ({_traces(workdir)}); restore the files from a backup, "
-        f"choose another --workdir, or delete {workdir} to train again from step 0."
+        f"choose another --workdir, or delete {workdir} to train again from "
+        "step 0."
     )
 
 
