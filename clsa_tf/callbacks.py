@@ -88,7 +88,7 @@ class Log(StepCallback):
         if chief:
             with self._writing():
                 self._writer = tf.summary.create_file_writer(
-                    f"{config.workdir}/tensorboard"
+                    f"{config.workdir}/{metrics.TENSORBOARD}"
                 )
         self._shown = {}
         self._unchecked = None  # the last step and its loss

@@ -1,5 +1,6 @@
 """Saving a run whole, and finding the newest state that can be read back."""
 
+import contextlib
 import math
 import os
 import re
@@ -11,11 +12,13 @@ import tensorflow as tf
 from absl import logging
 
 from clsa_tf import config as config_lib
+from clsa_tf import metrics
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import flush_to_disk
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks.encoder import Encoder
 from clsa_tf.strategy import LOST
+from clsa_tf.workdir import images as images_of
 
 # Within the run's directory; and within that, what is not complete yet.
 DIRECTORY = "checkpoints"
@@ -58,6 +61,7 @@ class Checkpoints:
     def __init__(self, method, workdir, *, keep, schedule=None, chief=True):
         """See the class."""
         self._method = method
+        self._workdir = workdir
         self._directory = os.path.join(workdir, DIRECTORY)
         self._keep = keep
         self._schedule = schedule
@@ -110,7 +114,7 @@ class Checkpoints:
         except LOST:
             raise
         except (tf.errors.OpError, OSError) as e:
-            self._remove_unfinished()
+            self._remove_incomplete()
             raise UserError(
                 f"Expected to write the checkpoint of step {self.step} to "
                 f"{self._directory}, received: {first_line(e)}; the newest "
@@ -144,10 +148,21 @@ class Checkpoints:
         for path in list_checkpoints(self._directory, step)[self._keep :]:
             # The index first: without it the rest is none to anybody.
             os.remove(path + ".index")
+        self._remove_data_without_index()
+
+    def _remove_data_without_index(self):
         complete = set(list_checkpoints(self._directory))
         for path, suffix in _files(self._directory):
             if suffix.startswith(".data-") and path not in complete:
                 os.remove(path + suffix)
+
+    def _remove_incomplete(self):
+        """Removes what a checkpoint left that was not written to its end."""
+        with contextlib.suppress(OSError):
+            # First what has been moved already: without its index, which is
+            # still aside, it would look as if that had been lost.
+            self._remove_data_without_index()
+        self._remove_unfinished()
 
     def _remove_unfinished(self):
         folder = os.path.join(self._directory, UNFINISHED)
@@ -160,9 +175,14 @@ class Checkpoints:
         any checkpoint nothing happens and the step is 0.
 
         Raises:
-            UserError: there are checkpoints, and none of them can be read.
+            UserError: there are checkpoints, and none of them can be read; or
+                there are none, but there have been some.
         """
         if not list_checkpoints(self._directory):
+            if _traces(self._workdir):
+                raise UserError(_lost(self._workdir))
+            if self._chief:
+                self._remove_incomplete()
             return 0
         self._saved = _restore_newest(
             self._directory,
@@ -203,13 +223,44 @@ def load_trained(workdir, *, precision="float32"):
     reader = tf.train.Checkpoint(
         method=tf.train.Checkpoint(encoder=encoder), seconds=seconds
     )
-    step = _restore_newest(
-        os.path.join(workdir, DIRECTORY),
-        lambda path: (
-            reader.read(path).expect_partial().assert_existing_objects_matched()
+    step = _restore_partly(reader, workdir)
+    return Trained(config, encoder, step, float(seconds.numpy()))
+
+
+def restore_method(method, workdir):
+    """Reads all of a method back from a run's newest readable checkpoint.
+
+    Args:
+        method: `Method` made from the `Config` of that run.
+        workdir: directory of the run.
+
+    Returns:
+        the step at which it was saved.
+
+    Raises:
+        UserError: no checkpoint that can be read.
+    """
+    return _restore_partly(tf.train.Checkpoint(method=method), workdir)
+
+
+def newest_step(workdir):
+    """Step of the newest checkpoint of the run in `workdir`; 0 without any."""
+    paths = list_checkpoints(os.path.join(workdir, DIRECTORY))
+    return _step_of(paths[0]) if paths else 0
+
+
+def _restore_partly(reader, workdir):
+    directory = os.path.join(workdir, DIRECTORY)
+    if not list_checkpoints(directory):
+        raise UserError(
+            _lost(workdir) if _traces(workdir) else _not_yet(workdir)
+        )
+    return _restore_newest(
+        directory,
+        lambda each: (
+            reader.read(each).expect_partial().assert_existing_objects_matched()
         ),
     )
-    return Trained(config, encoder, step, float(seconds.numpy()))
 
 
 def _restore_newest(directory, restore):
@@ -228,9 +279,62 @@ def _restore_newest(directory, restore):
             continue
         return _step_of(path)
     raise UserError(
-        f"Expected a readable checkpoint in {directory}, received "
+        f"Expected a readable checkpoint in {directory}, received only "
         f"{len(paths)} unreadable ones; restore one from a backup or start "
         "with another --workdir."
+    )
+
+
+def _traces(workdir):
+    """What proves that a run without checkpoints has had some, in words.
+
+    A run that was killed before its first checkpoint has none of it.
+    """
+    directory = os.path.join(workdir, DIRECTORY)
+    # Files that a process was about to complete when it was killed: the index
+    # is moved last.
+    unfinished = {
+        os.path.basename(name)
+        for name, suffix in _files(os.path.join(directory, UNFINISHED))
+        if suffix == ".index"
+    }
+    for name, suffix in _files(directory):
+        step = os.path.basename(name)
+        if suffix.startswith(".data-") and step not in unfinished:
+            return f"{step}{suffix} without its index"
+    # At the end of each epoch the run is saved before it goes on.
+    for entry in metrics.read(workdir):
+        if entry.get("epoch", 0) > 1 or "knn" in entry:
+            return (
+                f"{metrics.FILE} up to step {metrics.read(workdir)[-1]['step']}"
+            )
+    return ""
+
+
+def _lost(workdir):
+    directory = os.path.join(workdir, DIRECTORY)
+    return (
+        f"Expected a checkpoint in {directory}, received none, although there "
+        f"has been one ({_traces(workdir)}); restore the files from a backup, "
+        f"choose another --workdir, or delete {workdir} to train again from "
+        "step 0."
+    )
+
+
+def _not_yet(workdir):
+    config, images = config_lib.load(workdir), images_of(workdir)
+    epoch = images and images // config.batch_size
+    if config.checkpoint_steps and config.checkpoint_steps <= (epoch or 1):
+        first = f"after {config.checkpoint_steps} steps"
+    else:
+        first = "after the first epoch" + (f", {epoch} steps" if epoch else "")
+    directory = os.path.join(workdir, DIRECTORY)
+    return (
+        f"Expected a checkpoint in {directory}, received none: the run has not "
+        f"written any yet, the first one comes {first}; "
+        "train on with `python -m clsa_tf.train "
+        f"--flagfile={os.path.join(workdir, config_lib.RUN_FLAGS)} "
+        f"--workdir={workdir}`."
     )
 
 

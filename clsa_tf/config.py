@@ -46,6 +46,7 @@ class Config:
         "what to train on, always to be named: folder:/photos, a name of "
         "tensorflow-datasets (cifar10, imagenet2012, the embedded shapes), the "
         "directory of a prepared one, or tfrecord:gs://bucket/train-*",
+        on_resume="to another path of the same images",
         group="data",
         path=True,
     )
@@ -58,6 +59,7 @@ class Config:
         "",
         "dataset for the kNN evaluation, as --dataset; empty: the training "
         "dataset's own",
+        on_resume="to another path of the same images",
         group="evaluation",
         path=True,
     )
@@ -187,6 +189,7 @@ class Config:
         "passes over the dataset",
         minimum=1,
         group="optimization",
+        on_resume="to a larger number",
     )
     batch_size: int = option(
         256,
@@ -338,6 +341,24 @@ class Config:
         group="run",
         path=True,
     )
+    init_from: str = option(
+        "",
+        "weights that a new run starts from: the directory of another run, an "
+        "exported version or an encoder.keras; empty: random ones. A run that "
+        "is resumed ignores it",
+        on_resume="without effect",
+        group="run",
+        path=True,
+    )
+    init_what: str = option(
+        "encoder",
+        "what --init_from takes: encoder (backbone, and heads if they fit), or "
+        "all of another run of the same method that fits: momentum encoder, "
+        "predictor and queue, too. Step and optimizer always start at zero",
+        choices=("encoder", "all"),
+        on_resume="without effect",
+        group="run",
+    )
     strategy: str = option(
         "auto",
         "devices: one, all GPUs of the machine (mirrored), several machines "
@@ -397,6 +418,11 @@ def default(method="clsa", **changes):
     """Returns the default configuration of `method`, some fields changed."""
     options = methods.load(method).Options()
     return Config(method=method, options=options).replace(**changes)
+
+
+def default_of(name):
+    """The default of a field of `Config`, as flags spell it."""
+    return spell(Config.__dataclass_fields__[name].default)
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -566,19 +592,36 @@ def differences(text, other):
         other: flagfile of the other.
 
     Returns:
-        list of `(flag, value in text, value in other)`; flags that may change
-        between two starts of one run, such as `--log_steps`, left out.
+        list of `(flag, value in text, value in other)`, `--method` first, then
+        in the order of the fields; None where a flagfile has no such flag.
+        Flags that may change between two starts of one run, such as
+        `--log_steps`, are left out.
     """
     one, two = (
         dict(line[2:].split("=", 1) for line in t.split("\n") if line)
         for t in (text, other)
     )
     portable = {f.name for f in _fields(Config) if f.metadata["portable"]}
+    # Both are in the order of the fields; options of one method come last.
+    order = ["method", *dict.fromkeys([*one, *two])]
     return [
         (name, one.get(name), two.get(name))
-        for name in sorted(one.keys() | two.keys())
+        for name in dict.fromkeys(order)
         if name not in portable and one.get(name) != two.get(name)
     ]
+
+
+def changeable():
+    """Flags that may differ between two starts of one run.
+
+    Returns:
+        dictionary, flag -> condition in words; empty: none.
+    """
+    return {
+        f.name: f.metadata["on_resume"]
+        for f in _fields(Config)
+        if f.metadata["portable"] or f.metadata["on_resume"]
+    }
 
 
 def identity(config):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import socket
 
@@ -55,6 +56,24 @@ def write_atomically(path, text):
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".tmp", path)
+
+
+def read_json_lines(path):
+    """Returns the list of JSON values in a file of one per line.
+
+    A line that was cut short by a kill is left out. Without a file the list is
+    empty.
+    """
+    if not os.path.exists(path):
+        return []
+    values = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                values.append(json.loads(line))
+            except ValueError:
+                continue
+    return values
 
 
 def flush_to_disk(path):

@@ -91,7 +91,7 @@ def load_encoder(
             f"{outputs!r}; choose one of them."
         )
     scale = _affine(pixels)
-    model = _read(os.path.expanduser(os.fspath(path)))
+    model, _ = read(os.path.expanduser(os.fspath(path)))
     features = _features(model, head_layers)
     normalise = model.get_layer(NORMALISE)
     normalise.scale, normalise.offset = scale
@@ -267,15 +267,27 @@ def _replay(model, x):
     return tensors
 
 
-def _read(path):
-    """The model that `functional` describes, from any of the places."""
+def read(path):
+    """Reads an encoder from any of the places that hold one.
+
+    Args:
+        path: see `load_encoder`.
+
+    Returns:
+        the model that `functional` describes; and its `architecture`, None
+        where it is not recorded.
+
+    Raises:
+        UserError: nothing that can be loaded there, or it is damaged.
+    """
     if os.path.isfile(path):
-        return _from_keras(path)
+        return _from_keras(path), None
     if os.path.exists(os.path.join(path, config_lib.RUN_FLAGS)):
         trained = load_trained(path)
-        return from_encoder(trained.encoder, trained.config)
+        model = from_encoder(trained.encoder, trained.config)
+        return model, architecture(trained.config)
     if os.path.exists(os.path.join(path, KERAS_FILE)):
-        return _from_keras(os.path.join(path, KERAS_FILE))
+        return _from_keras(os.path.join(path, KERAS_FILE)), None
     exported = newest_savedmodel(path)
     if exported:
         return _from_export(exported)
@@ -306,7 +318,7 @@ def _from_export(path):
             f"export.savedmodel writes it, in {path}, received: "
             f"{first_line(e)}; export it again."
         ) from e
-    return model
+    return model, spec
 
 
 def _from_keras(path):

@@ -26,6 +26,7 @@ def option(
     maximum=None,
     below=None,
     portable=False,
+    on_resume="",
 ):
     """Declares a field of a configuration, and so a flag.
 
@@ -39,7 +40,11 @@ def option(
         above: bound that it must exceed.
         maximum: largest allowed value.
         below: bound that it must not reach.
-        portable: whether it may differ between two starts of one run.
+        portable: whether it may differ between two starts of one run, and
+            between its workers.
+        on_resume: condition on which it may differ between two starts, in the
+            words of a message ("to a larger number"); empty: never, unless
+            `portable`. `clsa_tf.workdir` checks the condition.
     """
 
     def check(value):
@@ -69,6 +74,7 @@ def option(
             "choices": choices,
             "check": check,
             "portable": portable,
+            "on_resume": on_resume,
         },
     )
 

@@ -12,7 +12,7 @@ import os
 import numpy as np
 from absl import flags
 
-from clsa_tf import copyable, entry, files, methods, metrics, pictures
+from clsa_tf import copyable, entry, files, methods, metrics, outcome, pictures
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
@@ -33,9 +33,11 @@ def report(workdir, *, savedmodel=""):
     Returns:
         dictionary: `knn_pixels`, `knn_untrained`, `knn_trained` (in [0, 1];
         None where the dataset has no labels), `savedmodel` (path or None),
-        `train_seconds`, `pictures` (list of paths).
+        `train_seconds`, `pictures` (list of paths), and those of
+        `clsa_tf.outcome.of`.
     """
-    config, encoder, _, seconds = load_trained(workdir)
+    trained = load_trained(workdir)
+    config, encoder = trained.config, trained.encoder
     faults = Faults(max_bad_share=config.max_bad_share)
     task = knn_task(config, open_train_source(config), faults)
     summary = {"knn_pixels": None, "knn_untrained": None, "knn_trained": None}
@@ -68,9 +70,9 @@ def report(workdir, *, savedmodel=""):
     summary |= {
         "savedmodel": savedmodel
         or files.newest_savedmodel(os.path.join(workdir, "savedmodel")),
-        "train_seconds": round(seconds, 1),
+        "train_seconds": round(trained.seconds, 1),
         "pictures": paths,
-    }
+    } | outcome.of(workdir, trained)
     files.write_atomically(
         os.path.join(workdir, "summary.json"),
         json.dumps(summary, indent=2) + "\n",
@@ -110,10 +112,14 @@ def show(summary):
         if value is not None:
             print(f"  kNN accuracy, {name:<10} {100 * value:5.1f} %")
     print(f"  trained for            {summary['train_seconds'] / 60:5.1f} min")
+    for change in outcome.history(summary):
+        print(f"  changed                {change}")
     if summary["savedmodel"]:
         print(f"  SavedModel             {summary['savedmodel']}")
     for path in summary["pictures"]:
         print(f"  picture                {path}")
+    for _, sentence in outcome.warnings(summary):
+        print(f"  warning: {sentence}")
 
 
 def define_flags(flag_values):

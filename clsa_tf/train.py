@@ -21,6 +21,7 @@ from clsa_tf import (
     catalogue,
     collapse,
     entry,
+    initial,
     methods,
     metrics,
     optimizer,
@@ -30,7 +31,7 @@ from clsa_tf import (
 )
 from clsa_tf.augment.chain import finish_batch
 from clsa_tf.callbacks import Log, Monitor, Save
-from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.checkpoint import Checkpoints, newest_step
 from clsa_tf.data.checks import check_drawn_sizes, check_sizes
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.offload import Services, parse
@@ -97,14 +98,19 @@ class _Run:
         if config.knn_epochs:
             self._task = knn_task(config, self._source, self._faults)
         self._interruption = Interruption()
+        self._claim = None  # of the chief
+        # Before anything is written: what does not fit leaves no trace.
+        self._weights = None
+        if config.init_from:
+            initial.check(config)
+            if not newest_step(config.workdir):
+                self._weights = initial.read(config)
 
     def train(self):
         """See `run`."""
         with contextlib.ExitStack() as stack:
             if self._workers.chief:
-                stack.enter_context(
-                    workdir.claim(self._config, images=self._source.size)
-                )
+                self._claim = stack.enter_context(self._claimed())
                 self._faults.record(self._config.workdir)
             if self._services:
                 stack.enter_context(self._services)
@@ -119,6 +125,19 @@ class _Run:
                 if not cause:
                     raise
                 raise cause from e
+
+    def _claimed(self):
+        fingerprints = {
+            "dataset": self._source.fingerprint,
+            "eval_dataset": self._task and self._task.fingerprint,
+        }
+        return workdir.claim(
+            self._config,
+            images=self._source.size,
+            step=newest_step(self._config.workdir),
+            steps_per_epoch=self._steps_per_epoch,
+            fingerprints={n: f() for n, f in fingerprints.items() if f},
+        )
 
     def _train(self):
         config, workers = self._config, self._workers
@@ -139,14 +158,18 @@ class _Run:
                 chief=workers.chief,
             )
         step = checkpoints.restore()
+        taken = []
+        if self._weights and not step:
+            taken = self._weights.give_to(method)
         workers.check_same(
             number_of_images=self._source.size,
             flags=clsa_tf.config.identity(config),
             step_to_resume_from=step,
         )
         if workers.chief:
+            self._check_still_complete(step)
             metrics.rewind(config.workdir, step)
-            self._announce(step)
+            self._announce(step, taken)
 
         # ---- Train
         log = Log(
@@ -175,6 +198,16 @@ class _Run:
         if workers.chief:
             self._sum_up(checkpoints)
         return method
+
+    def _check_still_complete(self, step):
+        """Fewer epochs are accepted only where there is nothing left to do."""
+        total = self._config.total_epochs * self._steps_per_epoch
+        if self._claim.shorter and step < total:
+            raise UserError(
+                f"Expected at least {total} steps in {self._config.workdir}, "
+                f"received {step}, as newer checkpoints cannot be read; put "
+                "--total_epochs back to what the run was started with."
+            )
 
     def _callbacks(self, log, checkpoints, method):
         """Logged, saved, then evaluated: see `callbacks`."""
@@ -244,8 +277,13 @@ class _Run:
 
     # ---- Words
 
-    def _announce(self, step):
-        """Prints what is about to happen."""
+    def _announce(self, step, taken):
+        """Prints what is about to happen.
+
+        Args:
+            step: steps taken so far.
+            taken: list of `initial.Part`.
+        """
         config = self._config
         total = config.total_epochs * self._steps_per_epoch
         print(
@@ -260,13 +298,43 @@ class _Run:
             print("  no kNN evaluation: no labels, or --knn_epochs=0")
         if step >= total:
             print(
-                f"  {config.workdir} is complete ({total} steps); choose "
-                "another --workdir to train again"
+                f"  {config.workdir} is complete ({step} steps); raise "
+                "--total_epochs to go on, or choose another --workdir to train "
+                "again"
             )
         elif step:
             print(f"  resuming {config.workdir} at step {step} of {total}")
         else:
             print(f"  writing to {config.workdir}")
+        for part in taken:
+            print(f"  weights of {config.init_from}: {part}")
+        for note in self._claim.notes:
+            print(f"  note: {note}")
+        for change in self._claim.changes:
+            print(f"  changed: {change}{self._consequence(change, step)}")
+
+    def _consequence(self, change, step):
+        """What another --total_epochs does, in words."""
+        if change.flag != "total_epochs" or not step:
+            return ""
+        config = self._config
+        before = config.replace(total_epochs=int(change.before))
+        rates = [
+            float(optimizer.make_schedule(c, self._steps_per_epoch)(s))
+            for c, s in ((before, step - 1), (config, step))
+        ]
+        schedule = getattr(config.options, "key_momentum_schedule", "constant")
+        momentum = (
+            f"; so does --key_momentum with its {schedule} schedule"
+            if schedule != "constant"
+            else ""
+        )
+        return (
+            f"; from step {step} on, the learning rate follows --lr_schedule="
+            f"{config.lr_schedule} of {change.now} epochs from their start: "
+            f"{rates[1]:.4g} in the next step, {rates[0]:.4g} in the last one"
+            + momentum
+        )
 
     def _sum_up(self, checkpoints):
         """Prints what the run reached, and what to type next."""
@@ -383,7 +451,7 @@ def legs(step, steps_per_epoch, total_epochs):
     """
     epoch, done = divmod(step, steps_per_epoch)
     found = []
-    if done:
+    if done and epoch < total_epochs:
         found.append((step, epoch, epoch + 1, steps_per_epoch - done))
         epoch += 1
     if epoch < total_epochs:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import typing
 
 import clsa_tf.config
 from clsa_tf import files
@@ -9,20 +10,74 @@ from clsa_tf.errors import UserError
 
 LOCK = "lock"
 DATASET = "dataset.json"
+# One JSON object per flag that a later start changed.
+CHANGES = "changes.jsonl"
+
+# Differing flags that a message lists one by one.
+_LISTED = 6
+# Recorded for a run's history; they act before its first checkpoint only.
+_INITIAL = ("init_from", "init_what")
 
 
-def claim(config, *, images):
+class Change(typing.NamedTuple):
+    """A flag that is another than at the start before."""
+
+    flag: str
+    before: typing.Optional[str]  # None where there was no such flag
+    now: typing.Optional[str]
+
+    def __str__(self):
+        """As messages list it."""
+        if self.now is None:
+            return f"no --{self.flag}, which was {self.before}"
+        if self.before is None:
+            return f"--{self.flag}={self.now}, which it did not have"
+        return f"--{self.flag}={self.now} instead of {self.before}"
+
+
+class Claim:
+    """A directory that is this process's until it ends; a context manager.
+
+    Attributes:
+        changes: list of `Change`: flags that this start has changed.
+        shorter: whether fewer epochs are asked for than the run has done, so
+            that there is nothing to do.
+        notes: sentences to print.
+    """
+
+    def __init__(self, lock, changes, shorter, notes):
+        """See the class."""
+        self._lock = lock
+        self.changes = changes
+        self.shorter = shorter
+        self.notes = notes
+
+    def __enter__(self):
+        """Returns this object."""
+        return self
+
+    def __exit__(self, *_):
+        """Gives the directory back."""
+        self._lock.close()
+
+
+def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
     """Makes `config.workdir` this process's until it ends, however it ends.
 
-    Writes `run.flags` and `dataset.json` there. On a file system that knows no
-    locks nothing keeps two processes apart.
+    Writes `run.flags`, `dataset.json` and `changes.jsonl` there. On a file
+    system that knows no locks nothing keeps two processes apart.
 
     Args:
         config: `clsa_tf.config.Config`.
         images: how many there are to train on.
+        step: of the newest checkpoint; 0 without any.
+        steps_per_epoch: int.
+        fingerprints: dictionary, "dataset" and "eval_dataset" -> what tells
+            the images from others wherever they are (`Source.fingerprint`);
+            either may be missing.
 
     Returns:
-        a context manager that gives the directory back.
+        `Claim`.
 
     Raises:
         UserError: it belongs to a run with other flags or images, is used by
@@ -31,13 +86,22 @@ def claim(config, *, images):
     directory = config.workdir
     flagfile = os.path.join(directory, clsa_tf.config.RUN_FLAGS)
     dataset = os.path.join(directory, DATASET)
-    _check_flags(flagfile, config)
-    _check_images(dataset, config, images)
+    recorded = _recorded(dataset)
+    known = recorded.get("fingerprints", {})
+    found = dict(fingerprints or {})
+    same = {name for name in found if known.get(name) == found[name]}
+    changes, shorter = _changes(flagfile, config, step, steps_per_epoch, same)
+    _check_images(recorded, config, images)
     try:
         os.makedirs(directory, exist_ok=True)
         lock = files.lock(os.path.join(directory, LOCK))
-        files.write_atomically(flagfile, clsa_tf.config.to_flagfile(config))
-        files.write_atomically(dataset, json.dumps({"images": images}) + "\n")
+        _append_changes(directory, step, changes)
+        files.write_atomically(
+            flagfile, _flagfile(flagfile, config, step, shorter)
+        )
+        # What the run was started with stays.
+        record = {"images": images, "fingerprints": found | known}
+        files.write_atomically(dataset, json.dumps(record) + "\n")
     except files.Locked as e:
         raise UserError(
             f"Expected a --workdir that no other run uses, received "
@@ -49,38 +113,152 @@ def claim(config, *, images):
             f"{directory!r} ({e.strerror}); make room, fix its permissions or "
             "choose another."
         ) from e
-    return lock
+    notes = [
+        f"the images of --{name} are as many as at the start of the run, but "
+        "names or sizes of their files have changed"
+        for name in sorted(known.keys() & found.keys() - same)
+    ]
+    return Claim(lock, changes, shorter, notes)
 
 
-def _check_flags(path, config):
+def read_changes(directory):
+    """Flags that later starts of a run have changed.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        list of dictionaries: `step` (of the newest checkpoint then), `flag`,
+        `before`, `now` (as spelled), oldest first.
+    """
+    return files.read_json_lines(os.path.join(directory, CHANGES))
+
+
+def images(directory):
+    """How many images a run is trained on; None if it is not recorded."""
+    try:
+        return _recorded(os.path.join(directory, DATASET)).get("images")
+    except UserError:
+        return None
+
+
+# ---- Flags
+
+
+def _changes(path, config, step, steps_per_epoch, same):
+    """Accepted changes, and whether fewer epochs are wanted than are done."""
     if not os.path.exists(path):
-        return
+        return [], False
     with open(path, encoding="utf-8") as file:
         found = clsa_tf.config.differences(
             file.read(), clsa_tf.config.to_flagfile(config)
         )
-    if found:
-        name, before, now = found[0]
-        raise UserError(
-            f"Expected the flags that {config.workdir} was started with, "
-            f"received --{name}={now} instead of {before}"
-            + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-            + "; choose another --workdir or put the flags back."
+    accepted, refused, shorter = [], [], False
+    for change in map(Change._make, found):
+        if change.flag in _INITIAL:
+            continue
+        if change.flag == "total_epochs" and change.before is not None:
+            longer = int(change.now) > int(change.before)
+            shorter = 0 < int(change.now) * steps_per_epoch <= step
+            if shorter and not longer:
+                continue
+            shorter = False
+            (accepted if longer else refused).append(change)
+        elif change.flag in same:
+            accepted.append(change)
+        else:
+            refused.append(change)
+    if refused:
+        raise UserError(_refusal(config.workdir, refused, step))
+    return accepted, shorter
+
+
+def _refusal(directory, refused, step):
+    listed = ", ".join(map(str, refused[:_LISTED]))
+    more = len(refused) - _LISTED
+    if more > 0:
+        listed += f" and {more} more"
+    way_on = (
+        f"choose another --workdir with --init_from={directory}, which starts "
+        "a new run from its weights"
+        if step
+        else "choose another --workdir"
+    )
+    free = {
+        name: condition
+        for name, condition in clsa_tf.config.changeable().items()
+        if name not in ("workdir", *_INITIAL)
+    }
+    # Those with a condition are what a person is most likely to ask for.
+    names = sorted(free, key=lambda name: not free[name])
+    allowed = ", ".join(
+        f"--{name}" + (f" ({free[name]})" if free[name] else "")
+        for name in names
+    )
+    return (
+        f"Expected the flags that {directory} was started with, received "
+        f"{listed}; put them back, or {way_on}. Flags that may change when a "
+        f"run is resumed: {allowed}."
+    )
+
+
+def _flagfile(path, config, step, shorter):
+    """Text of `run.flags`, with what of it only the first start decided."""
+    text = clsa_tf.config.to_flagfile(config)
+    kept = (_INITIAL if step else ()) + (("total_epochs",) if shorter else ())
+    if not kept or not os.path.exists(path):
+        return text
+    with open(path, encoding="utf-8") as file:
+        before = dict(line.split("=", 1) for line in file if "=" in line)
+    first = {
+        # (A version without these flags began with their defaults.)
+        name: before.get(f"--{name}", clsa_tf.config.default_of(name)).strip()
+        for name in kept
+    }
+    lines = []
+    for line in text.splitlines():
+        name = line[2:].split("=", 1)[0]
+        lines.append(f"--{name}={first[name]}" if name in first else line)
+    return "\n".join(lines) + "\n"
+
+
+def _append_changes(directory, step, changes):
+    lines = read_changes(directory)
+    for change in changes:
+        line = {"step": step, **change._asdict()}
+        # A process that was killed at once has written it already.
+        if line not in lines:
+            lines.append(line)
+    if changes:
+        files.write_atomically(
+            os.path.join(directory, CHANGES),
+            "".join(json.dumps(line) + "\n" for line in lines),
         )
 
 
-def _check_images(path, config, images):
-    """With another number of them the order and the epochs would be others."""
+# ---- Images
+
+
+def _recorded(path):
+    """What is recorded of the images; {} at the first start."""
     if not os.path.exists(path):
-        return
+        return {}
     try:
         with open(path, encoding="utf-8") as file:
-            before = json.load(file)["images"]
-    except (ValueError, LookupError, TypeError) as e:
+            recorded = json.load(file)
+        recorded["images"] + 0
+        recorded.setdefault("fingerprints", {}).items()
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise UserError(
             f'Expected {{"images": …}} in {path}, received something else; '
             "put it right or choose another --workdir."
         ) from e
+    return recorded
+
+
+def _check_images(recorded, config, images):
+    """With another number of them the order and the epochs would be others."""
+    before = recorded.get("images", images)
     if before != images:
         raise UserError(
             f"Expected the {before} images that {config.workdir} was started "

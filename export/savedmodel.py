@@ -6,6 +6,7 @@ Writes OUTPUT/VERSION, a SavedModel, complete or not at all: it is written under
 a temporary name, checked, and only then renamed.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,10 +14,10 @@ import tempfile
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import copyable, entry
+from clsa_tf import copyable, entry, outcome
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.errors import UserError
-from clsa_tf.files import flush_to_disk
+from clsa_tf.files import MODEL_CARD, flush_to_disk
 from clsa_tf.precision import PRECISIONS
 from clsa_tf.spelling import define_path, require
 from export.model import card, checks, served, untrusted, warmup
@@ -255,8 +256,20 @@ def main():
         limits=limits,
         license_=values.license,
     )
-    print(f"exported and verified: {path}")
+    show(path)
     print(_next_steps(values.output, path))
+
+
+def show(path):
+    """Prints what was exported, and what is wrong with it."""
+    with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
+        warnings = outcome.warnings(json.load(file))
+    if not warnings:
+        print(f"exported and verified: {path}")
+        return
+    for _, sentence in warnings:
+        print(f"warning: {sentence}")
+    print(f"exported ({'; '.join(short for short, _ in warnings)}): {path}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A folder of images as a source."""
 
+import dataclasses
 import hashlib
 import os
 import posixpath
@@ -8,6 +9,7 @@ from typing import List, Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
+from clsa_tf.data import fingerprint
 from clsa_tf.data.order import Source, indexed
 from clsa_tf.errors import UserError
 
@@ -203,6 +205,9 @@ def _source(root, prefix, chosen, class_names):
         name = files[index]
         return {"name": name, "bytes": name, "label": labels[index]}
 
-    return indexed(
+    source = indexed(
         f"folder:{root}", len(chosen), class_names, read, tf.io.read_file
+    )
+    return dataclasses.replace(
+        source, fingerprint=lambda: fingerprint.of_files(root, chosen)
     )

@@ -78,6 +78,9 @@ class Source:
         load: from those bytes to the encoded image; it may fail. None if they
             are the encoded image, and not where it is.
         local: whether `read` works in this process only, as Python does.
+        fingerprint: function that returns a digest of which examples these
+            are, in which order, the same wherever they are stored; see
+            `clsa_tf.data.fingerprint`. None if nothing is known.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Source:
     read: Callable[[tf.Tensor], Example]
     load: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
     local: bool = False
+    fingerprint: Optional[Callable[[], str]] = None
 
     def items(
         self, *, start: int, seed: int, shuffle: bool, repeat: bool

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from clsa_tf.data import shapes
+from clsa_tf.data import fingerprint, shapes
 from clsa_tf.data.order import Source
 from clsa_tf.data.records import (
     MEMORY_BYTES,
@@ -234,6 +234,13 @@ def _open_split(dataset, builder, split, form, window, memory_bytes):
         source = from_shards(_shards(name, parts), window=window, **source)
     else:
         source = from_getter(_getter(builder, split), **source)
+    source = dataclasses.replace(
+        source,
+        fingerprint=lambda: fingerprint.of_records(
+            [(os.fspath(p.filename), p.skip, p.take) for p in parts],
+            builder.info.full_name,
+        ),
+    )
     return _with_classes(source, builder.info.features, form)
 
 

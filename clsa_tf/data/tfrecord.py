@@ -5,6 +5,7 @@ from typing import Tuple
 
 import tensorflow as tf
 
+from clsa_tf.data import fingerprint
 from clsa_tf.data.decode import attempt
 from clsa_tf.data.order import Source
 from clsa_tf.data.records import (
@@ -69,7 +70,13 @@ def open_tfrecords(
         window=window,
         memory=small,
     )
-    return dataclasses.replace(source, class_names=class_names)
+    return dataclasses.replace(
+        source,
+        class_names=class_names,
+        fingerprint=lambda: fingerprint.of_records(
+            [(path, 0, -1) for path in paths], form.label
+        ),
+    )
 
 
 def _match(pattern):

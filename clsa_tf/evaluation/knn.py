@@ -62,14 +62,17 @@ class KnnTask:
         queries: likewise, images to classify.
         k: neighbours that vote.
         temperature: T > 0 of their weights.
+        fingerprint: of the queries, see `Source`; None if there is none.
 
     Attributes:
         bank: as given.
         queries: as given.
+        fingerprint: as given.
     """
 
-    def __init__(self, bank, queries, *, k, temperature):
+    def __init__(self, bank, queries, *, k, temperature, fingerprint=None):
         """See the class."""
+        self.fingerprint = fingerprint
         self.bank = bank
         self.queries = queries
         self._k = k

@@ -45,4 +45,5 @@ def knn_task(config, train, faults):
         batches(test),
         k=config.knn_k,
         temperature=config.knn_temperature,
+        fingerprint=test.fingerprint,
     )

@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from clsa_tf import config as config_lib
-from clsa_tf import metrics, stack
+from clsa_tf import metrics, outcome, stack
 from clsa_tf.files import MODEL_CARD
 from clsa_tf.load import architecture
 from clsa_tf.networks.encoder import weight_name
@@ -79,7 +79,7 @@ def describe(workdir, trained, served_as, *, license_):
         "fingerprint": fingerprint(encoder.variables),
         "encoder": architecture(config),
         "parameters": sum(v.shape.num_elements() for v in encoder.variables),
-        "steps": trained.step,
+        **outcome.of(workdir, trained),
         "train_seconds": round(trained.seconds, 1),
         "data": {"dataset": config.dataset} | _read(workdir, DATASET),
         "evaluation": _evaluation(workdir),
@@ -176,6 +176,7 @@ def _text(card):
             f"Pretrained without labels by **{card['method']}**, "
             f"{card['steps']:,} steps on `{data['dataset']}`{images}.",
             "",
+            *_warnings(card),
             *_table("", "", rows=_facts(card)),
             "",
             "## Evaluation",
@@ -213,10 +214,26 @@ def _text(card):
     )
 
 
+def _warnings(card):
+    """Paragraphs that nobody can overlook."""
+    return [
+        line
+        for _, sentence in outcome.warnings(card)
+        for line in (f"> **Warning:** {sentence}.", "")
+    ]
+
+
 def _facts(card):
     encoder, made = card["encoder"], card["made_with"]
+    total = card["total_steps"]
     return [
         ("licence", card["license"]),
+        (
+            "steps",
+            f"{card['steps']:,}" + (f" of {total:,}" if total else ""),
+        ),
+        *(("changed", change) for change in outcome.history(card)),
+        *_embeddings(card["embeddings"]),
         (
             "backbone",
             f"{encoder['backbone']}, width {encoder['width']:g}, stem "
@@ -230,6 +247,18 @@ def _facts(card):
             f"{card['exported']}, clsa_tf {made['clsa_tf']}, TensorFlow "
             f"{made['tensorflow']}",
         ),
+    ]
+
+
+def _embeddings(found):
+    if not found:
+        return []
+    return [
+        (
+            "embeddings",
+            f"spread {found['spread']:.3f} of 1, rank {found['rank']:.1f}, at "
+            f"step {found['step']:,}",
+        )
     ]
 
 

@@ -1,0 +1,201 @@
+"""`--init_from`: what is taken from where, and what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from clsa_tf import config as config_lib
+from clsa_tf import initial, pretraining
+from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.errors import UserError
+from export import formats
+from tests import tiny
+
+
+def make(method="clsa", **changes):
+    settings = dict(backbone="resnet18", workdir="/new", seed=9)
+    return tiny.config(method, **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run of CLSA whose every number differs from those of `make`."""
+    path = tmp_path_factory.mktemp("source")
+    config = make(seed=1, workdir=str(path))
+    method = tiny.make(config)
+    for i, variable in enumerate(method.variables):
+        if variable.dtype.is_floating:
+            variable.assign_add(np.full(variable.shape, 1e-3 * (i + 1)))
+    method.queue.pointer.assign(16)
+    method.steps_taken.assign(5)
+    Checkpoints(method, str(path), keep=1).save()
+    (path / "run.flags").write_text(config_lib.to_flagfile(config))
+    return path, method
+
+
+def start(path, method="clsa", **changes):
+    """A new method with the weights at `path`, and the parts left out."""
+    config = make(method, init_from=str(path), **changes)
+    weights = initial.read(config)
+    new = tiny.make(config)
+    parts = weights.give_to(new)
+    assert len(parts) > 1
+    return new, {p.name: p.reason for p in parts if p.reason}
+
+
+def assert_equal(one, two):
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_encoder_of_a_run_and_a_momentum_encoder_that_is_its_copy(source):
+    path, trained = source
+    method, left_out = start(path)
+    assert not left_out
+    assert_equal(method.encoder.variables, trained.encoder.variables)
+    assert_equal(method.key_encoder.variables, trained.encoder.variables)
+    assert np.any(method.queue.keys != trained.queue.keys)
+    assert method.steps_taken == 0 and method.queue.pointer == 0
+
+
+def test_all_of_a_run_but_step_and_optimizer(source):
+    path, trained = source
+    method, left_out = start(path, init_what="all")
+    assert not left_out
+    assert_equal(method.encoder.variables, trained.encoder.variables)
+    assert_equal(method.key_encoder.variables, trained.key_encoder.variables)
+    assert_equal(method.queue.variables, trained.queue.variables)
+    assert np.any(
+        trained.key_encoder.variables[0] != trained.encoder.variables[0]
+    )
+    assert method.steps_taken == 0 and method.optimizer.iterations == 0
+
+
+def test_a_queue_of_another_length_is_left_out(source):
+    method, left_out = start(source[0], init_what="all", queue_size=48)
+    assert list(left_out) == ["queue"]
+    assert "[40, 16]" in left_out["queue"] and "[48, 16]" in left_out["queue"]
+
+
+@pytest.mark.parametrize(
+    "what, names",
+    [
+        ("encoder", {"projection head"}),
+        (
+            "all",
+            {
+                "encoder, projection head",
+                "key_encoder, projection head",
+                "queue",
+            },
+        ),
+    ],
+)
+def test_a_head_that_does_not_fit_is_left_out(source, what, names):
+    path, trained = source
+    method, left_out = start(path, init_what=what, projection_size=8)
+    assert set(left_out) == names
+    assert_equal(
+        method.encoder.backbone.variables, trained.encoder.backbone.variables
+    )
+
+
+def test_another_method_takes_the_encoder(source):
+    path, trained = source
+    method, _ = start(path, "byol")
+    assert_equal(
+        method.encoder.backbone.variables, trained.encoder.backbone.variables
+    )
+
+
+@pytest.mark.parametrize("place", ["version", "versions", "keras"])
+def test_exports(exported, tmp_path, place):
+    path = {"version": exported.path, "versions": exported.base}.get(place)
+    if not path:
+        formats.export(str(exported.workdir), str(tmp_path), formats=["keras"])
+        path = tmp_path / "encoder.keras"
+    method, left_out = start(path)
+    assert not left_out
+    assert_equal(method.encoder.variables, exported.encoder.variables)
+    assert_equal(method.key_encoder.variables, exported.encoder.variables)
+    if place == "keras":  # does not say how wide it is
+        with pytest.raises(UserError, match="--width .*|.*instead of"):
+            initial.read(make(init_from=str(path), width=0.25))
+    with pytest.raises(UserError, match="directory of a run"):
+        initial.read(make(init_from=str(path), init_what="all"))
+
+
+@pytest.mark.parametrize("what", ["encoder", "all"])
+@pytest.mark.parametrize(
+    "flag, value, received",
+    [
+        ("width", 0.25, "0.125"),
+        ("stem", "imagenet", "small"),
+        ("backbone", "resnet34", "resnet18"),
+    ],
+)
+def test_another_backbone_is_refused(source, what, flag, value, received):
+    config = make(init_from=str(source[0]), init_what=what)
+    with pytest.raises(UserError) as error:
+        initial.read(config.replace(**{flag: value}))
+    assert f"--{flag}={value}, received" in str(error.value)
+    assert f"--{flag}={received}" in str(error.value)
+
+
+def test_all_of_another_method_is_refused(source):
+    config = make("moco", init_from=str(source[0]), init_what="all")
+    with pytest.raises(UserError, match="--method=moco .* a run of clsa"):
+        initial.read(config)
+
+
+def test_a_run_does_not_start_from_itself(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for one in ("run", "run/", "../" + tmp_path.name + "/run", "link"):
+        config = make(
+            workdir=str(tmp_path / "run"), init_from=f"{tmp_path}/{one}"
+        )
+        with pytest.raises(UserError, match="--init_from of another run"):
+            initial.check(config)
+    initial.check(config.replace(init_from=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    "damage", ["nothing", "text", "keras", "cut", "nan", "no checkpoint"]
+)
+def test_damaged_and_hostile_places(source, tmp_path, damage):
+    path = tmp_path / "place"
+    if damage == "text":
+        path.write_text("weights")
+    elif damage == "keras":
+        path = tmp_path / "encoder.keras"
+        path.write_bytes(b"PK\3\4 not a zip file")
+    elif damage != "nothing":
+        shutil.copytree(source[0], path)
+    if damage == "cut":
+        (data,) = (path / "checkpoints").glob("*.data-*")
+        data.write_bytes(data.read_bytes()[:1000])
+    if damage == "no checkpoint":
+        shutil.rmtree(path / "checkpoints")
+    if damage == "nan":
+        config = config_lib.load(str(path))
+        method = tiny.make(config)
+        shutil.rmtree(path / "checkpoints")
+        # (`Checkpoints` itself does not save such.)
+        saver = Checkpoints(method, str(path), keep=1)
+        variable = method.key_encoder.variables[0]
+        method.encoder.variables[0].assign(np.full(variable.shape, np.nan))
+        saver._write()
+    for what in ("encoder", "all"):
+        with pytest.raises(UserError) as error:
+            initial.read(make(init_from=str(path), init_what=what))
+        assert str(path) in str(error.value)
+
+
+def test_from_python(tmp_path):
+    config = pretraining.make_config(
+        "shapes", workdir=tmp_path, init_from=tmp_path / "other"
+    )
+    assert config.init_from == str(tmp_path / "other")
+    assert config.init_what == "encoder"

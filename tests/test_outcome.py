@@ -1,0 +1,109 @@
+"""What is said of runs that are not finished, or whose encoder is no good."""
+
+import json
+
+import pytest
+
+from clsa_tf import config as config_lib
+from clsa_tf import metrics, outcome, report
+from clsa_tf.checkpoint import Trained
+from export import savedmodel
+from export.model import card
+from tests import exports
+
+
+def trained(workdir, *, step=12, spreads=(0.02, 0.6, 0.7), images=35, **flags):
+    """A run of 2 steps per epoch, 6 epochs, and what it has logged."""
+    config = config_lib.default(batch_size=16, total_epochs=6, **flags)
+    (workdir / "dataset.json").write_text(json.dumps({"images": images}))
+    for i, spread in enumerate(spreads, 1):
+        entry = {"step": 4 * i, "epoch": 2.0 * i, "spread": spread}
+        metrics.append(str(workdir), entry | {"rank": 9.0, "uniformity": -1.0})
+    return Trained(config, None, step, 60.0)
+
+
+def test_a_good_run(tmp_path):
+    found = outcome.of(str(tmp_path), trained(tmp_path))
+    assert found["steps"] == found["total_steps"] == 12 and found["finished"]
+    assert found["embeddings"]["good"]
+    assert found["embeddings"]["spread"] == 0.7
+    assert outcome.warnings(found) == []
+
+
+@pytest.mark.parametrize(
+    "spreads, short",
+    [((0.6, 0.7, 0.02), "collapsed"), ((0.02,) * 3, "not spread out")],
+)
+def test_a_collapse(tmp_path, spreads, short):
+    found = outcome.of(str(tmp_path), trained(tmp_path, spreads=spreads))
+    ((words, sentence),) = outcome.warnings(found)
+    assert short in words
+    for figure in ("spread 0.020", "rank 9.0", "step 12"):
+        assert figure in sentence
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_run_that_is_not_finished_and_what_comes_after_the_checkpoint(
+    tmp_path,
+):
+    # It has collapsed since, which is not the fault of this checkpoint.
+    run = trained(tmp_path, step=8, spreads=(0.6, 0.7, 0.02))
+    found = outcome.of(str(tmp_path), run)
+    assert found["embeddings"]["step"] == 8
+    ((short, sentence),) = outcome.warnings(found)
+    assert "8 of 12 steps" in short and "8 of 12 steps" in sentence
+
+
+def test_a_run_of_which_little_is_known(tmp_path):
+    config = config_lib.default()
+    found = outcome.of(str(tmp_path), Trained(config, None, 3, 1.0))
+    assert found["total_steps"] is found["finished"] is None
+    assert found["embeddings"] is None and outcome.warnings(found) == []
+
+
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory):
+    """The export of a run that was neither finished nor any good."""
+    workdir = tmp_path_factory.mktemp("run")
+    exported = exports.make(workdir)
+    trained(workdir, spreads=())
+    entry = {"step": 2, "epoch": 1.0, "spread": 0.02, "rank": 1.4}
+    metrics.append(str(workdir), entry | {"uniformity": -0.1})
+    change = {"step": 1, "flag": "total_epochs", "before": "5", "now": "200"}
+    (workdir / "changes.jsonl").write_text(json.dumps(change) + "\n")
+    return exported
+
+
+def test_export_and_card_say_so(poor, capsys):
+    path = savedmodel.export(str(poor.workdir), str(poor.base))
+    savedmodel.show(path)
+    last = capsys.readouterr().out.strip().splitlines()
+    assert "verified" not in last[-1] and last[-1].endswith(path)
+    assert "2 of 400 steps" in last[-1] and "spread" in last[-1]
+    with open(f"{path}/model_card.json", encoding="utf-8") as file:
+        described = json.load(file)
+    assert described["steps"] == 2 and described["total_steps"] == 400
+    assert described["finished"] is False
+    assert described["embeddings"]["good"] is False
+    assert described["embeddings"]["spread"] == 0.02
+    with open(f"{path}/{card.TEXT}", encoding="utf-8") as file:
+        text = file.read()
+    assert text.count("> **Warning:**") == 2
+    assert "spread 0.020 of 1" in text and "| steps | 2 of 400 |" in text
+    assert "--total_epochs=200 instead of 5" in text
+
+
+def test_a_good_export_is_called_verified(exported, capsys):
+    savedmodel.show(exported.path)
+    assert (
+        capsys.readouterr().out == f"exported and verified: {exported.path}\n"
+    )
+
+
+def test_the_report_says_so(tmp_path, capsys):
+    summary = {f"knn_{x}": None for x in ("pixels", "untrained", "trained")}
+    summary |= {"train_seconds": 60.0, "savedmodel": None, "pictures": []}
+    run = trained(tmp_path, step=8, spreads=(0.6, 0.02))
+    report.show(summary | outcome.of(str(tmp_path), run))
+    printed = capsys.readouterr().out
+    assert "8 of 12 steps" in printed and "spread 0.020" in printed

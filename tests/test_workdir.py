@@ -1,0 +1,223 @@
+"""Whose directory it is, and what may change when a run is resumed."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from clsa_tf import config as config_lib
+from clsa_tf import workdir
+from clsa_tf.data import fingerprint
+from clsa_tf.data.sources import open_source
+from clsa_tf.errors import UserError
+from tests import tiny
+from tests.photos import write_folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny.config(workdir=str(tmp_path / "run"), total_epochs=3)
+
+
+def claim(config, step=0, **fingerprints):
+    with workdir.claim(
+        config,
+        images=54,
+        step=step,
+        steps_per_epoch=3,
+        fingerprints=fingerprints,
+    ) as claimed:
+        return claimed
+
+
+def refusal(config, step=6, **fingerprints):
+    with pytest.raises(UserError) as error:
+        claim(config, step, **fingerprints)
+    return str(error.value)
+
+
+def flags_of(config):
+    path = f"{config.workdir}/{config_lib.RUN_FLAGS}"
+    with open(path, encoding="utf-8") as file:
+        return file.read().splitlines()
+
+
+# ---- Other flags
+
+
+def test_a_refusal_lists_the_differences_and_the_way_on(config):
+    claim(config)
+    message = refusal(config.replace(base_lr=0.5, seed=7))
+    assert "--base_lr=0.5 instead of 0.3, --seed=7 instead of 0;" in message
+    assert f"--init_from={config.workdir}" in message
+    # What may change comes from the declarations of the flags.
+    for name, condition in config_lib.changeable().items():
+        if name not in ("workdir", "init_from", "init_what"):
+            assert f"--{name}" + (condition and f" ({condition})") in message
+    assert "--base_lr," not in message
+    # Nothing to start from, if nothing was saved.
+    assert "--init_from" not in refusal(config.replace(seed=7), step=0)
+
+
+def test_the_method_comes_first_and_many_are_counted(config):
+    claim(config)
+    other = tiny.config("moco", workdir=config.workdir, total_epochs=3)
+    found = config_lib.differences(
+        config_lib.to_flagfile(config), config_lib.to_flagfile(other)
+    )
+    assert len(found) > 6
+    message = refusal(other)
+    assert "received --method=moco instead of clsa, " in message
+    assert f" and {len(found) - 6} more;" in message
+    assert "None" not in message
+    other = other.replace(base_lr=1.0)
+    assert "--method=moco instead of clsa, --base_lr=1.0" in refusal(other)
+
+
+# ---- More epochs
+
+
+def test_more_epochs_are_accepted_and_recorded(config):
+    assert claim(config).changes == []
+    for total, step in ((5, 6), (5, 9), (9, 15)):
+        claimed = claim(config.replace(total_epochs=total), step)
+        assert f"--total_epochs={total}" in flags_of(config)
+    assert [str(c) for c in claimed.changes] == [
+        "--total_epochs=9 instead of 5"
+    ]
+    assert workdir.read_changes(config.workdir) == [
+        {"step": 6, "flag": "total_epochs", "before": "3", "now": "5"},
+        {"step": 15, "flag": "total_epochs", "before": "5", "now": "9"},
+    ]
+
+
+def test_a_change_is_recorded_once_though_killed_in_between(config):
+    claim(config)
+    before = (config.workdir, "\n".join(flags_of(config)) + "\n")
+    for _ in range(2):  # killed before run.flags was written
+        with open(f"{before[0]}/run.flags", "w", encoding="utf-8") as file:
+            file.write(before[1])
+        claim(config.replace(total_epochs=5), 6)
+    assert len(workdir.read_changes(config.workdir)) == 1
+
+
+def test_fewer_epochs_are_refused_unless_they_are_done(config):
+    claim(config)
+    fewer = config.replace(total_epochs=2)
+    message = refusal(fewer, step=5)
+    assert "--total_epochs=2 instead of 3" in message
+    assert "--total_epochs (to a larger number)" in message
+    claimed = claim(fewer, step=6)
+    assert claimed.shorter and claimed.changes == []
+    # What the run is stays recorded.
+    assert "--total_epochs=3" in flags_of(config)
+    assert not claim(config, step=6).shorter
+
+
+# ---- The same images elsewhere
+
+
+def test_images_may_move_if_they_are_the_same(config):
+    here = config.replace(dataset="folder:/here", eval_dataset="folder:/e")
+    claim(here, dataset="a", eval_dataset="b")
+    there = here.replace(dataset="folder:/there", eval_dataset="folder:/f")
+    assert "--dataset=folder:/there" in refusal(there)
+    assert "--dataset=folder:/there" in refusal(
+        there, dataset="c", eval_dataset="b"
+    )
+    assert "received --eval_dataset=folder:/f" in refusal(
+        there, dataset="a", eval_dataset="c"
+    )
+    claimed = claim(there, 6, dataset="a", eval_dataset="b")
+    assert [c.flag for c in claimed.changes] == ["dataset", "eval_dataset"]
+    assert "--dataset=folder:/there" in flags_of(config)
+    assert claim(there, 6, dataset="a", eval_dataset="b").changes == []
+    # The number counts as well.
+    with pytest.raises(UserError, match="54 images .* received 55"):
+        workdir.claim(there, images=55, fingerprints={"dataset": "a"})
+
+
+def test_other_images_at_the_same_path_are_noted(config):
+    claim(config, dataset="a")
+    assert claim(config, 6, dataset="a").notes == []
+    (note,) = claim(config, 6, dataset="b").notes
+    assert "--dataset" in note
+    # Those that it was started with stay on record.
+    with open(f"{config.workdir}/dataset.json", encoding="utf-8") as file:
+        assert json.load(file)["fingerprints"] == {"dataset": "a"}
+
+
+def test_a_directory_of_an_earlier_version(config):
+    claim(config)
+    path = f"{config.workdir}/dataset.json"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"images": 54}\n')
+    lines = [x for x in flags_of(config) if not x.startswith("--init_")]
+    with open(f"{config.workdir}/run.flags", "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    moved = config.replace(dataset="folder:/there")
+    assert "--dataset=folder:/there" in refusal(moved, dataset="a")
+    assert claim(config, 6, dataset="a").notes == []
+    assert {"--init_from=", "--init_what=encoder"} <= set(flags_of(config))
+    claim(moved, 6, dataset="a")  # recorded by now
+
+
+def test_where_a_run_started_from_is_recorded_by_its_first_start(config):
+    claim(config.replace(init_from="/wrong"))
+    claim(config.replace(init_from="/weights", init_what="all"))
+    for later in ("", "/other"):
+        claim(config.replace(init_from=later), step=3)
+        assert {"--init_from=/weights", "--init_what=all"} <= set(
+            flags_of(config)
+        )
+
+
+# ---- Fingerprints
+
+
+def digest(dataset):
+    return open_source(dataset).fingerprint()
+
+
+def test_the_fingerprint_of_a_folder(tmp_path):
+    here = write_folder(tmp_path / "here", each=5)
+    before = digest(f"folder:{here}")
+    there = here.rename(tmp_path / "there")
+    assert digest(f"folder:{there}") == before
+    (there / "bright/000.jpg").rename(there / "bright/zzz.jpg")
+    assert digest(f"folder:{there}") != before
+    (there / "bright/zzz.jpg").rename(there / "bright/000.jpg")
+    assert digest(f"folder:{there}") == before
+    # As many files with the same names, and once with the same sizes.
+    photo = there / "bright/000.jpg"
+    data = photo.read_bytes()
+    for other in (data + b"!", data[:-40] + b"!" + data[-39:]):
+        photo.write_bytes(other)
+        assert digest(f"folder:{there}") != before
+
+
+def test_the_fingerprint_survives_files_that_are_gone(tmp_path):
+    paths = [f"{i}.jpg" for i in range(3)]
+    before = fingerprint.of_files(str(tmp_path), paths)
+    (tmp_path / "1.jpg").write_bytes(b"1")
+    assert fingerprint.of_files(str(tmp_path), paths) != before
+
+
+def write_records(path, photos):
+    path.parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for photo in photos:
+            example = tf.train.Example()
+            feature = example.features.feature["image"]
+            feature.bytes_list.value.append(photo.read_bytes())
+            writer.write(example.SerializeToString())
+
+
+def test_the_fingerprint_of_record_files(tmp_path):
+    photos = sorted(write_folder(tmp_path / "photos", each=4).glob("*/*"))
+    write_records(tmp_path / "a" / "train-0", photos)
+    write_records(tmp_path / "b" / "train-0", photos)
+    before = digest(f"tfrecord:{tmp_path}/a/train-*")
+    assert digest(f"tfrecord:{tmp_path}/b/train-*") == before
+    write_records(tmp_path / "b" / "train-0", photos[1:] + photos[-2:-1])
+    assert digest(f"tfrecord:{tmp_path}/b/train-*") != before
