@@ -47,7 +47,6 @@ def test_pretrain(photos, here, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     bad = tmp_path / "photos" / "dark" / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff\xe0 cut short")
-    os.mkfifo(tmp_path / "photos" / "dark" / "pipe.png")
     (tmp_path / "photos" / "notes.txt").write_text("none of them")
     arguments = [
         f"--images={tmp_path / 'photos'}",
