@@ -163,9 +163,7 @@ class Prediction(Unequal, Momentum, Projection, Weak):
     """What the methods that predict a momentum encoder's targets share."""
 
     jitter: tuple[float, ...] = but(Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
-    key_momentum: float = but(
-        Momentum, "key_momentum", AUTO, published=0.996
-    )
+    key_momentum: float = but(Momentum, "key_momentum", AUTO, published=0.996)
     key_momentum_schedule: str = but(
         Momentum, "key_momentum_schedule", "cosine"
     )

@@ -9,7 +9,8 @@ all but int8 take 0..1.)
 * `encoder.keras`: the whole model, of Keras' own layers; plain Keras loads it.
   Images float32 `[N, H, W, 3]` of any size.
 * `encoder.weights.h5`: its weights, for `load_weights` of such a model.
-* `encoder_float16.tflite`: images float32 `[1, S, S, 3]`. The shape is fixed because accelerators of phones ask for that; on a processor
+* `encoder_float16.tflite`: images float32 `[1, S, S, 3]`. The shape is fixed
+  because accelerators of phones ask for that; on a processor
   `resize_tensor_input` takes more images at once. S is the run's
   `--image_size`.
 * `encoder_int8.tflite`: weights and activations of 8 bits; images are the

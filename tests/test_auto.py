@@ -81,9 +81,7 @@ def test_readmes_command_on_680_photographs():
 @pytest.mark.parametrize("replicas, micro", [(1, 1), (1, 4), (4, 1), (2, 2)])
 @pytest.mark.parametrize("images", [1, 70, 700, 60_000, 10**7])
 def test_whatever_is_chosen_can_be_run(method, replicas, micro, images):
-    config = config_lib.default(
-        method, batch_size=64, accumulation_steps=micro
-    )
+    config = config_lib.default(method, batch_size=64, accumulation_steps=micro)
     data = dict(images=images, replicas=replicas)
     resolved = auto.resolve(config, **data)
     assert "auto" not in config_lib.to_flagfile(resolved).replace(
@@ -169,9 +167,7 @@ def test_how_often_a_query_meets_an_older_key_of_its_own_image(share, bound):
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(images) for _ in range(30)])
     queue = int(share * images)
-    met = [
-        order[i] in order[i - queue : i] for i in range(images, len(order))
-    ]
+    met = [order[i] in order[i - queue : i] for i in range(images, len(order))]
     assert np.mean(met) == pytest.approx(share**2 / 2, abs=0.01)
     assert np.mean(met) < bound
 

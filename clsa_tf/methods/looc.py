@@ -60,9 +60,7 @@ class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
         moco.Options, "query_crops", (Crop(224, 0.2, 1.0),)
     )
     temperature: float = but(moco.Options, "temperature", 0.2)
-    queue_size: int = but(
-        moco.Options, "queue_size", AUTO, published=16_384
-    )
+    queue_size: int = but(moco.Options, "queue_size", AUTO, published=16_384)
     inbatch_negatives: bool = but(moco.Options, "inbatch_negatives", False)
 
     @property
