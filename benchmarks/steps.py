@@ -172,9 +172,11 @@ def measure(setting):
     import tensorflow as tf
 
     import clsa_tf.config
-    from clsa_tf import train
+    from clsa_tf import auto, train
 
     config = clsa_tf.config.parse([f"--{k}={v}" for k, v in setting.items()])
+    config = config.replace(batch_norm="local")  # as the figures were measured
+    config = auto.resolve(config, images=10**6, replicas=1)
     method = train.make_method(config, 0.01, total_steps=1)
     rng = np.random.default_rng(0)
     batch = {}

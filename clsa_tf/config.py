@@ -27,7 +27,7 @@ from clsa_tf.optimizer import (
     SCHEDULES,
     check_schedule,
 )
-from clsa_tf.options import option
+from clsa_tf.options import AUTO, option
 from clsa_tf.precision import PRECISIONS
 from clsa_tf.spelling import Flag, spell
 from clsa_tf.strategy import STRATEGIES
@@ -169,18 +169,23 @@ class Config:
         group="network",
     )
     batch_norm: str = option(
-        "local",
+        AUTO,
         "statistics of: each replica (local), the global batch (sync), or "
         "--batch_norm_splits parts of the global batch (split), on as many or "
-        "fewer replicas; of each micro-batch with --accumulation_steps",
-        choices=KINDS,
+        "fewer replicas; of each micro-batch with --accumulation_steps; auto: "
+        "as the method needs, for methods with a queue local on several "
+        "replicas and split on one, for the others sync",
+        choices=(AUTO, *KINDS),
+        published="local",
         group="network",
     )
     batch_norm_splits: int = option(
-        8,
+        AUTO,
         "parts for --batch_norm=split; divides the global batch, and is a "
-        "multiple of replicas x --accumulation_steps",
+        "multiple of replicas x --accumulation_steps; auto: up to 8 parts of "
+        "at least 32 images",
         minimum=1,
+        published=8,
         group="network",
     )
     # How it is learned
@@ -538,8 +543,10 @@ def check(config):
                 raise UserError(f"{problem} for --{field.name}.")
     offload.parse(config.data_service)
     check_schedule(config)
-    if config.batch_norm == "split" and (
-        config.batch_size % config.batch_norm_splits
+    if (
+        config.batch_norm == "split"
+        and config.batch_norm_splits != AUTO
+        and config.batch_size % config.batch_norm_splits
     ):
         raise UserError(
             "Expected --batch_norm_splits that divides --batch_size, received "

@@ -1,22 +1,18 @@
 """What all commands share: flags in, one clear sentence out when they fail."""
 
-import errno
 import sys
 
 from absl import app, flags, logging
 
 from clsa_tf import command_line, copyable, help_page, progress, stack
-from clsa_tf.errors import Stopped, UserError, WorkerLost
-from clsa_tf.interruption import Interruption
-
-_DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EIO,
-    errno.ESTALE,
+from clsa_tf.errors import (
+    Stopped,
+    UserError,
+    WorkerLost,
+    first_line,
+    is_of_disk,
 )
+from clsa_tf.interruption import Interruption
 
 
 def launch(main, define_flags, *, positional=False):
@@ -79,12 +75,13 @@ def launch(main, define_flags, *, positional=False):
                 file=sys.stderr,
             )
             return WorkerLost.STATUS
-        except OSError as e:
-            if e.errno not in _DISK_ERRORS:
+        except Exception as e:
+            if not is_of_disk(e):
                 raise
             print(
-                f"error: Expected a place to write to, received: {e}; make "
-                "room, fix the permissions or choose another directory.",
+                f"error: Expected a place to write to, received: "
+                f"{first_line(e)}; make room, fix the permissions or choose "
+                "another directory.",
                 file=sys.stderr,
             )
             return 1

@@ -1,8 +1,20 @@
 """The exceptions that mean: not the program, but the world outside it."""
 
+import errno
+import os
 import re
 import signal
 from typing import Optional
+
+# What an operating system says of a disk that cannot be used.
+_OF_DISKS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ESTALE,
+)
 
 
 class UserError(Exception):
@@ -41,6 +53,18 @@ class WorkerLost(Exception):
     """
 
     STATUS = 138
+
+
+def is_of_disk(error):
+    """Whether an exception says that a disk is full or cannot be used.
+
+    TensorFlow and HDF5 have the words of the operating system in messages of
+    their own.
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and number is not None:
+        return number in _OF_DISKS
+    return any(os.strerror(x) in str(error) for x in _OF_DISKS)
 
 
 def first_line(error):

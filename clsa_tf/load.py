@@ -21,6 +21,9 @@ from clsa_tf.networks.encoder import MEAN, STDDEV, make_heads, weight_name
 from clsa_tf.networks.heads import KINDS, PLAIN, Head, hidden
 from clsa_tf.networks.resnet import BLOCKS, STEMS, resnet
 
+# What images are to every model that is written to a file. Its input says so:
+# see `input_name`.
+PIXELS = (0, 255)
 # Names of layers; those between the first two are torchvision's.
 NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
 # Behind the heads' hidden layers, where these are the features.
@@ -40,7 +43,7 @@ def load_encoder(
     *,
     outputs="embedding",
     head_layers=0,
-    pixels=(0, 255),
+    pixels=PIXELS,
     trainable=True,
     name="encoder",
 ):
@@ -53,7 +56,8 @@ def load_encoder(
     `keras.utils.image_dataset_from_directory`, `keras.utils.load_img` and
     tensorflow-datasets give them. Pass `pixels=(0, 1)` for images that were
     divided by 255. The model normalises them itself; nothing else has to be
-    done. To check: `encoder.get_layer("normalise")(images)` of photographs has
+    done. The name of its input says which it takes, such as `images_0_255`. To
+    check: `encoder.get_layer("normalise")(images)` of photographs has
     a standard deviation of about 1; with the wrong range it is near 0 or in
     the hundreds.
 
@@ -90,11 +94,14 @@ def load_encoder(
             f"Expected outputs to be one of {', '.join(OUTPUTS)}, received "
             f"{outputs!r}; choose one of them."
         )
-    scale = _affine(pixels)
+    name_of_input = input_name(pixels)
     model, _ = read(os.path.expanduser(os.fspath(path)))
+    if model.input_names != [name_of_input]:
+        model = _with_input(model, name_of_input)
     features = _features(model, head_layers)
     normalise = model.get_layer(NORMALISE)
-    normalise.scale, normalise.offset = scale
+    # Whatever a file has: those of earlier versions took 0..1.
+    normalise.scale, normalise.offset = _affine(pixels)
     tensors = {
         "embedding": features,
         "projection": model.get_layer(PROJECTION).output,
@@ -130,13 +137,13 @@ def functional(
         image_size: side of the images in px; None: any.
 
     Returns:
-        `keras.Model`: `images` float32 `[N, H, W, 3]` in [0, 1] -> dictionary
-        of `embedding` float32 `[N, F]` and `projection` float32 `[N, D]`, unit
-        rows. Its variables have the names of the `Encoder`'s.
+        `keras.Model`: `images_0_255` float32 `[N, H, W, 3]` in [0, 255] ->
+        dictionary of `embedding` float32 `[N, F]` and `projection` float32
+        `[N, D]`, unit rows. Its variables have the names of the `Encoder`'s.
     """
     trunk = resnet(backbone, width=width, stem=stem)
-    images = keras.Input([image_size, image_size, 3], name="images")
-    scale, offset = _affine((0, 1))
+    images = keras.Input([image_size, image_size, 3], name=input_name(PIXELS))
+    scale, offset = _affine(PIXELS)
     x = keras.layers.Rescaling(scale, offset, name=NORMALISE)(images)
     features = _replay(trunk, x)[id(trunk.output)]
     parts, rows = [], []
@@ -235,16 +242,39 @@ def _features(model, head_layers):
     return model.get_layer(name).output
 
 
-def _affine(pixels):
-    """Scale and offset, per channel, of pixels to normalised images."""
+def input_name(pixels):
+    """What the input of a model is called: `images_0_255` of (0, 255).
+
+    Args:
+        pixels: (black, white), the values that stand for them.
+
+    Raises:
+        UserError: they are the same.
+    """
     black, white = map(float, pixels)
     if black == white:
         raise UserError(
             f"Expected the pixel values of black and of white, received "
             f"{pixels}; pass (0, 255) or (0, 1)."
         )
+    return f"images_{black:g}_{white:g}"
+
+
+def _affine(pixels):
+    """Scale and offset, per channel, of pixels to normalised images."""
+    black, white = map(float, pixels)
     scale = [1 / ((white - black) * s) for s in STDDEV]
     return scale, [-black * k - m / s for k, m, s in zip(scale, MEAN, STDDEV)]
+
+
+def _with_input(model, name):
+    """A copy of what `functional` returned, with another name of its input."""
+    images = keras.Input(model.input.shape[1:], name=name)
+    tensors = _replay(model, images)
+    outputs = {key: tensors[id(x)] for key, x in model.output.items()}
+    copy = keras.Model(images, outputs, name=model.name)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _replay(model, x):

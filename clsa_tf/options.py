@@ -12,6 +12,8 @@ GROUPS = {
     "evaluation": "Evaluation",
     "run": "Run: where it is kept, and what computes it",
 }
+# The value of an option that is left to `clsa_tf.auto`.
+AUTO = "auto"
 
 
 def option(
@@ -27,6 +29,7 @@ def option(
     below=None,
     portable=False,
     on_resume="",
+    published=None,
 ):
     """Declares a field of a configuration, and so a flag.
 
@@ -45,10 +48,14 @@ def option(
         on_resume: condition on which it may differ between two starts, in the
             words of a message ("to a larger number"); empty: never, unless
             `portable`. `clsa_tf.workdir` checks the condition.
+        published: value that `AUTO` becomes where data and length of the run
+            allow it (see `clsa_tf.auto`); None: the option has no `AUTO`.
     """
 
     def check(value):
         """Says what is wrong with `value`; an empty string if nothing is."""
+        if published is not None and value == AUTO:
+            return ""
         for part in value if isinstance(value, tuple) else (value,):
             if choices is not None and part not in choices:
                 return (
@@ -61,7 +68,10 @@ def option(
             (below, "below", lambda b: value < b),
         )
         for bound, words, holds in bounds:
-            if bound is not None and not holds(bound):
+            if bound is None:
+                continue
+            # (`AUTO`, where another method of the same flag has it.)
+            if isinstance(value, str) or not holds(bound):
                 return f"Expected a value {words} {bound}, received {value}"
         return ""
 
@@ -75,14 +85,35 @@ def option(
             "check": check,
             "portable": portable,
             "on_resume": on_resume,
+            "published": published,
         },
     )
 
 
-def but(options, name, default):
-    """Declares an option of another dataclass again, with another default."""
+def but(options, name, default, *, published=None):
+    """Declares an option of another dataclass again, with another default.
+
+    Args:
+        options: the other dataclass.
+        name: of the option there.
+        default: its value unless set.
+        published: another value for `AUTO`, see `option`; None: the same.
+    """
     field = options.__dataclass_fields__[name]
-    return dataclasses.field(default=default, metadata=field.metadata)
+    metadata = dict(field.metadata)
+    if published is not None:
+        metadata["published"] = published
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def unresolved(options):
+    """Names of the options, of a dataclass of them, that are still `AUTO`."""
+    return [
+        field.name
+        for field in dataclasses.fields(options)
+        if field.metadata.get("published") is not None
+        and getattr(options, field.name) == AUTO
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

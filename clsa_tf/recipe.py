@@ -9,7 +9,7 @@ from clsa_tf.augment import strong
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 from clsa_tf.networks.heads import Head
-from clsa_tf.options import Crop, but, option
+from clsa_tf.options import AUTO, Crop, but, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +171,13 @@ class Momentum:
     """The momentum encoder."""
 
     key_momentum: float = option(
-        0.999,
+        AUTO,
         "m of the momentum encoder's moving average, in [0, 1]; at the start, "
-        "if it is scheduled",
+        "if it is scheduled; auto: 0.999 (byol and cacr_mocov3: 0.996), less "
+        "for runs of fewer than 40 / (1 - m) steps",
         minimum=0.0,
         maximum=1.0,
+        published=0.999,
     )
     key_momentum_schedule: str = option(
         "constant",
@@ -189,7 +191,7 @@ class Prediction(Unequal, Momentum, Projection, Weak):
     """What the methods that predict a momentum encoder's targets share."""
 
     jitter: tuple[float, ...] = but(Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
-    key_momentum: float = but(Momentum, "key_momentum", 0.996)
+    key_momentum: float = but(Momentum, "key_momentum", AUTO, published=0.996)
     key_momentum_schedule: str = but(
         Momentum, "key_momentum_schedule", "cosine"
     )

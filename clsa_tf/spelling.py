@@ -5,7 +5,7 @@ import typing
 
 from absl import flags
 
-from clsa_tf.options import Crop
+from clsa_tf.options import AUTO, Crop
 
 
 class Written(typing.NamedTuple):
@@ -122,6 +122,8 @@ class _Parser(flags.ArgumentParser):
 
     def _from_string(self, text):
         kind = self._field.type
+        if text == AUTO and self._field.metadata["published"] is not None:
+            return AUTO
         if kind is bool:
             try:
                 return flags.BooleanParser().parse(text)

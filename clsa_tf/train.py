@@ -18,6 +18,7 @@ from absl import flags
 
 import clsa_tf.config
 from clsa_tf import (
+    auto,
     catalogue,
     collapse,
     entry,
@@ -74,7 +75,6 @@ class _Run:
     """What a run consists of, and how its parts are joined."""
 
     def __init__(self, config):
-        self._config = config
         # First of all: workers connect when TensorFlow starts.
         self._strategy = make_strategy(config.strategy, tpu=config.tpu)
         self._workers = Workers(self._strategy)
@@ -83,6 +83,7 @@ class _Run:
             config.dataset, self._views, allow_upscaling=config.allow_upscaling
         )
         self._source = open_train_source(config)
+        config = self._config = self._resolve(config)
         self._steps_per_epoch = self._source.size // config.batch_size
         check_batch(config, self._source.size, self._strategy)
         check_sizes(
@@ -105,6 +106,17 @@ class _Run:
             initial.check(config)
             if not newest_step(config.workdir):
                 self._weights = initial.read(config)
+
+    def _resolve(self, config):
+        """`config` with a value for every `auto`, of which `_chosen` tells."""
+        self._facts = dict(
+            images=self._source.size,
+            replicas=self._strategy.num_replicas_in_sync,
+        )
+        known = self._facts | {"recorded": auto.recorded(config)}
+        resolved = auto.resolve(config, **known)
+        self._chosen = auto.reasons(config, resolved, **known)
+        return resolved
 
     def train(self):
         """See `run`."""
@@ -294,6 +306,12 @@ class _Run:
         )
         learner = methods.load(config.method).METHOD
         print(f"  {learner.useless_words.format(learner.useless(config))}")
+        for sentence in self._chosen:
+            print(f"  auto: {sentence}")
+        for sentence in auto.advice(
+            config, **self._facts, labelled=bool(self._task)
+        ):
+            print(f"  warning: {sentence}")
         if not self._task:
             print("  no kNN evaluation: no labels, or --knn_epochs=0")
         if step >= total:

@@ -8,11 +8,15 @@ Settings are those of a small network on small images, for a CPU; any flag of
 """
 
 import argparse
+import os
 
 import numpy as np
+import tensorflow as tf
 from tensorflow import keras
 
 import clsa_tf
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
 def pretrain(arguments):
@@ -35,15 +39,38 @@ def pretrain(arguments):
 
 
 def read(folder, *, image_size):
-    """Images float32 `[N, S, S, 3]` in 0..255, and their paths."""
-    dataset = keras.utils.image_dataset_from_directory(
-        folder,
-        labels=None,
-        shuffle=False,
-        image_size=(image_size, image_size),
-        crop_to_aspect_ratio=True,
+    """Images float32 `[N, S, S, 3]` in 0..255, and their paths.
+
+    Files that cannot be read are left out, as they were in training.
+    """
+    images, paths = [], []
+    for path in files(folder):
+        try:
+            image = tf.io.decode_image(
+                tf.io.read_file(path), channels=3, expand_animations=False
+            )
+        except tf.errors.OpError:
+            print(f"left out, since it cannot be read: {path}")
+            continue
+        images.append(
+            keras.preprocessing.image.smart_resize(image, [image_size] * 2)
+        )
+        paths.append(path)
+    return np.stack(images), paths
+
+
+def files(folder):
+    """Paths of the images in a folder and those below it, in order."""
+    paths = (
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
     )
-    return np.concatenate(list(dataset)), dataset.file_paths
+    return sorted(
+        path
+        for path in paths
+        if path.lower().endswith(ENDINGS) and os.path.isfile(path)
+    )
 
 
 def main(arguments):

@@ -15,6 +15,11 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf.errors import first_line
+from clsa_tf.load import PIXELS, input_name
+
+# Of all files: their images are float32 (of int8: uint8) in 0..255, and the
+# input's name says so.
+INPUT = input_name(PIXELS)
 
 _OPSET = 17  # of ONNX; what runtimes since 2022 know
 
@@ -87,19 +92,19 @@ def write_float16(source, path):
     """Writes a TFLite file with weights of 16 bits, computing in float32."""
     converter = _converter(source)
     converter.target_spec.supported_types = [tf.float16]
-    return _run_tflite(converter, path, to_input=_to_float)
+    return _run_tflite(converter, path, to_input=np.float32)
 
 
 def write_int8(source, path):
     """Writes a TFLite file with weights and activations of 8 bits."""
-    # With black and white among them the input's scale is exactly 1/255: its
-    # bytes are those of the pixels.
+    # With black and white among them the input's scale is exactly 1: its bytes
+    # are those of the pixels.
     extremes = np.zeros([2, *source.photos.shape[1:]], np.uint8)
     extremes[1] = 255
     seen = np.concatenate([source.photos, extremes])
     converter = _converter(source)
     converter.representative_dataset = lambda: (
-        [_to_float(image[np.newaxis])] for image in seen
+        [np.float32(image[np.newaxis])] for image in seen
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = tf.uint8
@@ -122,24 +127,20 @@ def write_onnx(source, path):
     model = keras.Model(source.model.input, source.model.output)
     # What the outputs are called there; else they bear their layers' names.
     model.output_names = list(source.model.output)
-    images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
+    images = tf.TensorSpec([None, None, None, 3], tf.float32, INPUT)
     tf2onnx.convert.from_keras(model, [images], _OPSET, output_path=path)
     session = onnxruntime.InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(
-        zip(names, session.run(names, {"images": _to_float(images)}))
+        zip(names, session.run(names, {INPUT: np.float32(images)}))
     )
-
-
-def _to_float(images):
-    return np.float32(images / 255.0)
 
 
 def _run_keras(model):
     def run(images):
-        outputs = model(_to_float(images), training=False)
+        outputs = model(np.float32(images), training=False)
         return {name: value.numpy() for name, value in outputs.items()}
 
     return run
@@ -147,7 +148,7 @@ def _run_keras(model):
 
 def _converter(source):
     size = source.image_size
-    images = tf.TensorSpec([1, size, size, 3], tf.float32, "images")
+    images = tf.TensorSpec([1, size, size, 3], tf.float32, INPUT)
     function = tf.function(
         lambda images: source.model(images, training=False),
         input_signature=[images],
@@ -167,7 +168,7 @@ def _run_tflite(converter, path, *, to_input):
 
     def run(images):
         rows = [
-            signature(images=to_input(images[i : i + 1]))
+            signature(**{INPUT: to_input(images[i : i + 1])})
             for i in range(len(images))
         ]
         return {

@@ -3,17 +3,20 @@
     python -m export.formats --workdir=runs/photos --output=models/formats
 
 Writes into OUTPUT, each file complete and compared with the encoder or not at
-all, and what was measured into OUTPUT/formats.json:
+all, and what was measured into OUTPUT/formats.json. **Images are RGB in 0..255
+in all of them**, as `clsa_tf.load_encoder` and Keras' loaders have them, and
+their input is called `images_0_255`. (Files of earlier versions call it
+`images`, and all but int8 take 0..1.)
 
 * `encoder.keras`: the whole model, of Keras' own layers; plain Keras loads it.
-  Images float32 `[N, H, W, 3]` in [0, 1] of any size.
+  Images float32 `[N, H, W, 3]` of any size.
 * `encoder.weights.h5`: its weights, for `load_weights` of such a model.
-* `encoder_float16.tflite`: images float32 `[1, S, S, 3]` in [0, 1]. The shape
-  is fixed because accelerators of phones ask for that; on a processor
+* `encoder_float16.tflite`: images float32 `[1, S, S, 3]`. The shape is fixed
+  because accelerators of phones ask for that; on a processor
   `resize_tensor_input` takes more images at once. S is the run's
   `--image_size`.
 * `encoder_int8.tflite`: weights and activations of 8 bits; images are the
-  bytes of the pixels, uint8 `[1, S, S, 3]` in 0..255, outputs are float32.
+  bytes of the pixels, uint8 `[1, S, S, 3]`, outputs are float32.
 * `encoder.onnx`: as `encoder.keras`. Needs tf2onnx, onnx and onnxruntime, and
   is left out without them.
 
@@ -76,6 +79,7 @@ class Format(typing.NamedTuple):
         measure: the deviation of two arrays `[n, F]`.
         bound: the largest that is accepted.
         lossy: whether the loss of kNN accuracy is measured, too.
+        dtype: of its images.
     """
 
     file: str
@@ -83,6 +87,7 @@ class Format(typing.NamedTuple):
     measure: typing.Callable
     bound: float
     lossy: bool = False
+    dtype: str = "float32"
 
 
 def share_of_largest(found, expected):
@@ -119,6 +124,7 @@ FORMATS = {
         one_minus_cosine,
         QUANTISED,
         lossy=True,
+        dtype="uint8",
     ),
     "onnx": Format(
         "encoder.onnx", conversions.write_onnx, share_of_largest, ROUNDING
@@ -185,6 +191,11 @@ def _write(form, source, trained, output, compared, accuracy):
         run = form.write(source, path)
         found = {
             "bytes": os.path.getsize(path),
+            "input": {
+                "name": conversions.INPUT,
+                "dtype": form.dtype,
+                "range": list(load.PIXELS),
+            },
             "fingerprint": card.fingerprint(trained.encoder.variables),
             **_deviation(form, run, trained, compared),
         }

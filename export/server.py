@@ -21,6 +21,7 @@ from absl import flags
 
 from clsa_tf import entry
 from clsa_tf.errors import UserError
+from clsa_tf.files import newest_savedmodel
 from clsa_tf.spelling import define_path
 from export.serving import settings
 
@@ -176,6 +177,8 @@ def read_flags(values):
             path = os.path.abspath(path)
         configs = [settings.ModelConfig(values.model_name, path)]
     settings.check_models(configs)
+    for config in configs:
+        _check_versions(config)
     batching = settings.BatchingParameters() if values.enable_batching else None
     if values.batching_parameters_file:
         batching = settings.read_batching_parameters(
@@ -186,6 +189,25 @@ def read_flags(values):
         path = read_monitoring_path(values.monitoring_config_file)
         paths += [path] if path else []
     return configs, batching, paths
+
+
+def _check_versions(config):
+    """Raises `UserError` if a model's path is that of a single version.
+
+    TensorFlow Serving would wait there for versions that never come.
+    """
+    path = os.path.normpath(config.base_path)
+    if newest_savedmodel(path) != path:
+        return
+    parent, number = os.path.split(path)
+    if number.isdecimal():
+        advice = f"name the directory that it is in, {parent}"
+    else:
+        advice = f"move it to {os.path.join(path, '1')} first"
+    raise UserError(
+        f"Expected the directory of the versions of model {config.name!r}, "
+        f"received {path}, which is one version; {advice}."
+    )
 
 
 def _check_flags(values):

@@ -1,7 +1,11 @@
+import errno
+import sys
+
 import pytest
 import tensorflow as tf
 
-from clsa_tf.errors import first_line
+from clsa_tf import entry
+from clsa_tf.errors import first_line, is_of_disk
 
 LOST = "Collective ops is aborted by: Task 1 heartbeat timeout."
 
@@ -29,3 +33,42 @@ def test_what_an_error_says(text, expected):
 
 def test_errors_of_the_operating_system():
     assert first_line(OSError(28, "No space")) == "[Errno 28] No space"
+
+
+FULL = "/out/variables; No space left on device"
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (OSError(errno.ENOSPC, "full"), True),
+        (OSError(errno.ENOENT, "No space left on device"), False),
+        # As HDF5 and TensorFlow say it.
+        (OSError("Can't write data (error message = 'Disk quota exceeded')"),)
+        + (True,),
+        (RuntimeError("Can't flush: No space left on device"), True),
+        (tf.errors.ResourceExhaustedError(None, None, FULL), True),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM"), False),
+        (ValueError("shape"), False),
+    ],
+)
+def test_errors_of_disks(error, expected):
+    assert is_of_disk(error) is expected
+
+
+@pytest.mark.parametrize("message, known", [(FULL, True), ("OOM", False)])
+def test_commands_say_that_a_disk_is_full(capsys, monkeypatch, message, known):
+    def main():
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    if not known:
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            entry.launch(main)
+        return
+    with pytest.raises(SystemExit) as end:
+        entry.launch(main)
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: Expected a place to write to")
+    assert FULL in said and len(said.splitlines()) == 1

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -43,8 +44,12 @@ class FewShapes(shapes.Shapes, skip_registration=True):
 
 def test_pretrain(photos, here, tmp_path):
     runs.leave_out_pictures(tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "photos")
+    bad = tmp_path / "photos" / "dark" / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8\xff\xe0 cut short")
+    (tmp_path / "photos" / "notes.txt").write_text("none of them")
     arguments = [
-        f"--images={photos}",
+        f"--images={tmp_path / 'photos'}",
         f"--workdir={tmp_path / 'run'}",
         "--epochs=1",
         "--batch_size=16",
@@ -54,6 +59,7 @@ def test_pretrain(photos, here, tmp_path):
     pairs = re.findall(r"/(\w+)/\d+.jpg is most like .*?/(\w+)/\d+", printed)
     assert len(pairs) == 5
     assert all(one == other for one, other in pairs)  # bright, dark
+    assert printed.count("left out, since") == 1 and f": {bad}\n" in printed
 
 
 def test_own_loop(here, tmp_path):

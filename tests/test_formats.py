@@ -98,6 +98,11 @@ def test_files_and_what_is_said_of_them(written):
         assert found["bytes"] == (output / name).stat().st_size
         assert 0 <= found["deviation"] <= found["bound"]
         assert f"wrote and compared {name}" in printed
+        assert found["input"] == {
+            "name": "images_0_255",
+            "dtype": "uint8" if "int8" in name else "float32",
+            "range": [0, 255],
+        }
     for name in ("encoder_float16.tflite", "encoder_int8.tflite"):
         assert f"{summary[name]['knn']:.1%}" in printed
     sizes = [summary[name]["bytes"] for name in sorted(FILES)]
@@ -116,7 +121,7 @@ def test_fingerprint_is_that_of_the_export(exported, written):
 
 def test_plain_keras_loads_them(exported, written, tmp_path):
     images = np.tile(PIXELS, [1, 1, 2, 1])  # another shape than at the export
-    np.save(tmp_path / "in.npy", np.float32(images / 255))
+    np.save(tmp_path / "in.npy", np.float32(images))
     paths = [written[0], tmp_path / "in.npy", tmp_path / "out.npz"]
     subprocess.run(
         [sys.executable, "-I", "-c", CLEAN, *paths],
@@ -137,10 +142,9 @@ def test_float16(exported, written):
     (given,) = interpreter.get_input_details()
     assert given["dtype"] == np.float32
     assert given["shape_signature"].tolist() == [1, 32, 32, 3]
-    for image in np.float32(PIXELS / 255)[:, np.newaxis]:
-        found = embed(images=image)
-        images = np.uint8(np.round(image * 255))
-        assert_close(found, expected(exported, images), formats.HALF)
+    for image in PIXELS[:, np.newaxis]:
+        found = embed(images_0_255=np.float32(image))
+        assert_close(found, expected(exported, image), formats.HALF)
 
 
 def test_float16_takes_more_at_once_where_asked(exported, written):
@@ -149,7 +153,7 @@ def test_float16_takes_more_at_once_where_asked(exported, written):
     (given,) = interpreter.get_input_details()
     interpreter.resize_tensor_input(given["index"], PIXELS.shape)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(given["index"], np.float32(PIXELS / 255))
+    interpreter.set_tensor(given["index"], np.float32(PIXELS))
     interpreter.invoke()
     found = [
         interpreter.get_tensor(x["index"])
@@ -166,7 +170,7 @@ def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
     (given,) = interpreter.get_input_details()
     assert given["dtype"] == np.uint8
     scale, zero = given["quantization"]
-    assert scale == pytest.approx(1 / 255, rel=1e-6) and zero == 0
+    assert scale == pytest.approx(1, rel=1e-6) and zero == 0
     outputs = interpreter.get_output_details()
     assert {x["dtype"] for x in outputs} == {np.float32}
     # Within there are no other floating point numbers.
@@ -179,7 +183,7 @@ def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
     for path in sorted(photos.rglob("*.jpg"))[::10]:
         image = tf.io.decode_jpeg(tf.io.read_file(str(path)))[tf.newaxis]
         image = tf.cast(tf.image.resize(image, [32, 32]), tf.uint8)
-        wanted, found = expected(exported, image), embed(images=image)
+        wanted, found = expected(exported, image), embed(images_0_255=image)
         for name, value in wanted.items():
             assert (
                 formats.one_minus_cosine(found[name], value) < formats.QUANTISED
@@ -194,7 +198,7 @@ def test_accuracy_is_that_of_the_runs_evaluation(exported, run, written):
     embed = tflite(written[0] / "encoder_int8.tflite")[1]
 
     def quantised(images):
-        rows = [embed(images=x[tf.newaxis])["embedding"] for x in images]
+        rows = [embed(images_0_255=x[tf.newaxis])["embedding"] for x in images]
         return tf.concat(rows, axis=0)
 
     found = summary["encoder_int8.tflite"]
@@ -227,7 +231,7 @@ def test_onnx(exported, written):
     )
     images = np.tile(PIXELS, [1, 1, 2, 1])
     names = ["embedding", "projection"]
-    found = session.run(names, {"images": np.float32(images / 255)})
+    found = session.run(names, {"images_0_255": np.float32(images)})
     assert_close(
         dict(zip(names, found)), expected(exported, images), formats.ROUNDING
     )
@@ -274,7 +278,7 @@ def test_data_is_asked_for_only_where_it_is_needed(
     assert "knn" not in found["encoder_int8.tflite"]
     interpreter, _ = tflite(output / "encoder_int8.tflite")
     scale, zero = interpreter.get_input_details()[0]["quantization"]
-    assert scale == pytest.approx(1 / 255, rel=1e-6) and zero == 0
+    assert scale == pytest.approx(1, rel=1e-6) and zero == 0
     # What the first call wrote is still known.
     summary = json.loads((output / "formats.json").read_text())
     assert set(summary) == {"encoder.weights.h5", "encoder_int8.tflite"}

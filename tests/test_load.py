@@ -76,7 +76,7 @@ def test_outputs(exported):
 
 
 @pytest.mark.parametrize("place", ["run", "file"])
-def test_range_of_pixels(exported, keras_file, place):
+def test_range_of_pixels(exported, keras_file, place, tmp_path):
     path = exported.workdir if place == "run" else keras_file
     expected = exported.encoder(PIXELS)
     default = clsa_tf.load_encoder(path)
@@ -85,6 +85,45 @@ def test_range_of_pixels(exported, keras_file, place):
     assert_close(unit(np.float32(PIXELS / 255)), expected)
     signed = clsa_tf.load_encoder(path, pixels=(-1, 1))
     assert_close(signed(np.float32(PIXELS / 127.5 - 1)), expected, 1e-3)
+    assert [x.input_names for x in (default, unit, signed)] == [
+        ["images_0_255"],
+        ["images_0_1"],
+        ["images_-1_1"],
+    ]
+    # What is built on it can be saved, whatever the name.
+    signed.save(tmp_path / "it.keras")
+    again = keras.models.load_model(tmp_path / "it.keras", compile=False)
+    assert_close(again(PIXELS), signed(PIXELS))
+
+
+def test_a_file_takes_the_same_pixels_in_plain_keras(exported, keras_file):
+    expected = exported.encoder(PIXELS)
+    plain = keras.models.load_model(keras_file, compile=False)
+    assert plain.input_names == ["images_0_255"]
+    assert_close(plain(PIXELS)["embedding"], expected)
+    ours = clsa_tf.load_encoder(keras_file)
+    assert ours.input_names == ["images_0_255"]
+    assert_close(ours(PIXELS), expected)
+
+
+def test_a_file_of_an_earlier_version(exported, keras_file, tmp_path):
+    """Whose images are called `images` and are in 0..1."""
+    old = load._with_input(
+        keras.models.load_model(keras_file, compile=False), "images"
+    )
+    normalise = old.get_layer("normalise")
+    normalise.scale, normalise.offset = load._affine((0, 1))
+    old.save(tmp_path / "encoder.keras")
+    plain = keras.models.load_model(tmp_path / "encoder.keras", compile=False)
+    expected = exported.encoder(PIXELS)
+    unit = np.float32(PIXELS / 255)
+    assert_close(plain(unit)["embedding"], expected)
+    ours = clsa_tf.load_encoder(tmp_path)
+    assert ours.input_names == ["images_0_255"]
+    assert_close(ours(PIXELS), expected)
+    ours = clsa_tf.load_encoder(tmp_path, pixels=(0, 1))
+    assert ours.input_names == ["images_0_1"]
+    assert_close(ours(unit), expected)
 
 
 def test_the_check_of_the_range_that_is_documented(encoder):
@@ -159,7 +198,7 @@ def test_every_architecture_and_its_stages(backbone, stem, strides):
         variable.assign(rng.uniform(0.5, 1.5, variable.shape) * variable + 0.01)
     model = load.from_encoder(original, config)
     images = exports.noise(2, size=64)
-    found = model(np.float32(images / 255))
+    found = model(np.float32(images))
     assert_close(found["embedding"], original(images))
     assert_close(found["projection"], original.project(images))
     maps = [model.get_layer(name).output for name in load.stages(model)]

@@ -298,7 +298,7 @@ def test_loaded_encoder_gives_what_the_trained_one_gives():
         variable.assign(rng.uniform(0.5, 1.5, variable.shape) * variable + 0.01)
     model = load.from_encoder(encoder, config)
     images = exports.noise(3)
-    found = model(np.float32(images / 255))
+    found = model(np.float32(images))
     features, projections = encoder.embed(images)
     assert features.shape == [3, 4 * 24]
     assert projections.shape == [3, 4 * 16]

@@ -245,6 +245,22 @@ def test_flags_that_contradict_each_other(arguments, said):
     assert "received" in text and "; " in text
 
 
+def test_a_version_instead_of_the_directory_of_versions(toys, tmp_path):
+    with pytest.raises(UserError) as caught:
+        read(f"--model_base_path={toys}/1/")
+    text = str(caught.value)
+    assert f"received {toys}/1, which is one version" in text
+    assert text.endswith(f"that it is in, {toys}.")
+    config = models_config(toy=(toys / "1", ""))
+    (tmp_path / "models.config").write_text(config)
+    with pytest.raises(UserError, match="versions of model 'toy'"):
+        read(f"--model_config_file={tmp_path}/models.config")
+    shutil.copytree(toys / "1", tmp_path / "exported")
+    with pytest.raises(UserError, match="move it to .*/exported/1 first"):
+        read(f"--model_base_path={tmp_path}/exported")
+    assert read(f"--model_base_path={toys}")[0][0].base_path == str(toys)
+
+
 def test_flags_become_settings(tmp_path):
     monitoring = tmp_path / "monitoring.config"
     monitoring.write_text('prometheus_config { enable: true path: "/m" }')

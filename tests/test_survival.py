@@ -1,5 +1,6 @@
 """What happens to the machine of a run, and what becomes of the run."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import tensorflow as tf
 from clsa_tf import metrics
 from clsa_tf.callbacks import Log
 from clsa_tf.checkpoint import Checkpoints
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, is_of_disk
+from export import formats, savedmodel
 from tests import tiny
 from tests.photos import write_folder
 from tests.runs import (
@@ -228,6 +230,29 @@ def test_full_disk(photos, finished, disk):
     assert "at step 2 of 9" in call(arguments).stdout
     assert_equal_states(states(workdir), states(finished[0]))
     assert lines(workdir) == lines(finished[0])
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "room, export",
+    [
+        (100_000, lambda run, out: savedmodel.export(run, out)),
+        (0, lambda run, out: savedmodel.export(run, out)),
+        *(
+            (100_000, functools.partial(formats.export, formats=[name]))
+            for name in ("keras", "weights")
+        ),
+    ],
+    ids=["savedmodel", "no room at all", "keras", "weights"],
+)
+def test_full_disk_of_an_export(exported, disk, room, export):
+    filler = fill(disk)
+    os.truncate(filler, filler.stat().st_size - room)
+    with pytest.raises(Exception) as error:
+        export(str(exported.workdir), str(disk / "out"))
+    assert is_of_disk(error.value), repr(error.value)
+    # (Without any room there is not even the directory.)
+    assert not room or os.listdir(disk / "out") == []
 
 
 def log_in(workdir):

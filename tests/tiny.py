@@ -19,6 +19,8 @@ def config(method="clsa", **changes):
         backbone="tiny",
         width=0.125,
         stem="small",
+        batch_norm="local",
+        batch_norm_splits=8,
         batch_size=ROWS,
         base_lr=0.3,
     )

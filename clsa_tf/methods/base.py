@@ -8,6 +8,7 @@ from clsa_tf.augment.chain import finish_batch
 from clsa_tf.methods import gradients
 from clsa_tf.methods.gradients import flat, in_parts
 from clsa_tf.networks.encoder import Encoder
+from clsa_tf.options import unresolved
 
 
 class Method(keras.Model):
@@ -29,6 +30,9 @@ class Method(keras.Model):
     # Whether `compare` has to see the embeddings of the whole batch at once,
     # because their gradients depend on one another.
     whole_batch = False
+    # Whose batch statistics the method is made for: those of the "whole" batch,
+    # or of "parts" of it, because a query and its key are not to share them.
+    batch_statistics = "whole"
     # Of the contrast; and what `useless` is, in the announcement's words.
     unit = "nats"
     useless_words = (
@@ -39,9 +43,19 @@ class Method(keras.Model):
         """Creates the encoder.
 
         Args:
-            config: `clsa_tf.config.Config` whose `method` is this one.
+            config: `clsa_tf.config.Config` whose `method` is this one; see
+                `clsa_tf.auto.resolve`.
             total_steps: of the run.
+
+        Raises:
+            ValueError: an option is still `auto`.
         """
+        auto = unresolved(config) + unresolved(config.options)
+        if auto:
+            raise ValueError(
+                f"Expected values of {', '.join(auto)}, received auto; call "
+                "clsa_tf.auto.resolve first."
+            )
         super().__init__(name=config.method)
         # `train_step` averages its reports itself; Keras would add them up.
         self.distribute_reduction_method = "first"

@@ -17,17 +17,17 @@ import dataclasses
 import tensorflow as tf
 
 from clsa_tf import distribute, losses, recipe
-from clsa_tf.methods import cacr
+from clsa_tf.methods import cacr, moco
 from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
-from clsa_tf.options import but, option
+from clsa_tf.options import AUTO, but, option
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(recipe.Momentum, cacr.Options):
     """Flags of CACR on MoCo v2."""
 
-    queue_size: int = option(65_536, "K, keys in the queue", minimum=1)
+    queue_size: int = but(moco.Options, "queue_size", AUTO)
     inbatch_negatives: bool = option(
         True,
         "the other images' queries of the same view repel, too, not only the "
@@ -52,6 +52,8 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
     Attributes:
         queue: the `KeyQueue`.
     """
+
+    batch_statistics = "parts"
 
     def __init__(self, config, **kwargs):
         """See `Method`."""

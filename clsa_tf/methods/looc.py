@@ -19,7 +19,7 @@ from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
 from clsa_tf.methods import moco
 from clsa_tf.methods.momentum import MomentumMethod
-from clsa_tf.options import Crop, but, option
+from clsa_tf.options import AUTO, Crop, but, option
 
 # Parts of a view (see `clsa_tf.augment.views`) that make up an augmentation.
 AUGMENTATIONS = {
@@ -62,7 +62,7 @@ class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
         moco.Options, "query_crops", (Crop(224, 0.2, 1.0),)
     )
     temperature: float = but(moco.Options, "temperature", 0.2)
-    queue_size: int = but(moco.Options, "queue_size", 16_384)
+    queue_size: int = but(moco.Options, "queue_size", AUTO, published=16_384)
     inbatch_negatives: bool = but(moco.Options, "inbatch_negatives", False)
 
     @property
@@ -119,6 +119,8 @@ class LooC(MomentumMethod):
         queues: a `KeyQueue` for each head `h`, of keys like its positive ones:
             of view `key_h`.
     """
+
+    batch_statistics = "parts"
 
     def __init__(self, config, **kwargs):
         """See `Method`."""

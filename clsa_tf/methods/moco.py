@@ -12,7 +12,7 @@ import tensorflow as tf
 from clsa_tf import losses, recipe
 from clsa_tf.errors import UserError
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
-from clsa_tf.options import Crop, but, option
+from clsa_tf.options import AUTO, Crop, but, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,13 @@ class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
         group="views",
     )
     temperature: float = option(0.2, "T of the contrast", above=0.0)
-    queue_size: int = option(65_536, "K, keys in the queue", minimum=1)
+    queue_size: int = option(
+        AUTO,
+        "K, keys in the queue; auto: 65,536 (looc: 16,384), but at most a "
+        "quarter of the images, and at least the keys of one step",
+        minimum=1,
+        published=65_536,
+    )
     inbatch_negatives: bool = option(
         False,
         "the other images' keys of the same batch are candidates, too, as in "
@@ -52,7 +58,7 @@ def check(config):
             "Expected at least one crop in --query_crops, received none; give "
             "one, such as 224:0.2:1."
         )
-    check_queue(config, 2 if options.symmetric else 1)
+    check_queue(config)
 
 
 class MoCo(MomentumMethod):
@@ -61,6 +67,8 @@ class MoCo(MomentumMethod):
     Attributes:
         queue: the `KeyQueue`.
     """
+
+    batch_statistics = "parts"
 
     def __init__(self, config, **kwargs):
         """See `Method`."""

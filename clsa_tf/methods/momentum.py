@@ -10,6 +10,7 @@ from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods.base import Method, bn_splits
 from clsa_tf.networks import heads
 from clsa_tf.networks.encoder import unit
+from clsa_tf.options import AUTO
 
 
 class MomentumMethod(Method):
@@ -101,20 +102,28 @@ class MomentumMethod(Method):
         }
 
 
-def check_queue(config, views=1):
+def keys_per_step(config):
+    """How many keys each step stores in a queue.
+
+    Args:
+        config: `clsa_tf.config.Config` of a method with `--queue_size`.
+    """
+    views = 2 if getattr(config.options, "symmetric", False) else 1
+    return config.batch_size * views
+
+
+def check_queue(config):
     """Raises `UserError` for a queue that one step's keys do not fit into.
 
     Args:
         config: `clsa_tf.config.Config` of a method with `--queue_size`.
-        views: whose keys each step stores.
     """
-    stored = config.batch_size * views
-    if config.options.queue_size < stored:
+    stored, size = keys_per_step(config), config.options.queue_size
+    if size != AUTO and size < stored:
         raise UserError(
             f"Expected a queue at least as long as the {stored} keys of a "
             "global batch, received "
-            f"--queue_size={config.options.queue_size}; lengthen it or lower "
-            "--batch_size."
+            f"--queue_size={size}; lengthen it or lower --batch_size."
         )
 
 
