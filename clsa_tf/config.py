@@ -50,7 +50,12 @@ class Config:
         "train", "split of a tensorflow-datasets dataset to train on"
     )
     eval_dataset: str = option(
-        "", "dataset for the kNN evaluation; empty: the training dataset's own"
+        "",
+        "labelled dataset for the kNN evaluation, spelled as --dataset; empty: "
+        "the training dataset's own. Neighbours are training images if these "
+        "have the same classes; otherwise those of the evaluation dataset's "
+        "own training split or, where it has none, each of its images is "
+        "classified by all others",
     )
     eval_split: str = option(
         "", "its split; empty: test or validation, whichever exists"
@@ -67,7 +72,8 @@ class Config:
     )
     labels: str = option(
         "auto",
-        "of a folder: auto (names of the first-level directories) or none",
+        "of --dataset: auto (of a folder: names of the first-level "
+        "directories) or none",
         choices=("auto", "none"),
     )
     holdout: float = option(
@@ -237,7 +243,7 @@ class Config:
     )
     knn_bank: int = option(
         50_000,
-        "labelled training images that the neighbours are taken from, at most",
+        "images that the neighbours are taken from, at most",
         minimum=1,
         portable=True,
     )

@@ -15,10 +15,10 @@ from clsa_tf import (
     catalogue,
     collapse,
     entry,
+    gallery,
     methods,
     metrics,
     optimizer,
-    pictures,
     workdir,
 )
 from clsa_tf.augment.chain import finish_batch
@@ -32,7 +32,7 @@ from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.features import Snapshot
-from clsa_tf.evaluation.task import knn_task
+from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.interruption import Interruption
 from clsa_tf.strategy import LOST, Workers, make_strategy
 
@@ -78,9 +78,9 @@ class _Run:
             self._services.check()
             advice = "see that the services of --data_service find them there"
         self._faults = Faults(max_bad_share=config.max_bad_share, advice=advice)
-        self._task = None
+        self._evaluation = None
         if config.knn_epochs:
-            self._task = knn_task(config, self._source, self._faults)
+            self._evaluation = plan(config, self._source)
         self._interruption = Interruption()
 
     def train(self):
@@ -167,11 +167,11 @@ class _Run:
             every=self._config.checkpoint_steps,
             stop_signal=self._stop_signal,
         )
-        if not self._task:
+        if not self._evaluation or self._evaluation.no_accuracy:
             return [log, save]
         monitor = Monitor(
             log,
-            self._task,
+            self._evaluation.task(self._faults),
             Snapshot(method, self._strategy),
             every=self._config.knn_epochs,
             interruption=self._interruption,
@@ -187,7 +187,9 @@ class _Run:
 
     # ---- Data
 
-    def _batches(self, start_step, worker=ALONE, replicas=1):
+    def _batches(
+        self, start_step, worker=ALONE, replicas=1, *, keep_params=False
+    ):
         return training_batches(
             self._source,
             self._views,
@@ -196,6 +198,7 @@ class _Run:
             start_step=start_step,
             faults=self._faults,
             finished=self._config.augment_on == "host",
+            keep_params=keep_params,
             prefetch=self._config.prefetch_batches,
             worker=worker,
             replicas=replicas,
@@ -217,11 +220,13 @@ class _Run:
         """Draws the views of the first images, once per run."""
         path = os.path.join(self._config.workdir, "views.png")
         if not os.path.exists(path):
-            batch = next(iter(self._batches(step)))
+            batch = next(iter(self._batches(step, keep_params=True)))
             if self._config.augment_on == "device":
                 batch = finish_batch(batch, views=self._views)
-            names = [view.name for view in self._views]
-            log.picture("views", pictures.views(batch, names, path))
+            picture = gallery.draw_batch(
+                self._config, self._source, self._views, batch, step, path
+            )
+            log.picture("views", picture)
 
     # ---- Words
 
@@ -237,8 +242,8 @@ class _Run:
         )
         learner = methods.load(config.method).METHOD
         print(f"  {learner.useless_words.format(learner.useless(config))}")
-        if not self._task:
-            print("  no kNN evaluation: no labels, or --knn_epochs=0")
+        for line in announcement(config, self._source, self._evaluation):
+            print(f"  {line}")
         if step >= total:
             print(
                 f"  {config.workdir} is complete ({total} steps); choose "

@@ -61,6 +61,17 @@ ALONE = Worker()
 
 
 @dataclasses.dataclass(frozen=True)
+class Absent:
+    """Stands for a `Source` that there is not.
+
+    Attributes:
+        reason: why, a clause that can follow a colon.
+    """
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where examples come from, and in which order.
 
@@ -78,6 +89,10 @@ class Source:
         load: from those bytes to the encoded image; it may fail. None if they
             are the encoded image, and not where it is.
         local: whether `read` works in this process only, as Python does.
+        unlabelled: why there are no class names, a clause; "" if there are.
+        about: how the images were chosen and labelled, a clause; "" if there
+            is nothing to say.
+        held_out: images of the same folder that are kept for evaluation.
     """
 
     name: str
@@ -88,6 +103,9 @@ class Source:
     read: Callable[[tf.Tensor], Example]
     load: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
     local: bool = False
+    unlabelled: str = ""
+    about: str = ""
+    held_out: int = 0
 
     def items(
         self, *, start: int, seed: int, shuffle: bool, repeat: bool
