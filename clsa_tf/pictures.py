@@ -13,14 +13,14 @@ matplotlib.use("Agg")  # files only; no screen is needed
 
 from matplotlib import font_manager  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import PercentFormatter  # noqa: E402
+from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
 
 from clsa_tf.text import abbreviated  # noqa: E402
 
 _DPI = 100
 # Of the text of `sheet`, in px but for the first.
 _POINTS = 8
-_LINE, _GAP = 14, 8
+_LINE, _ASCENT, _GAP = 14, 9, 8
 _FRAME = 2.5  # points
 _FAMILY = "DejaVu Sans"  # comes with matplotlib
 _FONTS = {
@@ -157,27 +157,30 @@ def _row_height(grid, row):
 
 
 def _draw_grid(axes, grid, top):
-    def write(x, y, text, **style):
+    def write(x, y, lines, **style):
+        for i, line in enumerate(lines):
+            write_line(x, y + i * _LINE + _ASCENT, line, **style)
+
+    def write_line(x, y, line, **style):
         axes.text(
             x,
             y,
-            _drawable(text),
+            _drawable(line),
             fontsize=_POINTS,
             family=_FAMILY,
-            linespacing=1.15,
-            va="top",
+            va="baseline",
             parse_math=False,  # names may contain dollars
             **style,
         )
 
     first = _GAP + _label_width(grid)
     lefts = [first + i * (grid.side + _GAP) for i in range(len(grid.columns))]
-    write(_GAP, top + _GAP, grid.title, weight="bold")
+    write(_GAP, top + _GAP, grid.title.split("\n"), weight="bold")
     for x, text in zip(lefts, grid.columns):
-        write(x, top + _title_height(grid), text)
+        write(x, top + _title_height(grid), text.split("\n"))
     y = top + _head_height(grid)
     for label, row in zip(grid.labels, grid.cells):
-        write(_GAP, y, label)
+        write(_GAP, y, [label])
         for x, cell in zip(lefts, row):
             height, width = cell.image.shape[:2]
             scale = grid.side / max(height, width)
@@ -187,7 +190,7 @@ def _draw_grid(axes, grid, top):
                 corners = [x, right, right, x], [y, y, bottom, bottom]
                 axes.fill(*corners, fill=False, ec=cell.frame, lw=_FRAME)
             lines = [_fitted(line, grid.side) for line in cell.lines]
-            write(x, bottom + 2, "\n".join(lines))
+            write(x, bottom + 3, lines)
         y += _row_height(grid, row)
 
 
@@ -213,7 +216,10 @@ def curves(entries, path, *, title, useless, unit, baselines):
     panels = list(figure.subplots(1, 2 + divergent))
     contrast, accuracy = panels[0], panels[-1]
     contrast.axhline(
-        useless, color="gray", linestyle=":", label=f"useless: {useless:.2f}"
+        useless,
+        color="gray",
+        linestyle=":",
+        label=f"chance level: {useless:.2f}",
     )
     _line(contrast, entries, name)
     contrast.set(title=name, ylabel=unit)
@@ -228,8 +234,10 @@ def curves(entries, path, *, title, useless, unit, baselines):
         )
     accuracy.set(title="accuracy", ylim=(0, 1))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    last = max((e["epoch"] for e in entries), default=1)
     for axes in panels:
-        axes.set_xlabel("epoch")
+        axes.set(xlabel="epoch", xlim=(0, 1.03 * last))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
@@ -239,7 +247,8 @@ def curves(entries, path, *, title, useless, unit, baselines):
 def _line(axes, entries, name, label=None):
     points = [(e["epoch"], e[name]) for e in entries if name in e]
     if points:
-        marker = "o" if name == "knn" else None
+        # A line of one point is not seen.
+        marker = "o" if name == "knn" or len(points) < 10 else None
         axes.plot(*zip(*points), label=label or name, marker=marker, ms=3)
 
 

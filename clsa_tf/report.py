@@ -18,6 +18,7 @@ from clsa_tf.evaluation.task import plan
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.text import abbreviated, printable
 
+_SIDE = 112  # of an image among neighbours, in px
 RIGHT, WRONG = "#1a9641", "#d7191c"  # green and red that differ in lightness
 
 
@@ -57,7 +58,8 @@ def report(workdir, *, savedmodel=""):
 
     names = ("views.png", "neighbours.png", "curves.png")
     views, neighbours, curves = (os.path.join(workdir, name) for name in names)
-    draw_neighbours(evaluation, task, found, faults, title, neighbours)
+    grid = neighbours_grid(evaluation, task, found, faults, title=title)
+    pictures.sheet([grid], neighbours)
     learner = methods.load(config.method).METHOD
     pictures.curves(
         metrics.read(workdir),
@@ -102,14 +104,19 @@ def describe(trained, source):
     total = trained.config.total_epochs
     done = trained.step / max(1, source.size // trained.config.batch_size)
     epochs = f"{total}" if done >= total else f"{done:.3g} of {total}"
-    name = abbreviated(printable(source.name), lambda text: len(text) <= 48)
-    return f"{source.size:,} images of {name}, {epochs} epochs"
+    name = _short(source.name)
+    word = "epoch" if epochs == "1" else "epochs"
+    return f"{source.size} images of {name}, {epochs} {word}"
 
 
-def draw_neighbours(
-    evaluation, task, found, faults, title, path, *, rows=6, columns=8
+def _short(name):
+    return abbreviated(printable(name), lambda text: len(text) <= 48)
+
+
+def neighbours_grid(
+    evaluation, task, found, faults, *, title, rows=6, columns=8
 ):
-    """Draws the nearest images of the bank beside some of the queries.
+    """The nearest images of the bank beside some of the queries.
 
     Args:
         evaluation: `clsa_tf.evaluation.task.Evaluation`.
@@ -117,9 +124,11 @@ def draw_neighbours(
         found: what `task.features` made of an encoder.
         faults: `Faults`, which counts unreadable images.
         title: of the picture.
-        path: PNG file to write.
         rows: queries, at most.
         columns: neighbours of each, at most.
+
+    Returns:
+        `pictures.Grid`, a query and its neighbours in each row.
     """
     (bank, _), (queries, _) = found
     own = task.own(len(queries))
@@ -135,7 +144,8 @@ def draw_neighbours(
     )
     shown = _pick(evaluation.query_batches(faults, names=True), chosen)
     others = _pick(evaluation.bank_batches(faults, names=True), nearest.ravel())
-    captions = _Captions(evaluation, [*shown.values(), *others.values()])
+    names = [name for _, _, name in [*shown.values(), *others.values()]]
+    captions = _Captions(evaluation, names)
     cells = [
         [captions.query(shown[row])]
         + [
@@ -144,10 +154,9 @@ def draw_neighbours(
         ]
         for i, row in enumerate(chosen)
     ]
-    titles = ["image\n"] + [f"nearest {i + 1}\n" for i in range(columns)]
+    titles = ["image"] + [f"nearest {i + 1}" for i in range(columns)]
     title += f"\n{captions.title}"
-    grid = pictures.Grid(title, titles, [""] * len(cells), cells, 112)
-    pictures.sheet([grid], path)
+    return pictures.Grid(title, titles, [""] * len(cells), cells, _SIDE)
 
 
 def _pick(batches, rows):
@@ -174,43 +183,41 @@ def _pick(batches, rows):
 class _Captions:
     """What is written below the images of `neighbours.png`."""
 
-    def __init__(self, evaluation, shown):
-        """Takes what `_pick` found, to know what all names begin with."""
+    def __init__(self, evaluation, names):
+        """Takes the names of all images, to leave out what they begin with."""
+        self._bank = _short(evaluation.bank.name)
         self._classes = None
         if not evaluation.no_accuracy:
             self._classes = evaluation.bank.class_names
-        names = [name for _, _, name in shown]
         self._prefix = len(os.path.commonprefix(names).rpartition("/")[0])
 
     @property
     def title(self):
         """How to read them."""
-        text = "features of the trained encoder; below: file, cosine"
+        text = f"nearest images of {self._bank}, by the cosine of features"
         if self._classes:
-            text = text.replace("file", "class, file")
-            text += "; green: same class as the image, red: another one"
+            text += "; green: the same class, red: another one"
         return text
 
     def query(self, picked):
-        """The image whose neighbours follow."""
+        """The image whose neighbours follow, as `pictures.Cell`."""
         image, label, name = picked
-        return pictures.Cell(image, self._words(label, name))
+        return pictures.Cell(image, self._lines(label, name, []))
 
     def neighbour(self, picked, query, cosine):
-        """One of its neighbours."""
+        """One of its neighbours, as `pictures.Cell`."""
         image, label, name = picked
-        lines = [*self._words(label, name), f"{cosine:.2f}"]
+        lines = self._lines(label, name, [f"cosine {cosine:.2f}"])
         frame = ""
         if self._classes:
             frame = RIGHT if label == query[1] else WRONG
         return pictures.Cell(image, lines, frame)
 
-    def _words(self, label, name):
-        if self._classes:
-            # Its folder is the class, more often than not.
-            file = name.rpartition("/")[2]
-            return [printable(self._classes[label]), file]
-        return [name[self._prefix :].lstrip("/")]
+    def _lines(self, label, name, more):
+        folder, _, file = name[self._prefix :].rpartition("/")
+        if self._classes:  # more often than not it is the folder
+            return [printable(self._classes[label]), file, *more]
+        return [file, *more, folder.lstrip("/")]
 
 
 def show(summary):
