@@ -6,6 +6,7 @@ import typing
 from clsa_tf import console, stack
 
 if typing.TYPE_CHECKING:
+    from clsa_tf.load import image_size as image_size
     from clsa_tf.load import load_encoder as load_encoder
     from clsa_tf.pretraining import pretrain as pretrain
 
@@ -18,7 +19,11 @@ if console.is_command():
     console.begin()
 
 # TensorFlow takes seconds to import: only for those who need it.
-_LAZY = {"load_encoder": "clsa_tf.load", "pretrain": "clsa_tf.pretraining"}
+_LAZY = {
+    "image_size": "clsa_tf.load",
+    "load_encoder": "clsa_tf.load",
+    "pretrain": "clsa_tf.pretraining",
+}
 
 
 def __getattr__(name):

@@ -57,8 +57,11 @@ class Config:
     )
     eval_dataset: str = option(
         "",
-        "dataset for the kNN evaluation, as --dataset; empty: the training "
-        "dataset's own",
+        "labelled dataset for the kNN evaluation, spelled as --dataset; empty: "
+        "the training dataset's own. Neighbours are training images if these "
+        "have the same classes; otherwise those of the evaluation dataset's "
+        "own training split or, where it has none, each of its images is "
+        "classified by all others",
         on_resume="to another path of the same images",
         group="evaluation",
         path=True,
@@ -85,8 +88,8 @@ class Config:
     )
     labels: str = option(
         "auto",
-        "labels of a folder: the names of its first-level directories (auto) "
-        "or none",
+        "labels of --dataset: auto (of a folder: the names of its first-level "
+        "directories) or none",
         choices=("auto", "none"),
         group="data",
     )
@@ -332,7 +335,7 @@ class Config:
     )
     knn_bank: int = option(
         50_000,
-        "labelled training images that the neighbours are taken from, at most",
+        "images that the neighbours are taken from, at most",
         minimum=1,
         portable=True,
         group="evaluation",

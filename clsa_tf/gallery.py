@@ -25,6 +25,7 @@ from clsa_tf.errors import UserError
 from clsa_tf.spelling import define_path, require
 
 LEVELS = range(1, strong.MAX_LEVEL)
+ROWS = 6  # images in the picture of a run
 MOST = 512  # px of the longer side that are kept of an original
 
 
@@ -60,6 +61,26 @@ def gallery(config, path, *, images):
     return pictures.sheet(grids, path)
 
 
+def draw_batch(config, source, views, batch, step, path):
+    """Draws some images of a batch of a run, and their views.
+
+    Args:
+        config: `clsa_tf.config.Config` of the run.
+        source: `Source` that it trains on.
+        views: sequence of `View`.
+        batch: the finished batch of `step`, with what was drawn for it.
+        step: counted from 0.
+        path: PNG file to write.
+
+    Returns:
+        uint8 `[H, W, 3]`, the picture.
+    """
+    size = config.batch_size
+    originals = first_images(config, source, size, start=step * size, most=ROWS)
+    grid = views_grid(config.method, views, batch, originals)
+    return pictures.sheet([grid], path)
+
+
 def first_batch(config, source, views, size):
     """The first batch of a training, were its batches of `size` images."""
     faults = Faults(max_bad_share=config.max_bad_share)
@@ -80,15 +101,22 @@ def first_batch(config, source, views, size):
         raise
 
 
-def first_images(config, source, count):
-    """The images that the first batch, of `count` images, is made of.
+def first_images(config, source, count, *, start=0, most=None):
+    """The images that a batch of `count` images is made of.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        source: `Source` of the batch.
+        count: images in the batch.
+        start: counter of its first one, see `Source`.
+        most: of them that can be read; no further ones are looked at.
 
     Returns:
         list of (uint8 `[H, W, 3]`, shrunk to `MOST` px if larger; its size
         before, in words); None instead of an image that cannot be read.
     """
     examples = source.examples(
-        start=0, seed=config.seed, shuffle=True, repeat=True
+        start=start, seed=config.seed, shuffle=True, repeat=True
     )
     found = []
     for example in examples.take(count):
@@ -96,6 +124,8 @@ def first_images(config, source, count):
         height, width = image.shape[:2]
         size = f"{width} x {height} px"
         found.append((_shrink(image), size) if worked else None)
+        if len(found) - found.count(None) == most:
+            break
     return found
 
 
@@ -117,11 +147,12 @@ def views_grid(method, views, batch, originals):
             are left out: other images stand in for them in the batch.
     """
     rows = [i for i, original in enumerate(originals) if original]
-    columns = [[(originals[i][0], [originals[i][1]]) for i in rows]]
+    cell = pictures.Cell
+    columns = [[cell(originals[i][0], [originals[i][1]]) for i in rows]]
     for view in views:
         made = pictures.in_order(batch, view.name, batch[view.name])
         words = captions(batch, view)
-        columns.append([(made[i], words[i]) for i in rows])
+        columns.append([cell(made[i], words[i]) for i in rows])
     title = f"{method}: training images and their views"
     if any(view.strong_ops for view in views):
         title += "; below a strong view, the operations in their order"
@@ -189,7 +220,7 @@ def operation(image, name):
             shown, of those without level one picture.
 
     Returns:
-        list of (uint8 `[H, W, 3]`, list of one string: its parameter).
+        list of `pictures.Cell`, the parameter under the image.
     """
     levels = [1] if name in strong.WITHOUT_LEVEL else LEVELS
     levels = np.array(levels, np.int32) * strong.LEVEL_STEPS  # [L]
@@ -206,7 +237,10 @@ def operation(image, name):
         strong.describe_one(name, level, 1).removeprefix(name).strip()
         for level in levels
     ]
-    return [(shown, [text or "no level"]) for shown, text in zip(made, words)]
+    return [
+        pictures.Cell(shown, [text or "no level"])
+        for shown, text in zip(made, words)
+    ]
 
 
 def check_output(path):

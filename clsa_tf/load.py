@@ -30,6 +30,8 @@ NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
 HIDDEN = "hidden"
 # What export.formats calls its file.
 KERAS_FILE = "encoder.keras"
+# What it writes beside: what is known of each file.
+FORMATS = "formats.json"
 OUTPUTS = ("embedding", "projection", "both")
 
 _ACCEPTED = (
@@ -113,6 +115,39 @@ def load_encoder(
     )
     encoder.trainable = trainable
     return encoder
+
+
+def image_size(path):
+    """The size of the images that an encoder was made for.
+
+    It takes images of any size, and is best on about this one.
+
+    Args:
+        path: as for `load_encoder`.
+
+    Returns:
+        int, side in px: the run's `--image_size`, or that of the export; None
+        where it is not written, such as for an `encoder.keras` by itself.
+
+    Raises:
+        UserError: the flags of the run cannot be read.
+    """
+    path = os.fspath(path)
+    if os.path.exists(os.path.join(path, config_lib.RUN_FLAGS)):
+        return config_lib.load(path).image_size
+    if os.path.exists(os.path.join(path, KERAS_FILE)):
+        path = os.path.join(path, KERAS_FILE)
+    folder, file = os.path.split(path)
+    about = os.path.join(folder, FORMATS)
+    if not os.path.isfile(path):
+        about = os.path.join(newest_savedmodel(path) or path, MODEL_CARD)
+    try:
+        with open(about, encoding="utf-8") as opened:
+            found = json.load(opened)
+        size = (found[file] if os.path.isfile(path) else found)["image_size"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def functional(

@@ -1,9 +1,9 @@
 """Pictures: of a run's views, curves and neighbours, and captioned sheets."""
 
-import contextlib
 import dataclasses
-import io
+import math
 import os
+import typing
 
 import matplotlib
 import numpy as np
@@ -11,38 +11,26 @@ import tensorflow as tf
 
 matplotlib.use("Agg")  # files only; no screen is needed
 
+from matplotlib import font_manager  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
+
+from clsa_tf.text import abbreviated  # noqa: E402
 
 _DPI = 100
 # Of the text of `sheet`, in px but for the first.
 _POINTS = 8
-_CHARACTER, _LINE, _GAP = 7, 14, 8
-
-
-def views(batch, names, path, *, rows=6):
-    """Draws what each view makes of the same images.
-
-    Args:
-        batch: dictionary, view name -> uint8 `[G, S, S, 3]`, as
-            `training_batches` yields it.
-        names: views to show, one column each.
-        path: PNG file to write.
-        rows: images to show, at most.
-
-    Returns:
-        uint8 `[H, W, 3]`, the picture.
-    """
-    columns = [in_order(batch, name, batch[name])[:rows] for name in names]
-    side = max(images.shape[1] for images in columns)
-    columns = [
-        tf.image.resize(images, [side, side], "nearest").numpy()
-        for images in columns
-    ]
-    titles = [
-        f"{name}, {batch[name].shape[1]} px".replace("_", " ") for name in names
-    ]
-    cells = np.stack(columns, axis=1)  # [rows, columns, side, side, 3]
-    return gallery(cells, titles, path)
+_LINE, _ASCENT, _GAP = 14, 9, 8
+_FRAME = 2.5  # points
+_FAMILY = "DejaVu Sans"  # comes with matplotlib
+_FONTS = {
+    weight: font_manager.get_font(
+        font_manager.findfont(
+            font_manager.FontProperties(family=_FAMILY, weight=weight)
+        )
+    )
+    for weight in ("normal", "bold")
+}
 
 
 def in_order(batch, name, rows):
@@ -62,33 +50,18 @@ def in_order(batch, name, rows):
     return tf.nest.map_structure(lambda x: np.asarray(x)[order], rows)
 
 
-def gallery(cells, titles, path):
-    """Draws a grid of images with a title over each column.
+class Cell(typing.NamedTuple):
+    """An image of a `Grid`.
 
-    Args:
-        cells: uint8 `[rows, columns, H, W, 3]`.
-        titles: a string for each column.
-        path: PNG file to write.
-
-    Returns:
-        uint8 `[H, W, 3]`, the picture.
+    Attributes:
+        image: uint8 `[H, W, 3]`.
+        lines: list of the lines under it; too long ones are abbreviated.
+        frame: colour of a frame around it; "" for none.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        # It is slow to import, and says then which Keras it uses.
-        from keras_cv import visualization
 
-    rows, columns = cells.shape[:2]
-    figure = visualization.plot_image_gallery(
-        cells.reshape(-1, *cells.shape[2:]),
-        value_range=(0, 255),
-        rows=rows,
-        cols=columns,
-    )
-    for axes, title in zip(figure.axes, titles):
-        axes.set_title(title)
-    picture = _write(figure, path)
-    matplotlib.pyplot.close(figure)
-    return picture
+    image: np.ndarray
+    lines: list
+    frame: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +72,7 @@ class Grid:
         title: stands above the grid.
         columns: lines of text above each column, a string with newlines.
         labels: text to the left of each row; empty strings for none.
-        cells: for each row a list of (image uint8 `[H, W, 3]`, list of the
-            lines under it); a row may be shorter than `columns`.
+        cells: for each row a list of `Cell`; it may be shorter than `columns`.
         side: of the square that an image is fitted into, in px.
     """
 
@@ -139,108 +111,144 @@ def _grid_size(grid):
     """Width and height in px, margins included."""
     width = len(grid.columns) * (grid.side + _GAP) + _label_width(grid)
     # The title may be wider than the images.
-    width = max(width, _text_width(grid.title)) + _GAP
+    width = max(width, _text_width(grid.title, "bold") + _GAP) + _GAP
     rows = sum(_row_height(grid, row) for row in grid.cells)
     return width, _head_height(grid) + rows + _LINE
 
 
 def _label_width(grid):
-    longest = max(map(_text_width, grid.labels))
+    longest = max(map(_text_width, grid.labels), default=0)
     return longest + _GAP if longest else 0
 
 
-def _text_width(text):
-    return max(_CHARACTER * len(line) for line in text.split("\n"))
+def _text_width(text, weight="normal"):
+    """Width of the longest line in px."""
+    font = _FONTS[weight]
+    font.set_size(_POINTS, _DPI)
+    widths = []
+    for line in _drawable(text).split("\n"):
+        font.set_text(line)
+        widths.append(font.get_width_height()[0] / 64)
+    return math.ceil(max(widths))
+
+
+def _drawable(text):
+    """Replaces what the font has no sign for, of which matplotlib warns."""
+    known = _FONTS["normal"].get_char_index
+    return "".join(c if c == "\n" or known(ord(c)) else "?" for c in text)
+
+
+def _fitted(text, width):
+    """Leaves out the middle of a line that is wider than `width` px."""
+    return abbreviated(_drawable(text), lambda x: _text_width(x) <= width)
 
 
 def _head_height(grid):
     lines = 1 + max(text.count("\n") for text in grid.columns)
-    return _GAP + 2 * _LINE + lines * _LINE
+    return _title_height(grid) + lines * _LINE
+
+
+def _title_height(grid):
+    return _GAP + (2 + grid.title.count("\n")) * _LINE
 
 
 def _row_height(grid, row):
-    return grid.side + max(len(lines) for _, lines in row) * _LINE + _GAP
+    return grid.side + max(len(cell.lines) for cell in row) * _LINE + _GAP
 
 
 def _draw_grid(axes, grid, top):
-    def write(x, y, text, **style):
+    def write(x, y, lines, **style):
+        for i, line in enumerate(lines):
+            write_line(x, y + i * _LINE + _ASCENT, line, **style)
+
+    def write_line(x, y, line, **style):
         axes.text(
-            x, y, text, fontsize=_POINTS, linespacing=1.15, va="top", **style
+            x,
+            y,
+            _drawable(line),
+            fontsize=_POINTS,
+            family=_FAMILY,
+            va="baseline",
+            parse_math=False,  # names may contain dollars
+            **style,
         )
 
     first = _GAP + _label_width(grid)
     lefts = [first + i * (grid.side + _GAP) for i in range(len(grid.columns))]
-    write(_GAP, top + _GAP, grid.title, weight="bold")
+    write(_GAP, top + _GAP, grid.title.split("\n"), weight="bold")
     for x, text in zip(lefts, grid.columns):
-        write(x, top + _GAP + 2 * _LINE, text)
+        write(x, top + _title_height(grid), text.split("\n"))
     y = top + _head_height(grid)
     for label, row in zip(grid.labels, grid.cells):
-        write(_GAP, y, label)
-        for x, (image, lines) in zip(lefts, row):
-            height, width = image.shape[:2]
+        write(_GAP, y, [label])
+        for x, cell in zip(lefts, row):
+            height, width = cell.image.shape[:2]
             scale = grid.side / max(height, width)
-            axes.imshow(
-                image,
-                extent=(x, x + scale * width, y + scale * height, y),
-                aspect="auto",
-            )
-            write(x, y + scale * height + 2, "\n".join(lines))
+            right, bottom = x + scale * width, y + scale * height
+            axes.imshow(cell.image, extent=(x, right, bottom, y), aspect="auto")
+            if cell.frame:
+                corners = [x, right, right, x], [y, y, bottom, bottom]
+                axes.fill(*corners, fill=False, ec=cell.frame, lw=_FRAME)
+            lines = [_fitted(line, grid.side) for line in cell.lines]
+            write(x, bottom + 3, lines)
         y += _row_height(grid, row)
 
 
-def curves(entries, path, *, useless, unit, baselines):
+def curves(entries, path, *, title, useless, unit, baselines):
     """Draws the curves of a run over its epochs.
 
     Args:
         entries: dictionaries of `metrics.jsonl`.
         path: PNG file to write.
+        title: stands above them.
         useless: contrast of an encoder that has learned nothing.
         unit: of the contrast.
         baselines: dictionary, name -> kNN accuracy, drawn as level lines.
     """
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    contrast, divergence, accuracy = figure.subplots(1, 3)
-    contrast.axhline(
-        useless, color="gray", linestyle=":", label=f"useless: {useless:.2f}"
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure.suptitle(
+        _drawable(title), weight="bold", family=_FAMILY, parse_math=False
     )
-    # A method without DDM has nothing but the contrast in its loss.
+    # A method without DDM has nothing but the contrast in its loss, and no
+    # divergence.
     name = "contrast" if any("contrast" in e for e in entries) else "loss"
+    divergent = any("ddm_kl" in e for e in entries)
+    panels = list(figure.subplots(1, 2 + divergent))
+    contrast, accuracy = panels[0], panels[-1]
+    contrast.axhline(
+        useless,
+        color="gray",
+        linestyle=":",
+        label=f"chance level: {useless:.2f}",
+    )
     _line(contrast, entries, name)
-    contrast.set_ylabel(unit)
-    _line(divergence, entries, "ddm_kl", "divergence from the weak views")
-    divergence.set_ylabel("nats")
+    contrast.set(title=name, ylabel=unit)
+    if divergent:
+        _line(panels[1], entries, "ddm_kl", "from the weak views")
+        panels[1].set(title="divergence", ylabel="nats")
     _line(accuracy, entries, "contrast_accuracy", "contrast accuracy")
     _line(accuracy, entries, "knn", "kNN accuracy")
     for (label, level), style in zip(baselines.items(), (":", "--")):
         accuracy.axhline(
             level, color="gray", linestyle=style, label=f"kNN, {label}"
         )
-    accuracy.set_ylim(0, 1)
-    for axes in (contrast, divergence, accuracy):
-        axes.set_xlabel("epoch")
+    accuracy.set(title="accuracy", ylim=(0, 1))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    last = max((e["epoch"] for e in entries), default=1)
+    for axes in panels:
+        axes.set(xlabel="epoch", xlim=(0, 1.03 * last))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
     _write(figure, path)
 
 
-def neighbours(queries, found, path):
-    """Draws images beside the images nearest to them.
-
-    Args:
-        queries: uint8 `[Q, S, S, 3]`.
-        found: uint8 `[Q, k, S, S, 3]`, nearest first.
-        path: PNG file to write.
-    """
-    cells = np.concatenate([queries[:, np.newaxis], found], axis=1)
-    titles = ["image"] + [f"nearest {i + 1}" for i in range(found.shape[1])]
-    gallery(cells, titles, path)
-
-
 def _line(axes, entries, name, label=None):
     points = [(e["epoch"], e[name]) for e in entries if name in e]
     if points:
-        marker = "o" if name == "knn" else None
+        # A line of one point is not seen.
+        marker = "o" if name == "knn" or len(points) < 10 else None
         axes.plot(*zip(*points), label=label or name, marker=marker, ms=3)
 
 

@@ -21,6 +21,7 @@ from clsa_tf.spelling import expand_user
 
 # Within the run's directory: what a `tf.data.Dataset` is written to.
 DATASET = "dataset"
+EVAL_DATASET = "eval_dataset"  # likewise
 
 
 def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
@@ -49,7 +50,8 @@ def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
         outputs: of the model, see `clsa_tf.load_encoder`.
         **settings: flags of `python -m clsa_tf.train` by their names, such as
             `method="moco"`, `total_epochs=100` or `query_crops="224:0.2:1"`;
-            they override those in `flagfile`.
+            they override those in `flagfile`. `eval_dataset` may be all that
+            `data` may be, with labels: what the kNN accuracy is measured on.
 
     Returns:
         functional `keras.Model`, trainable, of pixels in 0..255: what
@@ -70,6 +72,10 @@ def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
     config = make_config(data, workdir=workdir, flagfile=flagfile, **settings)
     if isinstance(data, tf.data.Dataset):
         from_dataset.write(data, os.path.join(config.workdir, DATASET))
+    evaluated = settings.get("eval_dataset")
+    if isinstance(evaluated, tf.data.Dataset):
+        path = os.path.join(config.workdir, EVAL_DATASET)
+        from_dataset.write(evaluated, path)
     with _default_precision():
         try:
             train.run(config)
@@ -98,8 +104,12 @@ def make_config(data, *, workdir, flagfile="", **settings):
         )
     _check_names(settings)
     workdir = os.path.expanduser(os.fspath(workdir))
+    evaluated = settings.get("eval_dataset", "")
+    if not isinstance(evaluated, str) or evaluated:
+        evaluated = _dataset(evaluated, workdir, EVAL_DATASET)
+        settings = settings | {"eval_dataset": evaluated}
     flags = {
-        "dataset": _dataset(data, workdir),
+        "dataset": _dataset(data, workdir, DATASET),
         "workdir": workdir,
         **{name: _spell(name, value) for name, value in settings.items()},
     }
@@ -109,10 +119,10 @@ def make_config(data, *, workdir, flagfile="", **settings):
     return config_lib.parse(arguments)
 
 
-def _dataset(data, workdir):
-    """Spells `data` as --dataset."""
+def _dataset(data, workdir, name):
+    """Spells `data` as --dataset; `name`: of what is written in the workdir."""
     if isinstance(data, tf.data.Dataset):
-        return TFRECORD + from_dataset.pattern(os.path.join(workdir, DATASET))
+        return TFRECORD + from_dataset.pattern(os.path.join(workdir, name))
     if not isinstance(data, (str, os.PathLike)):
         raise UserError(
             "Expected a directory of images, a dataset as --dataset takes it "

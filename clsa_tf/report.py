@@ -17,9 +17,13 @@ from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.evaluation import features, knn
-from clsa_tf.evaluation.task import knn_task
+from clsa_tf.evaluation.task import plan
 from clsa_tf.methods.base import make_encoder
 from clsa_tf.spelling import define_path, require
+from clsa_tf.text import abbreviated, printable
+
+_SIDE = 112  # of an image among neighbours, in px
+RIGHT, WRONG = "#1a9641", "#d7191c"  # green and red that differ in lightness
 
 
 def report(workdir, *, savedmodel=""):
@@ -32,46 +36,60 @@ def report(workdir, *, savedmodel=""):
 
     Returns:
         dictionary: `knn_pixels`, `knn_untrained`, `knn_trained` (in [0, 1];
-        None where the dataset has no labels), `savedmodel` (path or None),
-        `train_seconds`, `pictures` (list of paths), and those of
-        `clsa_tf.outcome.of`.
+        None where there are no labels), `no_knn_because` (why there are none,
+        or None), `savedmodel` (path or None), `train_seconds`, `pictures`
+        (list of paths), and those of `clsa_tf.outcome.of`.
     """
     trained = load_trained(workdir)
-    config, encoder = trained.config, trained.encoder
+    config = trained.config
     faults = Faults(max_bad_share=config.max_bad_share)
-    task = knn_task(config, open_train_source(config), faults)
-    summary = {"knn_pixels": None, "knn_untrained": None, "knn_trained": None}
-    paths = [os.path.join(workdir, "views.png")]
-    if task:
+    source = open_train_source(config)
+    evaluation = plan(config, source)
+    title = f"{config.method}, {config.backbone}, {describe(trained, source)}"
+
+    print("encoding images, for the nearest neighbours of each")
+    task = evaluation.task(faults)
+    found = task.features(features.compiled(trained.encoder))
+    accuracies = {}
+    if not evaluation.no_accuracy:
         print("kNN of raw pixels, of the untrained and of the trained encoder")
         untrained = make_encoder(config, name="untrained")
-        encode = features.compiled(encoder)
-        summary = {
-            "knn_pixels": task.accuracy(features.pixels),
-            "knn_untrained": task.accuracy(features.compiled(untrained)),
-            "knn_trained": task.accuracy(encode),
+        accuracies = {
+            "pixels": task.accuracy(features.pixels),
+            "untrained": task.accuracy(features.compiled(untrained)),
+            "trained": task.accuracy_of(*found),
         }
-        paths.append(os.path.join(workdir, "neighbours.png"))
-        draw_neighbours(task, encode, paths[-1])
-    paths.append(os.path.join(workdir, "curves.png"))
+
+    names = ("views.png", "neighbours.png", "curves.png")
+    views, neighbours, curves = (os.path.join(workdir, name) for name in names)
+    grid = neighbours_grid(evaluation, task, found, faults, title=title)
+    pictures.sheet([grid], neighbours)
     learner = methods.load(config.method).METHOD
     pictures.curves(
         metrics.read(workdir),
-        paths[-1],
+        curves,
+        title=title,
         useless=learner.useless(config),
         unit=learner.unit,
         baselines={
-            "raw pixels": summary["knn_pixels"],
-            "untrained": summary["knn_untrained"],
-        }
-        if task
-        else {},
+            label: accuracies[name]
+            for label, name in (
+                ("raw pixels", "pixels"),
+                ("untrained", "untrained"),
+            )
+            if name in accuracies
+        },
     )
+    summary = {
+        f"knn_{name}": accuracies.get(name)
+        for name in ("pixels", "untrained", "trained")
+    }
     summary |= {
+        "no_knn_because": evaluation.no_accuracy or None,
         "savedmodel": savedmodel
         or files.newest_savedmodel(os.path.join(workdir, "savedmodel")),
         "train_seconds": round(trained.seconds, 1),
-        "pictures": paths,
+        "pictures": [views, neighbours, curves],
     } | outcome.of(workdir, trained)
     files.write_atomically(
         os.path.join(workdir, "summary.json"),
@@ -80,29 +98,130 @@ def report(workdir, *, savedmodel=""):
     return summary
 
 
-def draw_neighbours(task, function, path, *, rows=6, columns=8):
-    """Draws the nearest images of the bank beside some of the queries."""
-    (bank, _), (queries, _) = task.features(function)
+def describe(trained, source):
+    """What a run was trained on and how long, for titles.
+
+    Args:
+        trained: `clsa_tf.checkpoint.Trained`.
+        source: `Source` that it trains on.
+    """
+    total = trained.config.total_epochs
+    done = trained.step / max(1, source.size // trained.config.batch_size)
+    epochs = f"{total}" if done >= total else f"{done:.3g} of {total}"
+    name = _short(source.name)
+    word = "epoch" if epochs == "1" else "epochs"
+    return f"{source.size} images of {name}, {epochs} {word}"
+
+
+def _short(name):
+    return abbreviated(printable(name), lambda text: len(text) <= 48)
+
+
+def neighbours_grid(
+    evaluation, task, found, faults, *, title, rows=6, columns=8
+):
+    """The nearest images of the bank beside some of the queries.
+
+    Args:
+        evaluation: `clsa_tf.evaluation.task.Evaluation`.
+        task: its `KnnTask`.
+        found: what `task.features` made of an encoder.
+        faults: `Faults`, which counts unreadable images.
+        title: of the picture.
+        rows: queries, at most.
+        columns: neighbours of each, at most.
+
+    Returns:
+        `pictures.Grid`, a query and its neighbours in each row.
+    """
+    (bank, _), (queries, _) = found
+    own = task.own(len(queries))
     # Spread over the dataset: its order may be by class.
-    chosen = np.linspace(0, len(queries) - 1, rows).astype(int)
-    _, found = knn.neighbours(bank, queries[chosen], k=columns)
-    images = _pick(task.bank, found.ravel())
-    pictures.neighbours(
-        _pick(task.queries, chosen),
-        images.reshape(rows, columns, *images.shape[1:]),
-        path,
+    chosen = np.linspace(0, len(queries) - 1, min(rows, len(queries)))
+    chosen = chosen.astype(int)
+    columns = min(columns, len(bank) - (own is not None))
+    cosines, nearest = knn.neighbours(
+        bank,
+        queries[chosen],
+        k=columns,
+        own=None if own is None else own[chosen],
     )
+    shown = _pick(evaluation.query_batches(faults, names=True), chosen)
+    others = _pick(evaluation.bank_batches(faults, names=True), nearest.ravel())
+    names = [name for _, _, name in [*shown.values(), *others.values()]]
+    captions = _Captions(evaluation, names)
+    cells = [
+        [captions.query(shown[row])]
+        + [
+            captions.neighbour(others[n], shown[row], cosine)
+            for n, cosine in zip(nearest[i], cosines[i])
+        ]
+        for i, row in enumerate(chosen)
+    ]
+    titles = ["image"] + [f"nearest {i + 1}" for i in range(columns)]
+    title += f"\n{captions.title}"
+    return pictures.Grid(title, titles, [""] * len(cells), cells, _SIDE)
 
 
 def _pick(batches, rows):
-    """Images uint8 `[len(rows), S, S, 3]` at `rows` of a dataset of batches."""
-    wanted, start = {}, 0
-    for images, _ in batches:
-        for row in set(rows.tolist()):
-            if start <= row < start + len(images):
-                wanted[row] = images[row - start].numpy()
-        start += len(images)
-    return np.stack([wanted[row] for row in rows.tolist()])
+    """What stands at some rows of a dataset of batches.
+
+    Args:
+        batches: dataset of (images, labels, names), see `evaluation_batches`.
+        rows: array of int.
+
+    Returns:
+        dictionary, row -> (uint8 `[S, S, 3]`, label, name as str).
+    """
+    wanted, start, picked = set(rows.tolist()), 0, {}
+    for images, labels, names in batches:
+        end = start + len(images)
+        for row in [row for row in wanted if start <= row < end]:
+            i = row - start
+            name = printable(names[i].numpy())
+            picked[row] = images[i].numpy(), int(labels[i]), name
+        start = end
+    return picked
+
+
+class _Captions:
+    """What is written below the images of `neighbours.png`."""
+
+    def __init__(self, evaluation, names):
+        """Takes the names of all images, to leave out what they begin with."""
+        self._bank = _short(evaluation.bank.name)
+        self._classes = None
+        if not evaluation.no_accuracy:
+            self._classes = evaluation.bank.class_names
+        self._prefix = len(os.path.commonprefix(names).rpartition("/")[0])
+
+    @property
+    def title(self):
+        """How to read them."""
+        text = f"nearest images of {self._bank}, by the cosine of features"
+        if self._classes:
+            text += "; green: the same class, red: another one"
+        return text
+
+    def query(self, picked):
+        """The image whose neighbours follow, as `pictures.Cell`."""
+        image, label, name = picked
+        return pictures.Cell(image, self._lines(label, name, []))
+
+    def neighbour(self, picked, query, cosine):
+        """One of its neighbours, as `pictures.Cell`."""
+        image, label, name = picked
+        lines = self._lines(label, name, [f"cosine {cosine:.2f}"])
+        frame = ""
+        if self._classes:
+            frame = RIGHT if label == query[1] else WRONG
+        return pictures.Cell(image, lines, frame)
+
+    def _lines(self, label, name, more):
+        folder, _, file = name[self._prefix :].rpartition("/")
+        if self._classes:  # more often than not it is the folder
+            return [printable(self._classes[label]), file, *more]
+        return [file, *more, folder.lstrip("/")]
 
 
 def show(summary):
@@ -111,6 +230,8 @@ def show(summary):
         value = summary[f"knn_{name}"]
         if value is not None:
             print(f"  kNN accuracy, {name:<10} {100 * value:5.1f} %")
+    if summary["no_knn_because"]:
+        print(f"  no kNN accuracy: {summary['no_knn_because']}")
     print(f"  trained for            {summary['train_seconds'] / 60:5.1f} min")
     for change in outcome.history(summary):
         print(f"  changed                {change}")

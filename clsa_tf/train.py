@@ -22,11 +22,11 @@ from clsa_tf import (
     catalogue,
     collapse,
     entry,
+    gallery,
     initial,
     methods,
     metrics,
     optimizer,
-    pictures,
     summary,
     workdir,
 )
@@ -41,7 +41,7 @@ from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.features import Snapshot
-from clsa_tf.evaluation.task import knn_task
+from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.interruption import Interruption
 from clsa_tf.strategy import LOST, Workers, make_strategy
 
@@ -95,9 +95,9 @@ class _Run:
             self._services.check()
             advice = "see that the services of --data_service find them there"
         self._faults = Faults(max_bad_share=config.max_bad_share, advice=advice)
-        self._task = None
+        self._evaluation = None
         if config.knn_epochs:
-            self._task = knn_task(config, self._source, self._faults)
+            self._evaluation = plan(config, self._source)
         self._interruption = Interruption()
         self._claim = None  # of the chief
         # Before anything is written: what does not fit leaves no trace.
@@ -106,6 +106,10 @@ class _Run:
             initial.check(config)
             if not newest_step(config.workdir):
                 self._weights = initial.read(config)
+
+    def _has_accuracy(self):
+        """Whether the run is evaluated by its kNN accuracy."""
+        return bool(self._evaluation and not self._evaluation.no_accuracy)
 
     def _resolve(self, config):
         """`config` with a value for every `auto`, of which `_chosen` tells."""
@@ -141,7 +145,7 @@ class _Run:
     def _claimed(self):
         fingerprints = {
             "dataset": self._source.fingerprint,
-            "eval_dataset": self._task and self._task.fingerprint,
+            "eval_dataset": self._evaluation and self._evaluation.fingerprint,
         }
         return workdir.claim(
             self._config,
@@ -229,11 +233,11 @@ class _Run:
             every=self._config.checkpoint_steps,
             stop_signal=self._stop_signal,
         )
-        if not self._task:
+        if not self._has_accuracy():
             return [log, save]
         monitor = Monitor(
             log,
-            self._task,
+            self._evaluation.task(self._faults),
             Snapshot(method, self._strategy),
             every=self._config.knn_epochs,
             interruption=self._interruption,
@@ -250,7 +254,9 @@ class _Run:
 
     # ---- Data
 
-    def _batches(self, start_step, worker=ALONE, replicas=1):
+    def _batches(
+        self, start_step, worker=ALONE, replicas=1, *, keep_params=False
+    ):
         return training_batches(
             self._source,
             self._views,
@@ -259,6 +265,7 @@ class _Run:
             start_step=start_step,
             faults=self._faults,
             finished=self._config.augment_on == "host",
+            keep_params=keep_params,
             prefetch=self._config.prefetch_batches,
             worker=worker,
             replicas=replicas,
@@ -281,11 +288,13 @@ class _Run:
         path = os.path.join(self._config.workdir, "views.png")
         if not os.path.exists(path):
             with log.doing("drawing views.png"):
-                batch = next(iter(self._batches(step)))
+                batch = next(iter(self._batches(step, keep_params=True)))
                 if self._config.augment_on == "device":
                     batch = finish_batch(batch, views=self._views)
-                names = [view.name for view in self._views]
-                log.picture("views", pictures.views(batch, names, path))
+                picture = gallery.draw_batch(
+                    self._config, self._source, self._views, batch, step, path
+                )
+                log.picture("views", picture)
 
     # ---- Words
 
@@ -309,11 +318,11 @@ class _Run:
         for sentence in self._chosen:
             print(f"  auto: {sentence}")
         for sentence in auto.advice(
-            config, **self._facts, labelled=bool(self._task)
+            config, **self._facts, labelled=self._has_accuracy()
         ):
             print(f"  warning: {sentence}")
-        if not self._task:
-            print("  no kNN evaluation: no labels, or --knn_epochs=0")
+        for line in announcement(config, self._source, self._evaluation):
+            print(f"  {line}")
         if step >= total:
             print(
                 f"  {config.workdir} is complete ({step} steps); raise "

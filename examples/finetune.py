@@ -72,12 +72,17 @@ def show(name, model, test):
 def main(arguments):
     """Trains and compares."""
     keras.utils.set_random_seed(0)
-    train, test, names = read(
-        arguments.images,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-    )
     encoder = clsa_tf.load_encoder(arguments.encoder)
+    size = arguments.image_size or clsa_tf.image_size(arguments.encoder)
+    if not size:
+        raise SystemExit(
+            f"Expected --image_size, because {arguments.encoder} does not name "
+            "the size that it was trained for; add the side in px."
+        )
+    print(f"images of {size} x {size} px")
+    train, test, names = read(
+        arguments.images, image_size=size, batch_size=arguments.batch_size
+    )
     scratch = keras.models.clone_model(encoder)  # with initial weights
 
     # First only the classifier: its first steps would otherwise send large,
@@ -108,7 +113,11 @@ def parse():
     add("--output", default="classifier.keras", help="file to write")
     add("--epochs", type=int, default=5, help="of each of the two phases")
     add("--batch_size", type=int, default=32, help="images per step")
-    add("--image_size", type=int, default=64, help="side, in px")
+    add(
+        "--image_size",
+        type=int,
+        help="side of the images, in px; default: that of the encoder",
+    )
     add("--probe_rate", type=float, default=1e-2, help="learning rate, linear")
     add("--rate", type=float, default=1e-3, help="learning rate, whole")
     return parser.parse_args()

@@ -39,20 +39,15 @@ from clsa_tf import entry, files, load
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import evaluation_batches
-from clsa_tf.data.sources import (
-    FOLDER,
-    open_eval_source,
-    open_source,
-    open_train_source,
-)
+from clsa_tf.data.sources import FOLDER, open_source, open_train_source
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
-from clsa_tf.evaluation.task import knn_task
+from clsa_tf.evaluation.task import plan
 from clsa_tf.spelling import define_path, require
 from export import conversions
 from export.model import card
 
-SUMMARY = "formats.json"
+SUMMARY = load.FORMATS
 
 # Largest deviations from the encoder that are accepted.
 # Share of the output's largest value: the same sums in another order.
@@ -196,6 +191,7 @@ def _write(form, source, trained, output, compared, accuracy):
                 "dtype": form.dtype,
                 "range": list(load.PIXELS),
             },
+            "image_size": trained.config.image_size,
             "fingerprint": card.fingerprint(trained.encoder.variables),
             **_deviation(form, run, trained, compared),
         }
@@ -253,21 +249,23 @@ def _knn(trained, limit):
     config = trained.config
     faults = Faults(max_bad_share=config.max_bad_share)
     try:
-        task = knn_task(
+        evaluation = plan(
             config.replace(knn_bank=min(limit, config.knn_bank)),
             open_train_source(config),
-            faults,
         )
-        if task is None:
-            raise UserError("the run's dataset has no labels")
-        # Spread over all of them: their order may be by class.
-        every = math.ceil(open_eval_source(config).size / limit)
     except UserError as e:
         print(f"kNN accuracy is not measured: {e}")
         return None
-    task.queries = task.queries.unbatch().shard(every, 0).batch(256)
-    questions = sum(len(labels) for _, labels in task.queries)
-    accuracy = task.accuracy(compiled(trained.encoder))
+    if evaluation.no_accuracy:
+        print(f"kNN accuracy is not measured: {evaluation.no_accuracy}")
+        return None
+    task = evaluation.task(faults)
+    if evaluation.queries:
+        # Spread over all of them: their order may be by class.
+        every = math.ceil(evaluation.queries.size / limit)
+        task.queries = task.queries.unbatch().shard(every, 0).batch(256)
+    bank, queries = task.features(compiled(trained.encoder))
+    accuracy, questions = task.accuracy_of(bank, queries), len(queries[0])
     print(f"kNN accuracy, float32: {accuracy:.1%} of {questions} images")
     return _Knn(task, questions, accuracy)
 
@@ -336,7 +334,11 @@ def _line(file, found):
         f"{found['deviation']:.1e} ({found['measure']}, bound "
         f"{found['bound']:g})"
     )
-    return text + (f", kNN {found['knn']:.1%}" if "knn" in found else "")
+    if "knn" in found:
+        text += (
+            f", kNN {found['knn']:.1%} (float32: {found['knn_float32']:.1%})"
+        )
+    return text
 
 
 def define_flags(flag_values):

@@ -98,6 +98,14 @@ def test_spellings_of_the_data(photos, tmp_path):
     images = tf.data.Dataset.from_tensor_slices(PIXELS)
     files = f"{os.getcwd()}/run/dataset/images-*.tfrecord"
     assert dataset(images) == f"tfrecord:{files}"
+    for data, spelled in (
+        (images, f"tfrecord:{os.getcwd()}/run/eval_dataset/images-*.tfrecord"),
+        (photos, f"folder:{photos}"),
+        ("cifar10", "cifar10"),
+        ("", ""),
+    ):
+        config = make_config("shapes", workdir="run", eval_dataset=data)
+        assert config.eval_dataset == spelled
 
 
 @pytest.mark.parametrize(
@@ -240,9 +248,15 @@ class Counted:
 def test_trains_on_a_dataset_that_is_read_once(tmp_path, capfd):
     counted = Counted(np.float32(PIXELS) / 255, np.arange(40) % 3)
     settings = SETTINGS | {"total_epochs": 1, "workdir": tmp_path / "run"}
+    # Other classes than the training images'.
+    settings["eval_dataset"] = of((PIXELS[:30], np.arange(30) % 2))
     runs.leave_out_pictures(tmp_path / "run")
     encoder = clsa_tf.pretrain(counted.dataset, **settings)
-    assert "writing the dataset to" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert f"writing the dataset to {tmp_path}/run/dataset with" in printed
+    assert f"writing the dataset to {tmp_path}/run/eval_dataset" in printed
+    assert "of 30 images" in printed and "each among all others" in printed
+    assert any("knn" in entry for entry in runs.lines(tmp_path / "run"))
     again = clsa_tf.pretrain(counted.dataset, outputs="both", **settings)
     printed = capfd.readouterr().out
     assert "written before and is not read again" in printed

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from clsa_tf.data import shapes
-from clsa_tf.data.order import Worker
+from clsa_tf.data.order import Absent, Worker
 from clsa_tf.data.sources import (
     open_eval_source,
     open_source,
@@ -301,7 +301,14 @@ def test_other_folders_are_unlabelled(tmp_path, photos, change):
     assert (
         source.size == {"one in root": 61, "one class": 30, "none": 60}[change]
     )
-    assert open_source(f"folder:{photos}", labels=labels, role="eval") is None
+    words = {
+        "one in root": "1 image lies beside its 2 folders (x.png); if these",
+        "one class": "it has one (a)",
+        "none": "--labels=none",
+    }[change]
+    assert words in source.unlabelled
+    absent = open_source(f"folder:{photos}", labels=labels, role="eval")
+    assert absent == Absent(f"no labels in {photos}: {source.unlabelled}")
 
 
 def test_holdout_is_disjoint_complete_and_fixed(photos):
@@ -311,6 +318,7 @@ def test_holdout_is_disjoint_complete_and_fixed(photos):
             for role in ("train", "eval")
         ]
         assert sources[0].class_names == sources[1].class_names == ("a", "b")
+        assert sources[0].held_out == sources[1].size
         return [set(names(read(s, shuffle=False))) for s in sources]
 
     train, test = parts(0.2)
@@ -326,7 +334,9 @@ def test_holdout_is_disjoint_complete_and_fixed(photos):
 
 
 def test_holdout_of_nothing_and_of_all(photos):
-    assert open_source(f"folder:{photos}", holdout=0.0, role="eval") is None
+    absent = open_source(f"folder:{photos}", holdout=0.0, role="eval")
+    words = f"--holdout=0 keeps none of the 60 images of {photos}"
+    assert absent == Absent(words)
     assert open_source(f"folder:{photos}", holdout=1.0, role="eval").size == 60
     text = message(dataset=f"folder:{photos}", holdout=1.0)
     assert "--holdout=1" in text
@@ -344,7 +354,11 @@ def test_train_and_test_folders(tmp_path, test):
     assert [e["label"] for e in read(evaluation, shuffle=False)] == [0, 1]
     assert open_source(dataset, split=test).size == 2
     assert open_source(dataset, labels="none").size == 6
-    assert open_source(dataset, labels="none", role="eval") is None
+    absent = open_source(dataset, labels="none", role="eval")
+    assert absent == Absent(f"no labels in {tmp_path}/{test}: --labels=none")
+    bank = open_source(dataset, role="bank")
+    assert names(read(bank, shuffle=False)) == names(read(train, shuffle=False))
+    assert isinstance(open_source(dataset, role="bank", split="train"), Absent)
     text = message(dataset=dataset, split="extra")
     assert f"train, {test}" in text and "extra" in text
 
@@ -364,6 +378,18 @@ def test_test_folder_with_other_classes(tmp_path):
         write_image(tmp_path / "test" / "ac"[n % 2] / f"{n}.png", n)
     text = message(dataset=f"folder:{tmp_path}", role="eval")
     assert "received c" in text and "--labels=none" in text
+
+
+def test_labelled_test_folder_beside_an_unlabelled_one(tmp_path):
+    write_image(tmp_path / "train" / "x.png")
+    for n in range(4):
+        write_image(tmp_path / "test" / "ab"[n % 2] / f"{n}.png", n)
+    write_image(tmp_path / "more" / "y.png")
+    dataset = f"folder:{tmp_path}"
+    train, test = open_source(dataset), open_source(dataset, role="eval")
+    assert train.size == 1 and "no folders in it" in train.unlabelled
+    assert "of 6 images, the 1 in the folder train" in train.about
+    assert test.size == 4 and test.class_names == ("a", "b")
 
 
 def test_messages_about_folders(tmp_path, photos):
@@ -422,16 +448,20 @@ def test_keys_of_tfds_and_records_without_labels(tmp_path):
     source = open_source(f"tfrecord:{tmp_path}/a")
     assert [e["label"] for e in read(source, shuffle=False)] == [0, 1, 2, 0]
     assert read(source, shuffle=False)[2]["bytes"] == encoded(2)
-    for file, labels in (("a", "none"), ("b", "auto")):
+    for file, labels, why in (
+        ("a", "none", "--labels=none"),
+        ("b", "auto", "no whole number image/class/label or label"),
+    ):
         source = open_source(f"tfrecord:{tmp_path}/{file}", labels=labels)
-        assert source.class_names is None
+        assert source.class_names is None and why in source.unlabelled
         assert {e["label"] for e in read(source, shuffle=False)} == {-1}
 
 
 def test_several_patterns_and_evaluation(records, tmp_path):
     pattern = f"tfrecord:{tmp_path}/train-0*,{tmp_path}/train-1*"
     assert open_source(pattern).size == 20
-    assert open_source(pattern, role="eval") is None
+    absent = open_source(pattern, role="eval")
+    assert f"all images of {pattern} are trained on" in absent.reason
     assert open_source(pattern, role="eval", holdout=1.0).size == 20
 
 
@@ -528,11 +558,13 @@ def test_prepared_dataset(data_dir, memory_bytes, spelling):
 def test_splits(data_dir):
     def size(**kwargs):
         source = open_source("tiny", data_dir=data_dir, **kwargs)
-        return source and source.size
+        return getattr(source, "size", None) or source.reason
 
     assert size(role="eval") == 6  # validation: test has no labels
     assert size(role="eval", split="train") == 30
-    assert size(role="eval", split="test") is None
+    assert "published without them" in size(role="eval", split="test")
+    assert size(role="bank") == size(role="bank", split="validation") == 30
+    assert "may be a part of" in size(role="bank", split="train[:9]")
     assert size(split="test") == 3
     assert size(split="train[:50%]") == 15
     both = open_source(
@@ -545,7 +577,7 @@ def test_splits(data_dir):
     assert {name.split(" #")[1] for name in names(examples)} == {
         str(n) for n in range(31)
     }
-    assert size(role="eval", labels="none") is None
+    assert size(role="eval", labels="none") == "--labels=none"
     text = message(dataset="tiny", data_dir=data_dir, split="extra")
     assert "train" in text and "test" in text and "validation" in text
 

@@ -80,8 +80,8 @@ def test_finetune(exported, photos, here, tmp_path):
         f"--images={photos}",
         f"--output={output}",
         "--epochs=5",
-        "--image_size=32",
     ).stdout
+    assert "images of 32 x 32 px" in printed  # those of the export
     accuracies = dict(re.findall(r"accuracy, (.*?) +([\d.]+)%", printed))
     assert list(accuracies) == [
         "linear classifier",
@@ -132,3 +132,13 @@ def test_an_encoder_that_is_not_there(photos, here, tmp_path):
     )
     assert "Expected the directory of a run" in result.stderr
     assert not (tmp_path / "classifier.keras").exists()
+
+
+def test_an_encoder_that_does_not_name_its_size(photos, here, tmp_path):
+    encoder = load.functional(
+        backbone="resnet18", width=0.125, stem="small", head=Head(outputs=8)
+    )
+    encoder.save(tmp_path / "encoder.keras")
+    arguments = [f"--encoder={tmp_path}", f"--images={photos}"]
+    error = call("finetune.py", here, *arguments, status=1).stderr
+    assert "Expected --image_size" in error and "Traceback" not in error

@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
+from clsa_tf import load
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
-from clsa_tf.evaluation.task import knn_task
+from clsa_tf.evaluation.task import plan
 from export import formats
 from tests import exports, runs
 from tests.photos import write_folder
@@ -104,7 +105,10 @@ def test_files_and_what_is_said_of_them(written):
             "range": [0, 255],
         }
     for name in ("encoder_float16.tflite", "encoder_int8.tflite"):
-        assert f"{summary[name]['knn']:.1%}" in printed
+        knn, before = summary[name]["knn"], summary[name]["knn_float32"]
+        assert f"kNN {knn:.1%} (float32: {before:.1%})" in printed
+    assert load.image_size(output) == exports.SIZE
+    assert load.image_size(output / "encoder.keras") == exports.SIZE
     sizes = [summary[name]["bytes"] for name in sorted(FILES)]
     assert len(set(sizes)) == len(sizes)
     size = {name: summary[name]["bytes"] for name in FILES}
@@ -193,7 +197,7 @@ def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
 def test_accuracy_is_that_of_the_runs_evaluation(exported, run, written):
     config = config_lib.load(str(run))
     faults = Faults(max_bad_share=0.0)
-    task = knn_task(config, open_train_source(config), faults)
+    task = plan(config, open_train_source(config)).task(faults)
     summary = json.loads((written[0] / "formats.json").read_text())
     embed = tflite(written[0] / "encoder_int8.tflite")[1]
 

@@ -8,6 +8,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from clsa_tf import gallery, methods, pictures
 from clsa_tf.augment import strong
 from clsa_tf.augment.views import View, unpack
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import UserError
 from tests import tiny
@@ -116,7 +118,7 @@ def test_levels_show_their_parameter(name):
     image = np.asarray(coarse.resize([40, 40], Image.Resampling.BICUBIC))
     cells = gallery.operation(image, name)
     assert len(cells) == (1 if name in strong.WITHOUT_LEVEL else 9)
-    for shown, (words,) in cells:
+    for shown, (words,), _ in cells:
         if name in strong.WITHOUT_LEVEL:
             assert words == "no level"
             words = ""
@@ -142,13 +144,43 @@ def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
     centers = {60 + level: (60 + level - 53) // 2 for level in levels}
     boxes = unpack(batch["x_params"], views[0])["box"].numpy()
     seen = []
-    for (image, (size,)), (view, words) in grid.cells:
+    for (image, (size,), _), (view, words, _) in grid.cells:
         level = image[0, 0, 0]
         seen.append(level)
         assert size == f"{60 + level} x 40 px" and words == []
         rows = [x for x in range(5) if (batch["x"][x] == view).numpy().all()]
         assert {boxes[row][1] for row in rows} == {centers[60 + level]}
     assert sorted(seen) == levels
+
+
+def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
+    for level in range(0, 250, 10):  # a width and a grey level of its own
+        image = Image.new("RGB", (60 + level, 40), (level,) * 3)
+        image.save(tmp_path / f"{level}.png")
+    (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    config = config_of(tmp_path, batch_size=8, max_bad_share=1.0)
+    source = open_train_source(config)
+    views = (View("x", 16, 1, 1, jitter_probability=0, gray=0, blur=0),)
+    batches = training_batches(
+        source,
+        views,
+        batch_size=8,
+        seed=config.seed,
+        start_step=0,
+        faults=Faults(max_bad_share=1.0),
+        keep_params=True,
+    )
+    grids = []
+    monkeypatch.setattr(pictures, "sheet", lambda *x: grids.extend(x[0]))
+    for step, batch in zip(range(3), batches):
+        gallery.draw_batch(config, source, views, batch, step, "a.png")
+        assert len(grids[-1].cells) == gallery.ROWS
+    shown = []
+    for (image, (size,), _), (view, _, _) in sum((g.cells for g in grids), []):
+        level = image[0, 0, 0]
+        assert size == f"{60 + level} x 40 px" and (view == level).all()
+        shown.append(level)
+    assert len(set(shown)) == 18 and 0 not in shown
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
@@ -168,7 +200,7 @@ def test_every_method_has_a_picture(method, photos, tmp_path):
 def test_text_stays_clear_of_pictures_and_of_the_next_column(tmp_path):
     red = np.tile(np.uint8([255, 0, 0]), [30, 30, 1])
     lines = ["TranslateX -27%"] * 3  # one of the longest
-    cell = red, lines
+    cell = pictures.Cell(red, lines)
     grid = pictures.Grid(
         "title",
         ["strong 0\n96 px", "strong 1\n96 px"],

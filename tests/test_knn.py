@@ -4,12 +4,14 @@ import pytest
 from clsa_tf.evaluation import knn
 
 
-def naive(bank, labels, queries, truth, k, temperature):
+def naive(bank, labels, queries, truth, k, temperature, alone=False):
     right = 0
-    for query, label in zip(queries, truth):
+    for number, (query, label) in enumerate(zip(queries, truth)):
         cosines = [
             b @ query / np.linalg.norm(b) / np.linalg.norm(query) for b in bank
         ]
+        if alone:
+            cosines[number] = -2.0
         votes = {}
         for row in sorted(range(len(bank)), key=lambda i: -cosines[i])[:k]:
             weight = np.exp(cosines[row] / temperature)
@@ -49,3 +51,23 @@ def test_small_temperature_does_not_overflow():
         bank, labels, bank, labels, k=2, temperature=1e-3
     )
     assert accuracy == 1.0
+
+
+@pytest.mark.parametrize("k", [1, 7, 2000])
+def test_each_among_all_others(k):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 1100)  # more than one chunk
+    bank = np.float32(rng.normal(size=[4, 6])[labels])
+    bank += np.float32(2 * rng.normal(size=[1100, 6]))
+    bank[-1] = bank[0]  # a copy is another image
+    own = np.arange(1100)
+    got = knn.knn_accuracy(
+        bank, labels, bank, labels, k=k, temperature=0.1, own=own
+    )
+    expected = naive(bank, labels, bank, labels, min(k, 1099), 0.1, alone=True)
+    assert got == pytest.approx(expected, abs=2e-3)
+    assert 0.3 < got < 0.95
+    cosines, rows = knn.neighbours(bank, bank[-2:], k=3, own=own[-2:])
+    assert rows[1, 0] == 0 and cosines[1, 0] == pytest.approx(1)
+    assert 1098 not in rows[0] and 1099 not in rows[1]
+    assert (np.diff(cosines, axis=1) <= 0).all()

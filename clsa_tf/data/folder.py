@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import os
 import posixpath
-from typing import List, Optional, Tuple
+from typing import List, Optional, Tuple, Union
 
 import numpy as np
 import tensorflow as tf
 
 from clsa_tf.data import fingerprint
-from clsa_tf.data.order import Source, indexed
+from clsa_tf.data.order import Absent, Source, indexed
 from clsa_tf.errors import UserError
+from clsa_tf.text import listed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TRAIN = "train"
@@ -77,6 +78,26 @@ def classes(paths: List[str]) -> Optional[Tuple[str, ...]]:
     return tuple(names) if len(names) > 1 else None
 
 
+def why_unlabelled(paths: List[str]) -> str:
+    """Returns why `classes` finds none in these paths, "" if it does."""
+    beside = [path for path in paths if "/" not in path]
+    folders = sorted({path.split("/")[0] for path in paths if "/" in path})
+    if not folders:
+        return "there are no folders in it that could be classes"
+    if len(folders) == 1:
+        return (
+            f"classes are two or more folders, and it has one "
+            f"({listed(folders)})"
+        )
+    if not beside:
+        return ""
+    what = "1 image lies" if len(beside) == 1 else f"{len(beside)} images lie"
+    return (
+        f"{what} beside its {len(folders)} folders ({listed(beside, most=1)}); "
+        "if these are classes, move every image into one"
+    )
+
+
 def held_out(path: str, share: float) -> bool:
     """Tells whether an image is kept for evaluation, by a hash of its path.
 
@@ -90,7 +111,7 @@ def held_out(path: str, share: float) -> bool:
 
 def open_folder(
     root: str, *, split: str, labels: str, holdout: float, role: str
-) -> Optional[Source]:
+) -> Union[Source, Absent]:
     """Opens a folder; see `sources.open_source` for the rules.
 
     Args:
@@ -98,10 +119,10 @@ def open_folder(
         split: name of a folder directly below root; empty for the usual one.
         labels: "auto" or "none".
         holdout: share of a labelled folder kept for evaluation.
-        role: "train" or "eval".
+        role: "train", "eval" or "bank".
 
     Returns:
-        A `Source`, or None if there is nothing to evaluate on.
+        A `Source`, or why there is none for this role.
 
     Raises:
         UserError: there is no such folder, split, or no image in it.
@@ -114,22 +135,18 @@ def open_folder(
             f"{f'{others} other' if others else 'no'} files; name a folder "
             "with images in or below it."
         )
-    prefix, class_names = _choose(root, paths, split, labels, role)
-    if role == "eval" and not (prefix is not None and class_names):
-        return None
-    chosen = [path for path in paths if path.startswith(prefix)]
-    if class_names and not prefix:
-        chosen = [
-            path
-            for path in chosen
-            if held_out(path, holdout) == (role == "eval")
-        ]
-    if not chosen and role == "train":
+    splits = _splits(paths)
+    if splits:
+        return _open_split(root, len(paths), splits, split, labels, role)
+    if split not in ("", TRAIN):
         raise UserError(
-            f"Expected images to train on in {root}, received none that "
-            f"--holdout={holdout:g} leaves; lower it."
+            f"Expected the split {TRAIN} of {root}, which has no folders "
+            f"{TRAIN} and {' or '.join(EVAL)}, received {split}; leave "
+            "the split empty."
         )
-    return _source(root, prefix, chosen, class_names) if chosen else None
+    if role == "bank":
+        return Absent(f"{root} has no folders that are splits")
+    return _open_whole(root, paths, labels, holdout, role)
 
 
 def _check_folder(root):
@@ -145,37 +162,88 @@ def _check_folder(root):
         )
 
 
-def _choose(root, paths, split, labels, role):
-    """Returns (what the paths begin with, class names), (None, …) if none."""
+def _splits(paths):
+    """Images below each folder that is a split; empty if there are none."""
     groups = {}
     for path in paths:
         first, slash, rest = path.partition("/")
         if slash:
             groups.setdefault(first, []).append(rest)
     known = [name for name in (TRAIN, *EVAL) if name in groups]
-    if TRAIN not in known or len(known) == 1:  # one split, the whole folder
-        if split not in ("", TRAIN):
-            raise UserError(
-                f"Expected the split {TRAIN} of {root}, which has no folders "
-                f"{TRAIN} and {' or '.join(EVAL)}, received {split}; leave "
-                "the split empty."
-            )
-        return "", classes(paths) if labels == "auto" else None
-    if split not in ("", *known):
+    if TRAIN not in known or len(known) == 1:
+        return {}
+    return {name: groups[name] for name in known}
+
+
+def _labels(paths, labels):
+    """Returns (class names, "") or (None, why there are none)."""
+    if labels != "auto":
+        return None, f"--labels={labels}"
+    return classes(paths), why_unlabelled(paths)
+
+
+def _open_whole(root, paths, labels, holdout, role):
+    """Opens a folder without splits."""
+    names, why = _labels(paths, labels)
+    if not names:
+        if role == "eval":
+            return Absent(f"no labels in {root}: {why}")
+        return _source(root, "", paths, None, unlabelled=why)
+    held = [held_out(path, holdout) for path in paths]
+    chosen = [p for p, kept in zip(paths, held) if kept == (role == "eval")]
+    if not chosen and role == "eval":
+        return Absent(
+            f"--holdout={holdout:g} keeps none of the {len(paths)} images of "
+            f"{root}"
+        )
+    if not chosen:
         raise UserError(
-            f"Expected one of the splits {', '.join(known)} of {root}, "
+            f"Expected images to train on in {root}, received none that "
+            f"--holdout={holdout:g} leaves; lower it."
+        )
+    about = f"folders are taken for {len(names)} classes ({listed(names)})"
+    return _source(root, "", chosen, names, about=about, held_out=sum(held))
+
+
+def _open_split(root, images, splits, split, labels, role):
+    """Opens one of several splits, a folder each, of a folder."""
+    if split not in ("", *splits):
+        raise UserError(
+            f"Expected one of the splits {', '.join(splits)} of {root}, "
             f"received {split}; choose one of them."
         )
-    class_names = classes(groups[TRAIN]) if labels == "auto" else None
-    if not split and role == "train":
+    names, why = _labels(splits[TRAIN], labels)
+    if role == "bank" and split == TRAIN:
+        return Absent(f"{TRAIN} of {root} is what is evaluated on")
+    if role == "bank" or (role == "train" and not split):
         split = TRAIN
     if not split:
         # ImageNet's test images have no labels; evaluate on val then.
-        labelled = [name for name in known[1:] if classes(groups[name])]
-        split = labelled[0] if labelled else None
-    if split and class_names:
-        _check_classes(root, split, classes(groups[split]), class_names)
-    return f"{split}/" if split else None, class_names
+        others = [name for name in splits if name != TRAIN]
+        labelled = [name for name in others if classes(splits[name])]
+        if not labelled and labels == "auto":
+            return Absent(
+                f"no labels in {root}: {' and '.join(others)} have no folders "
+                "that could be classes"
+            )
+        split = (labelled or others)[0]
+    if names:
+        _check_classes(root, split, classes(splits[split]), names)
+    elif split != TRAIN:  # it may be labelled all the same
+        names, why = _labels(splits[split], labels)
+    if role == "eval" and not names:
+        return Absent(f"no labels in {root}/{split}: {why}")
+    about = (
+        f"of {images} images, the {len(splits[split])} in the folder {split} "
+        "are trained on"
+    )
+    if names:
+        about += f"; folders are taken for {len(names)} classes "
+        about += f"({listed(names)})"
+    chosen = [f"{split}/{path}" for path in splits[split]]
+    return _source(
+        root, f"{split}/", chosen, names, unlabelled=why, about=about
+    )
 
 
 def _check_classes(root, split, found, class_names):
@@ -188,7 +256,7 @@ def _check_classes(root, split, found, class_names):
         )
 
 
-def _source(root, prefix, chosen, class_names):
+def _source(root, prefix, chosen, class_names, **words):
     labels = np.full([len(chosen)], -1, np.int64)
     if class_names:
         number = {name: i for i, name in enumerate(class_names)}
@@ -209,5 +277,5 @@ def _source(root, prefix, chosen, class_names):
         f"folder:{root}", len(chosen), class_names, read, tf.io.read_file
     )
     return dataclasses.replace(
-        source, fingerprint=lambda: fingerprint.of_files(root, chosen)
+        source, fingerprint=lambda: fingerprint.of_files(root, chosen), **words
     )

@@ -61,6 +61,17 @@ ALONE = Worker()
 
 
 @dataclasses.dataclass(frozen=True)
+class Absent:
+    """Stands for a `Source` that there is not.
+
+    Attributes:
+        reason: why, a clause that can follow a colon.
+    """
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where examples come from, and in which order.
 
@@ -81,6 +92,10 @@ class Source:
         fingerprint: function that returns a digest of which examples these
             are, in which order, the same wherever they are stored; see
             `clsa_tf.data.fingerprint`. None if nothing is known.
+        unlabelled: why there are no class names, a clause; "" if there are.
+        about: how the images were chosen and labelled, a clause; "" if there
+            is nothing to say.
+        held_out: images of the same folder that are kept for evaluation.
     """
 
     name: str
@@ -92,6 +107,9 @@ class Source:
     load: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
     local: bool = False
     fingerprint: Optional[Callable[[], str]] = None
+    unlabelled: str = ""
+    about: str = ""
+    held_out: int = 0
 
     def items(
         self, *, start: int, seed: int, shuffle: bool, repeat: bool

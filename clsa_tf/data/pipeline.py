@@ -193,6 +193,7 @@ def evaluation_batches(
     batch_size: int,
     faults: Faults,
     limit: Optional[int] = None,
+    names: bool = False,
 ) -> tf.data.Dataset:
     """Returns one pass over a source, always in the same order.
 
@@ -205,9 +206,11 @@ def evaluation_batches(
         batch_size: B; the last batch may be smaller.
         faults: see `training_batches`.
         limit: take so many at most, drawn at random but always the same.
+        names: whether to say what the images are called.
 
     Returns:
-        Dataset of (u8[B, S, S, 3], label i64[B]), labels -1 if there are none.
+        Dataset of (u8[B, S, S, 3], label i64[B]), labels -1 if there are none;
+        with `names` also string[B], see `Source.examples`.
     """
 
     def make_crop(example):
@@ -237,8 +240,9 @@ def evaluation_batches(
     crops = examples.map(
         make_crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     ).filter(readable)
-    batches = crops.map(lambda e: (e["image"], e["label"])).batch(batch_size)
-    return _finished(batches, prefetch=2)
+    fields = ("image", "label", "name")[: 3 if names else 2]
+    batches = crops.map(lambda e: tuple(e[field] for field in fields))
+    return _finished(batches.batch(batch_size), prefetch=2)
 
 
 def _views_of_items(source, views, seed, count, finished, keep_params):

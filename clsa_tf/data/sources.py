@@ -1,9 +1,9 @@
 """Opens the dataset that a user names, whatever it is."""
 
-from typing import Optional
+from typing import Union
 
 from clsa_tf.data.folder import open_folder
-from clsa_tf.data.order import Source
+from clsa_tf.data.order import Absent, Source
 from clsa_tf.data.records import MEMORY_BYTES, WINDOW_RECORDS
 from clsa_tf.data.tfds_source import open_tfds
 from clsa_tf.data.tfrecord import open_tfrecords
@@ -24,7 +24,7 @@ def open_source(
     download: bool = False,
     window: int = WINDOW_RECORDS,
     memory_bytes: int = MEMORY_BYTES,
-) -> Optional[Source]:
+) -> Union[Source, Absent]:
     """Opens a dataset of images.
 
     Spellings of `dataset`:
@@ -43,6 +43,9 @@ def open_source(
       the directory of a prepared one. Role "eval" means `split` or, if that
       is empty, the first of `test`, `validation` that has labels.
 
+    Role "bank" is the training split that stands beside the split of role
+    "eval", if the dataset has splits.
+
     Files up to `memory_bytes` are read into memory, larger record files are
     streamed; folders are read file by file.
 
@@ -52,14 +55,15 @@ def open_source(
         data_dir: where tensorflow-datasets are prepared; empty for theirs.
         labels: "auto", or "none" to ignore labels.
         holdout: share for evaluation, in [0, 1]; 1 to evaluate on all of it.
-        role: "train" or "eval".
+        role: "train", "eval" or "bank".
         num_examples: records behind a tfrecord pattern; 0 to count them.
         download: whether tensorflow-datasets may download what is missing.
         window: records among which a streamed source is shuffled.
         memory_bytes: size up to which records are read into memory.
 
     Returns:
-        A `Source`; None if there is no labelled data for role "eval".
+        A `Source`; for role "eval", which needs labels, and "bank" the reason
+        why there is none, if so.
 
     Raises:
         UserError: there is no such dataset, or it holds no images.
@@ -79,8 +83,13 @@ def open_source(
                 f"Expected no split with {dataset}, received {split}; name "
                 "the files of the split in the pattern."
             )
+        if role == "bank":
+            return Absent(f"{dataset} has no splits")
         if role == "eval" and holdout < 1:
-            return None
+            return Absent(
+                f"all images of {dataset} are trained on; name others that "
+                "have labels with --eval_dataset"
+            )
         source = open_tfrecords(
             dataset[len(TFRECORD) :],
             labels=labels,
@@ -97,8 +106,9 @@ def open_source(
             download=download,
             **memory,
         )
-    unlabelled = source and not source.class_names
-    return None if role == "eval" and unlabelled else source
+    if role == "eval" and isinstance(source, Source) and source.unlabelled:
+        return Absent(f"no labels in {source.name}: {source.unlabelled}")
+    return source
 
 
 def open_train_source(config) -> Source:
@@ -112,15 +122,25 @@ def open_train_source(config) -> Source:
     )
 
 
-def open_eval_source(config) -> Optional[Source]:
-    """Opens what a run is evaluated on; None if that has no labels."""
+def open_eval_source(config) -> Union[Source, Absent]:
+    """Opens the labelled images that a run is evaluated on, if there are."""
+    return _open_evaluation(config, "eval")
+
+
+def open_bank_source(config) -> Union[Source, Absent]:
+    """Opens the training split of what a run is evaluated on, if it has one."""
+    return _open_evaluation(config, "bank")
+
+
+def _open_evaluation(config, role):
     settings = _common(config)
     if config.eval_dataset:
-        settings["holdout"] = 1.0  # a dataset of its own: all of it
+        # A dataset of its own: all of it, and named for its labels.
+        settings |= {"holdout": 1.0, "labels": "auto"}
     return open_source(
         config.eval_dataset or config.dataset,
         split=config.eval_split,
-        role="eval",
+        role=role,
         **settings,
     )
 

@@ -5,14 +5,14 @@ import difflib
 import os
 import posixpath
 import re
-from typing import Optional
+from typing import Union
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from clsa_tf.data import fingerprint, shapes
-from clsa_tf.data.order import Source
+from clsa_tf.data.order import Absent, Source
 from clsa_tf.data.records import (
     MEMORY_BYTES,
     WINDOW_RECORDS,
@@ -29,6 +29,7 @@ ARCHIVE = re.compile(r"[\w.-]+\.(?:tar\.gz|tgz|tar|zip)\b")
 INFO = "dataset_info.json"
 # How people call the 1,000 classes; the catalogue has others called nearly so.
 _IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k", "ilsvrc2012")
+TRAIN = "train"
 EVAL_SPLITS = ("test", "validation", "val")
 
 
@@ -42,7 +43,7 @@ def open_tfds(
     download: bool = False,
     window: int = WINDOW_RECORDS,
     memory_bytes: int = MEMORY_BYTES,
-) -> Optional[Source]:
+) -> Union[Source, Absent]:
     """Opens a prepared dataset; nothing is fetched unless `download`.
 
     Args:
@@ -51,13 +52,13 @@ def open_tfds(
         split: such as `"train"` or `"train[:10%]"`; empty for the usual one.
         data_dir: where datasets are prepared; empty for the default.
         labels: "auto" or "none".
-        role: "train" or "eval".
+        role: "train", "eval" or "bank".
         download: whether to download and prepare what is missing.
         window: records among which the order is shuffled.
         memory_bytes: size up to which a split is read into memory.
 
     Returns:
-        A `Source`, or None if there is nothing to evaluate on.
+        A `Source`, or why there is none for this role.
 
     Raises:
         UserError: there is no such dataset or split, or it has no images.
@@ -65,17 +66,30 @@ def open_tfds(
     builder = _builder(dataset, data_dir, download)
     form = _format(dataset, builder.info.features, labels)
 
-    def open_split(name):
-        return _open_split(dataset, builder, name, form, window, memory_bytes)
+    splits = builder.info.splits
 
+    def open_split(name):
+        source = _open_split(dataset, builder, name, form, window, memory_bytes)
+        return _with_classes(source, builder.info.features, form, labels)
+
+    if role == "bank":
+        # Another split may be a part of this one.
+        if split in ("", *EVAL_SPLITS) and TRAIN in splits:
+            return open_split(TRAIN)
+        return Absent(f"{split} of {dataset} may be a part of its {TRAIN}")
     if split or role == "train":
-        return open_split(split or "train")
+        return open_split(split or TRAIN)
     for name in EVAL_SPLITS:
-        if form.label and name in builder.info.splits:
+        if form.label and name in splits:
             source = open_split(name)
             if source.class_names:  # ImageNet's test images have none
                 return source
-    return None
+    if labels != "auto":
+        return Absent(f"--labels={labels}")
+    return Absent(
+        f"{dataset} has no split {', '.join(EVAL_SPLITS[:-1])} or "
+        f"{EVAL_SPLITS[-1]} with labels; name one with --eval_split"
+    )
 
 
 def _builder(dataset, data_dir, download):
@@ -234,14 +248,13 @@ def _open_split(dataset, builder, split, form, window, memory_bytes):
         source = from_shards(_shards(name, parts), window=window, **source)
     else:
         source = from_getter(_getter(builder, split), **source)
-    source = dataclasses.replace(
+    return dataclasses.replace(
         source,
         fingerprint=lambda: fingerprint.of_records(
             [(os.fspath(p.filename), p.skip, p.take) for p in parts],
             builder.info.full_name,
         ),
     )
-    return _with_classes(source, builder.info.features, form)
 
 
 def _shards(name, parts):
@@ -268,13 +281,17 @@ def _getter(builder, split):
         ) from error
 
 
-def _with_classes(source, features, form):
-    """Adds the class names, if the examples do have labels."""
+def _with_classes(source, features, form, labels):
+    """Adds the class names, or why there are none."""
     if not form.label:
-        return source
+        why = f"--labels={labels}"
+        if labels == "auto":
+            why = "its images have no feature `label` of one class each"
+        return dataclasses.replace(source, unlabelled=why)
     first = source.examples(start=0, seed=0, shuffle=False, repeat=False)
     if next(first.as_numpy_iterator())["label"] < 0:
-        return source
+        why = "it was published without them (-1)"
+        return dataclasses.replace(source, unlabelled=why)
     label = features[form.label]
     names = label.names or [str(i) for i in range(label.num_classes)]
     return dataclasses.replace(source, class_names=tuple(names))

@@ -53,7 +53,8 @@ def open_tfrecords(
     small = sum(tf.io.gfile.stat(p).length for p in paths) <= memory_bytes
     highest = -1
     size = num_examples
-    if small or not num_examples:
+    counted = small or not num_examples
+    if counted:
         size, highest = _count(paths, form)
         if num_examples not in (0, size):
             raise UserError(
@@ -62,6 +63,9 @@ def open_tfrecords(
             )
     classes = highest + 1 if highest < MAX_CLASSES else 0
     class_names = tuple(str(i) for i in range(classes)) or None
+    unlabelled = ""
+    if not class_names:
+        unlabelled = _why_unlabelled(form, labels, counted, highest)
     source = from_shards(
         shards,
         name=f"tfrecord:{pattern}",
@@ -73,10 +77,27 @@ def open_tfrecords(
     return dataclasses.replace(
         source,
         class_names=class_names,
+        unlabelled=unlabelled,
         fingerprint=lambda: fingerprint.of_records(
             [(path, 0, -1) for path in paths], form.label
         ),
     )
+
+
+def _why_unlabelled(form, labels, counted, highest):
+    """Why there are no classes, a clause."""
+    if labels != "auto":
+        return f"--labels={labels}"
+    if not form.label:
+        return f"its records have no whole number {' or '.join(LABEL_KEYS)}"
+    if not counted:
+        return (
+            "--num_examples saves reading all of it, and classes are counted "
+            "by that"
+        )
+    if highest < 0:
+        return f"{form.label} is negative in all records"
+    return f"labels up to {highest} are no classes"
 
 
 def _match(pattern):

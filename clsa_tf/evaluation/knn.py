@@ -6,13 +6,15 @@ import tensorflow as tf
 from clsa_tf.evaluation.features import extract
 
 
-def neighbours(bank, queries, *, k):
+def neighbours(bank, queries, *, k, own=None):
     """Finds the `k` most similar rows of the bank, by cosine.
 
     Args:
         bank: float32 `[M, F]`.
         queries: float32 `[Q, F]`.
-        k: at most `M`.
+        k: at most `M`; less, if a query is a row itself.
+        own: int `[Q]`, the row of the bank that each query is, and that is not
+            one of its neighbours; None if they are other images.
 
     Returns:
         cosines float32 `[Q, k]`, largest first, and rows int32 `[Q, k]`.
@@ -21,12 +23,20 @@ def neighbours(bank, queries, *, k):
     found = []
     for start in range(0, len(queries), 1024):  # bounds the memory
         chunk = tf.math.l2_normalize(queries[start : start + 1024], axis=1)
-        found.append(tf.math.top_k(tf.matmul(chunk, bank, transpose_b=True), k))
+        cosines = tf.matmul(chunk, bank, transpose_b=True)
+        if own is not None:
+            mine = np.asarray(own[start : start + 1024])
+            cells = np.stack([np.arange(len(mine)), mine], axis=1)
+            never = tf.fill([len(mine)], -np.inf)
+            cosines = tf.tensor_scatter_nd_update(cosines, cells, never)
+        found.append(tf.math.top_k(cosines, k))
     cosines, rows = zip(*found)
     return np.concatenate(cosines), np.concatenate(rows)
 
 
-def knn_accuracy(bank, bank_labels, queries, query_labels, *, k, temperature):
+def knn_accuracy(
+    bank, bank_labels, queries, query_labels, *, k, temperature, own=None
+):
     """Share of queries whose nearest neighbours vote for the right class.
 
     Each of the `k` nearest rows votes for its class with `exp(cosine / T)`.
@@ -38,13 +48,15 @@ def knn_accuracy(bank, bank_labels, queries, query_labels, *, k, temperature):
         query_labels: int `[Q]`.
         k: neighbours; all of the bank if it is smaller.
         temperature: T > 0.
+        own: see `neighbours`.
 
     Returns:
         float in [0, 1].
 
     Source: weighted kNN of InstDisc (zhirongw/lemniscate.pytorch).
     """
-    cosines, rows = neighbours(bank, queries, k=min(k, len(bank)))
+    k = min(k, len(bank) - (own is not None))
+    cosines, rows = neighbours(bank, queries, k=k, own=own)
     votes = np.exp((cosines - 1.0) / temperature)  # minus 1: no overflow
     classes = int(max(bank_labels.max(), query_labels.max())) + 1
     tally = np.zeros([len(queries), classes])
@@ -59,20 +71,18 @@ class KnnTask:
     Args:
         bank: dataset of (images uint8 `[B, S, S, 3]`, labels int64 `[B]`) that
             neighbours are taken from.
-        queries: likewise, images to classify.
+        queries: likewise, images to classify; None: those of the bank, each
+            among all others.
         k: neighbours that vote.
         temperature: T > 0 of their weights.
-        fingerprint: of the queries, see `Source`; None if there is none.
 
     Attributes:
         bank: as given.
         queries: as given.
-        fingerprint: as given.
     """
 
-    def __init__(self, bank, queries, *, k, temperature, fingerprint=None):
+    def __init__(self, bank, queries, *, k, temperature):
         """See the class."""
-        self.fingerprint = fingerprint
         self.bank = bank
         self.queries = queries
         self._k = k
@@ -87,11 +97,25 @@ class KnnTask:
         Returns:
             two pairs of float32 `[M, F]` and int64 `[M]`.
         """
-        return extract(function, self.bank), extract(function, self.queries)
+        bank = extract(function, self.bank)
+        if self.queries is None:
+            return bank, bank
+        return bank, extract(function, self.queries)
+
+    def own(self, count):
+        """The rows of the bank that the `count` queries are; None if others."""
+        return np.arange(count) if self.queries is None else None
 
     def accuracy(self, function):
         """Accuracy in [0, 1] of kNN on what `function` makes of images."""
-        bank, queries = self.features(function)
+        return self.accuracy_of(*self.features(function))
+
+    def accuracy_of(self, bank, queries):
+        """Likewise, of what `features` returned."""
         return knn_accuracy(
-            *bank, *queries, k=self._k, temperature=self._temperature
+            *bank,
+            *queries,
+            k=self._k,
+            temperature=self._temperature,
+            own=self.own(len(queries[0])),
         )

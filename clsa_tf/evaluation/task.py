@@ -1,49 +1,148 @@
 """What a run is evaluated on."""
 
+import dataclasses
+import typing
+
+from clsa_tf.data.order import Absent, Source
 from clsa_tf.data.pipeline import evaluation_batches
-from clsa_tf.data.sources import open_eval_source
-from clsa_tf.errors import UserError
+from clsa_tf.data.sources import open_bank_source, open_eval_source
 from clsa_tf.evaluation.knn import KnnTask
 
 
-def knn_task(config, train, faults):
-    """Returns the kNN evaluation that `config` describes, or None.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Images whose nearest neighbours are looked for, and among which.
+
+    Attributes:
+        config: `clsa_tf.config.Config` of the run.
+        bank: `Source` that neighbours are taken from.
+        queries: `Source` of images to find neighbours of; None: those of the
+            bank, each among all others.
+        no_accuracy: why there is no kNN accuracy, a clause; "" if there is.
+    """
+
+    config: typing.Any
+    bank: Source
+    queries: typing.Optional[Source]
+    no_accuracy: str = ""
+
+    @property
+    def fingerprint(self):
+        """Of the labelled images, see `Source`; None if there are none."""
+        labelled = None if self.no_accuracy else self.queries or self.bank
+        return labelled and labelled.fingerprint
+
+    def task(self, faults):
+        """Returns the `KnnTask` with these images, labelled or not.
+
+        Args:
+            faults: `clsa_tf.data.faults.Faults` that counts unreadable images.
+        """
+        return KnnTask(
+            self.bank_batches(faults),
+            self.query_batches(faults) if self.queries else None,
+            k=self.config.knn_k,
+            temperature=self.config.knn_temperature,
+        )
+
+    def bank_batches(self, faults, *, names=False):
+        """The bank as `evaluation_batches`, at most `--knn_bank` images."""
+        limit = self.config.knn_bank
+        return self._batches(self.bank, faults, names=names, limit=limit)
+
+    def query_batches(self, faults, *, names=False):
+        """The queries as `evaluation_batches`; the bank if it is these."""
+        if not self.queries:
+            return self.bank_batches(faults, names=names)
+        return self._batches(self.queries, faults, names=names)
+
+    def _batches(self, source, faults, **options):
+        return evaluation_batches(
+            source,
+            image_size=self.config.image_size,
+            keep=self.config.eval_keep,
+            batch_size=256,
+            faults=faults,
+            **options,
+        )
+
+
+def plan(config, train):
+    """Decides which images a run is evaluated on.
+
+    Queries are the labelled images of `--eval_dataset`, or those that the
+    training dataset has or keeps for that. The bank are the training images if
+    they have the same classes; otherwise the training split that stands beside
+    the queries, or, where there is none, the queries themselves, each among
+    all others. Without labelled images it is the training images, for which
+    neighbours can be found and no accuracy.
 
     Args:
         config: `clsa_tf.config.Config`.
         train: `Source` that the run trains on.
-        faults: `clsa_tf.data.faults.Faults` that counts unreadable images.
 
     Returns:
-        `KnnTask`, or None where training or evaluation images have no labels.
+        `Evaluation`.
 
     Raises:
-        UserError: a dataset is missing, or their classes differ.
+        UserError: a dataset is missing, or not as it has to be.
     """
     test = open_eval_source(config)
-    if test is None or train.class_names is None or test.class_names is None:
-        return None
-    if train.class_names != test.class_names:
-        raise UserError(
-            f"Expected the same classes in {train.name} and {test.name}, "
-            f"received {len(train.class_names)} and {len(test.class_names)}, "
-            "or other names; choose another --eval_dataset or --labels=none."
-        )
+    if isinstance(test, Absent):
+        return Evaluation(config, train, None, test.reason)
+    if train.class_names == test.class_names:
+        return Evaluation(config, train, test)
+    bank = open_bank_source(config)
+    if not isinstance(bank, Absent) and bank.class_names == test.class_names:
+        return Evaluation(config, bank, test)
+    if min(test.size, config.knn_bank) < 2:
+        reason = f"one image of {test.name} has none to be compared with"
+        return Evaluation(config, train, None, reason)
+    return Evaluation(config, test, None)
 
-    def batches(source, limit=None):
-        return evaluation_batches(
-            source,
-            image_size=config.image_size,
-            keep=config.eval_keep,
-            batch_size=256,
-            faults=faults,
-            limit=limit,
-        )
 
-    return KnnTask(
-        batches(train, config.knn_bank),
-        batches(test),
-        k=config.knn_k,
-        temperature=config.knn_temperature,
-        fingerprint=test.fingerprint,
-    )
+def announcement(config, train, evaluation):
+    """Says what is held out of training, and what a run is evaluated on.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        train: `Source` that the run trains on.
+        evaluation: `Evaluation`, or None with `--knn_epochs=0`.
+
+    Returns:
+        list of lines; empty if all is as usual.
+    """
+    lines = [train.about] if train.about else []
+    if train.held_out:
+        purpose = "for the kNN accuracy"
+        if config.eval_dataset:
+            purpose = "and not used, because of --eval_dataset"
+        elif evaluation is None:
+            purpose = "for the report"
+        lines[-1] += (
+            f": {train.held_out} of {train.held_out + train.size} images are "
+            f"held out {purpose}; --labels=none or --holdout=0 trains on all"
+        )
+    if evaluation is None:
+        lines.append("no kNN accuracy while training: --knn_epochs=0")
+    elif evaluation.no_accuracy:
+        lines.append(f"no kNN accuracy: {evaluation.no_accuracy}")
+    elif evaluation.queries is None:
+        size = min(evaluation.bank.size, config.knn_bank)
+        lines.append(
+            f"kNN accuracy: of {size} images of {evaluation.bank.name}, each "
+            "among all others, because its classes are not those of the "
+            "training images"
+        )
+    elif evaluation.bank is not train:
+        lines.append(
+            f"kNN accuracy: of {evaluation.queries.size} images of "
+            f"{evaluation.queries.name} among those of {evaluation.bank.name}, "
+            "because their classes are not those of the training images"
+        )
+    elif config.eval_dataset:
+        lines.append(
+            f"kNN accuracy: of {evaluation.queries.size} images of "
+            f"{evaluation.queries.name} among the training images"
+        )
+    return lines
