@@ -49,6 +49,7 @@ class Interruption:
         self._stop = stop
         self._losing_nothing = ""
         self._before = {}
+        self._acknowledged = threading.Event()
 
     def __enter__(self):
         """Takes the signals over, where Python lets it (main thread)."""
@@ -112,6 +113,7 @@ class Interruption:
             while number := file.read(1):
                 if number[0] in _NUMBERS:
                     self._acknowledge(number[0])
+                    self._acknowledged.set()
 
     def _acknowledge(self, number):
         if self.signal:
@@ -120,20 +122,27 @@ class Interruption:
             return
         self.signal = number
         name = signal.Signals(number).name
-        if self._losing_nothing and _of_process:
+        if self._losing_nothing and ends_process():
             _say(f"{name}: {self._losing_nothing}")
             _end(number)
         doing = self._losing_nothing or self._doing
         _say(f"{name}: {doing}; Ctrl-C ends at once")
-        if self._stop and _of_process:
+        if self._stop and ends_process():
             timer = threading.Timer(_GRACE_SECONDS, _end, [number])
             timer.daemon = True
             timer.start()
 
     def _obey(self, number, _):
         """Python calls this in the main thread when that has its turn."""
-        if self._stop or (self._losing_nothing and not _of_process):
+        if self._stop or (self._losing_nothing and not ends_process()):
+            # Whoever handles it looks at `signal`, or prints something.
+            self._acknowledged.wait(_GRACE_SECONDS)
             raise Stopped(number, saved=None if self._stop else True)
+
+
+def ends_process():
+    """Whether this process is a command, which a signal may end."""
+    return _of_process is not None
 
 
 def begin():

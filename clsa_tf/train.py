@@ -42,7 +42,7 @@ from clsa_tf.data.sources import open_train_source
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.features import Snapshot
 from clsa_tf.evaluation.task import announcement, plan
-from clsa_tf.interruption import Interruption
+from clsa_tf.interruption import Interruption, ends_process
 from clsa_tf.strategy import LOST, Workers, make_strategy
 
 # Several workers ask each other whether to stop every so many steps.
@@ -131,8 +131,8 @@ class _Run:
             if self._services:
                 stack.enter_context(self._services)
             stack.enter_context(self._interruption)
-            if self._workers.count == 1:
-                # Others would take this process for lost.
+            # Other workers would take this process for lost.
+            if self._workers.count == 1 and ends_process():
                 self._interruption.lose_nothing(_NOT_BEGUN)
             try:
                 return self._train()

@@ -41,6 +41,20 @@ def test_training_says_what_it_does_and_logs(finished):
     assert len(list_checkpoints(str(workdir / "checkpoints"))) == 3
 
 
+def test_nothing_is_printed_that_is_not_ours(finished):
+    workdir, result = finished
+    first, *more, _, report, export = result.stdout.splitlines()
+    assert first.startswith("clsa: ") and "-m clsa_tf.report" in report
+    assert "-m export.savedmodel" in export and str(workdir) in export
+    assert any("contrast" in line and "chance level" in line for line in more)
+    # What was done first, then the bar, which overwrites itself.
+    drawn, compiled, *bar = result.stderr.splitlines()
+    assert drawn == "drawing views.png …" and compiled.startswith("compiling")
+    for line in bar:
+        for part in line.split("\r"):
+            assert not part or "%|" in part, part
+
+
 def test_killed_run_resumes_exactly(photos, finished, tmp_path):
     workdir = tmp_path / "killed"
     arguments = train(photos, workdir, "--checkpoint_steps=1")
@@ -53,8 +67,10 @@ def test_killed_run_resumes_exactly(photos, finished, tmp_path):
     assert final_state(workdir)[0] == "step-9"
     assert_equal_states(states(workdir), states(finished[0]))
     assert lines(workdir) == lines(finished[0])
-    # Once more: nothing left to do.
-    assert "is complete" in call(arguments).stdout
+    # Once more: nothing left to do, and the same to type next.
+    again = call(arguments).stdout
+    assert "is complete" in again and "trained for 3 epochs, 9 steps" in again
+    assert f"-m clsa_tf.report --workdir={workdir}" in again
     assert lines(workdir) == lines(finished[0])
 
 
@@ -91,8 +107,16 @@ def test_export_and_report(finished):
             "export.savedmodel", f"--workdir={workdir}", f"--output={output}"
         )
     )
-    assert f"{output}/1" in exported.stdout
-    printed = call(command("clsa_tf.report", f"--workdir={workdir}")).stdout
+    assert exported.stdout.startswith(f"exported and verified: {output}/1\n")
+    assert f"export.server --model_name=encoder --model_base_path={output}" in (
+        exported.stdout
+    )
+    assert f"--encoder={output}/1" in exported.stdout
+    assert not exported.stderr
+    result = call(command("clsa_tf.report", f"--workdir={workdir}"))
+    printed = result.stdout
+    assert printed.startswith("kNN of raw pixels") and not result.stderr
+    assert "Using" not in printed  # the backend of a library's
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["savedmodel"] == f"{output}/1"
     assert summary["train_seconds"] > 0

@@ -1,0 +1,201 @@
+"""What commands do with their terminal: their log, their streams."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from clsa_tf import console, native_log
+
+# Each is from a run in which nothing was wrong.
+NOTES = b"""\
+2026-11-28 18:35:39.602838: I external/local_tsl/tsl/cuda/cudart_stub.cc:31] C
+2026-11-28 18:35:39.822641: E external/local_xla/xla/stream_executor/cuda/cuda_\
+dnn.cc:9261] Unable to register cuDNN factory: Attempting to register factory
+2026-11-28 18:36:38.758679: E external/local_xla/xla/stream_executor/stream_\
+executor_internal.h:177] SetPriority unimplemented for this stream.
+2026-11-28 18:35:41.772337: W tensorflow/compiler/tf2tensorrt/utils/py_utils.cc\
+:38] TF-TRT Warning: Could not find TensorRT
+WARNING: All log messages before absl::InitializeLog() is called are written to\
+ STDERR
+I0000 00:00:1795890998.745820    7359 device_compiler.h:186] Compiled cluster u
+Summary on the non-converted ops:
+---------------------------------
+ * Accepted dialects: tfl, builtin, func
+ * Non-Converted Ops: 49, Total Ops 151, % non-converted = 32.45 %
+ * 49 ARITH ops
+- arith.constant:   49 occurrences  (f16: 46, i32: 3)
+  (f32: 9)
+"""
+MESSAGES = b"""\
+2026-11-28 18:35:39.822641: E tensorflow/core/x.cc:9] Could not create handle
+E0000 00:00:1795890998.745820    7359 server_chttp2.cc:40] Failed to bind
+F0000 00:00:1795890998.745820    7359 tensor.cc:1] Check failed: a == b
+2026-11-28 18:35:39.822641: F tensorflow/core/tensor.cc:1] Check failed: a == b
+terminate called after throwing an instance of 'std::bad_alloc'
+python: x.c:3: main: Assertion `0' failed.
+double free or corruption (!prev)
+Fatal Python error: Segmentation fault
+W1128 tells of nothing in the form of a log
+  (f32: 9) of them
+"""
+
+
+def copied(data):
+    """What becomes of bytes that come in one piece, and byte by byte."""
+    found = []
+    for size in (len(data), 7):
+        source, sink = os.pipe()
+        output, end = os.pipe()
+
+        def write(sink=sink, size=size):
+            with open(sink, "wb", buffering=0) as file:
+                for start in range(0, len(data), size):
+                    file.write(data[start : start + size])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        native_log.copy(source, end)
+        writer.join()
+        os.close(source)
+        os.close(end)
+        with open(output, "rb") as file:
+            found.append(file.read())
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_only_notes_are_left_out(monkeypatch):
+    monkeypatch.setattr(native_log, "_PATIENCE", 60)  # a busy machine
+    assert copied(NOTES) == b""
+    assert copied(MESSAGES) == MESSAGES
+    mixed = NOTES + MESSAGES + b"without an end"
+    assert copied(mixed) == MESSAGES + b"without an end"
+
+
+def test_a_question_is_passed_on_before_its_line_ends():
+    source, sink = os.pipe()
+    output, end = os.pipe()
+    copier = threading.Thread(target=native_log.copy, args=[source, end])
+    copier.start()
+    os.write(sink, b"Password: ")
+    assert os.read(output, 100) == b"Password: "
+    os.close(sink)
+    copier.join()
+    for descriptor in (source, output, end):
+        os.close(descriptor)
+
+
+def test_who_writes_goes_on_without_a_reader():
+    source, sink = os.pipe()
+    output, end = os.pipe()
+    os.close(output)
+    os.write(sink, MESSAGES)
+    os.close(sink)
+    native_log.copy(source, end)
+    os.close(source)
+    os.close(end)
+
+
+def run(script, level=None, **settings):
+    """Runs Python code that may print; TensorFlow is not imported."""
+    environment = {k: v for k, v in os.environ.items() if k != console._LEVEL}
+    if level:
+        environment[console._LEVEL] = level
+    return subprocess.run(
+        [sys.executable, "-c", "import os, sys\n" + script],
+        env=environment,
+        capture_output=True,
+        timeout=60,
+        **settings,
+    )
+
+
+WRITE = f"os.write(2, {NOTES + MESSAGES!r})\n"
+QUIETEN = "from clsa_tf import console; console.quieten()\n"
+
+
+def test_what_a_dying_process_prints_is_not_lost():
+    result = run(
+        QUIETEN
+        + "import faulthandler; faulthandler.enable()\n"
+        + WRITE
+        + "os.abort()"
+    )
+    assert result.returncode == -signal.SIGABRT
+    assert MESSAGES in result.stderr  # by native code
+    assert b"Fatal Python error: Aborted" in result.stderr
+    assert not {*NOTES.splitlines()} & {*result.stderr.splitlines()}
+
+
+def test_errors_of_python_stay_visible():
+    result = run(QUIETEN + WRITE + "raise ValueError('of ours')")
+    assert result.returncode == 1
+    assert b"Traceback" in result.stderr and b"of ours" in result.stderr
+    assert MESSAGES in result.stderr
+
+
+def test_who_sets_the_level_sees_what_there_is():
+    result = run(QUIETEN + WRITE + "print(os.environ[console._LEVEL])", "0")
+    assert result.stderr == NOTES + MESSAGES and result.stdout == b"0\n"
+
+
+def test_a_program_that_imports_the_library_keeps_its_own():
+    result = run(
+        "import signal\n"
+        "before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)\n"
+        "import clsa_tf, export\n"
+        "now = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)\n"
+        "print(before == now, 'TF_CPP_MIN_LOG_LEVEL' in os.environ)\n" + WRITE
+    )
+    assert result.stdout == b"True False\n"
+    assert result.stderr == NOTES + MESSAGES
+
+
+@pytest.mark.parametrize(
+    "argv, started, expected",
+    [
+        (["-m", "--x"], ["python", "-m", "clsa_tf.train", "--x"], True),
+        (["-m"], ["python", "-W", "error", "-m", "export.server"], True),
+        (["-m"], ["python", "-m", "pytest", "-m", "slow"], False),
+        (["-m"], None, True),  # Python 3.9
+        (["/bin/clsa-train"], ["python", "/bin/clsa-train"], True),
+        (["-c"], ["python", "-c", "import clsa_tf"], False),
+        (["/home/me/train.py"], ["python", "train.py", "-m"], False),
+        ([], [], False),
+    ],
+)
+def test_commands_are_told_from_programs(argv, started, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    if started is None:
+        monkeypatch.delattr(sys, "orig_argv", raising=False)
+    else:
+        monkeypatch.setattr(sys, "orig_argv", started, raising=False)
+    assert console.is_command() is expected
+
+
+def test_a_terminal_that_was_closed_stops_nothing(tmp_path):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from clsa_tf import console; console.begin()\n"
+            "print('ready'); sys.stdin.read()\n"
+            "print('lost'); print('lost', file=sys.stderr)\n"
+            f"open({str(tmp_path / 'saved')!r}, 'w').close()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    process.stdin.close()
+    assert process.wait(60) == 0
+    assert (tmp_path / "saved").exists()

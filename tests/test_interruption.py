@@ -1,0 +1,187 @@
+"""Signals: acknowledged at once, whatever the main thread is doing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clsa_tf.errors import Stopped
+from clsa_tf.interruption import Interruption
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# As a command does; `busy` is C code that nothing interrupts, as TensorFlow's
+# compiler is.
+COMMAND = """
+import hashlib, os, signal, sys, time
+from clsa_tf import entry, interruption
+from clsa_tf.errors import Stopped
+interruption.begin()
+def busy():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+def handlers():
+    return [signal.getsignal(number) for number in NUMBERS]
+
+
+def wait_for(condition):
+    deadline = time.time() + 10
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_noted_and_acknowledged(number, capfd):
+    before = handlers()
+    with Interruption("finishing") as interruption:
+        assert interruption.signal == 0
+        os.kill(os.getpid(), number)
+        wait_for(lambda: interruption.signal)
+        assert interruption.signal == number
+        time.sleep(0.1)
+    name = signal.Signals(number).name
+    printed = capfd.readouterr().err
+    assert printed == f"\n{name}: finishing; Ctrl-C ends at once\n"
+    assert handlers() == before
+
+
+def test_the_first_signal_counts(capfd):
+    with Interruption() as interruption:
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+        assert interruption.signal == signal.SIGHUP
+    assert "SIGTERM" not in capfd.readouterr().err
+
+
+def test_where_nothing_is_lost_it_stops_at_once():
+    with Interruption() as interruption, pytest.raises(Stopped) as stopped:
+        with interruption.at_once("leaving"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+    assert stopped.value.signal == signal.SIGTERM and stopped.value.saved
+    with pytest.raises(Stopped), interruption.at_once("leaving"):
+        raise AssertionError("It was asked to stop before.")
+
+
+def test_stopping_passes_by_those_who_handle_every_exception():
+    with pytest.raises(Stopped) as stopped:
+        with Interruption("stopping", stop=True):
+            try:
+                os.kill(os.getpid(), signal.SIGHUP)
+                time.sleep(10)
+            except Exception:
+                raise AssertionError("Handled.") from None
+    assert stopped.value.saved is None
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.2)
+            assert not interruption.signal
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_one_within_another(capfd):
+    before = handlers()
+    with Interruption("outer") as outer:
+        with Interruption("inner") as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: inner.signal)
+        assert not outer.signal
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: outer.signal)
+    assert handlers() == before
+
+
+class Command:
+    """Code in a process, which is sent signals; `printed` is of both streams.
+
+    Args:
+        script: what follows on `COMMAND`; it has to print "busy".
+    """
+
+    def __init__(self, script):
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND + script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Shells start what is in the background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        assert self._process.stdout.readline() == "busy\n"
+        time.sleep(0.2)
+
+    def send(self, number):
+        """Sends a signal; returns the next line that is printed."""
+        self._process.send_signal(number)
+        assert self._process.stdout.readline() == "\n"
+        return self._process.stdout.readline()
+
+    def end(self, number=0):
+        """Returns status, seconds until then, and the rest of the output."""
+        start = time.time()
+        if number:
+            self._process.send_signal(number)
+        printed = self._process.stdout.read()
+        return self._process.wait(60), time.time() - start, printed
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_command_that_starts_ends_at_once(number):
+    command = Command("busy()")
+    assert "ended while starting" in command.send(number)
+    status, seconds, printed = command.end()
+    assert status == 128 + number and seconds < 2 and not printed
+
+
+def test_a_compilation_of_which_nothing_is_lost_ends_at_once():
+    command = Command(
+        "with interruption.Interruption() as i, i.at_once('leaving it'): busy()"
+    )
+    assert command.send(signal.SIGTERM) == "SIGTERM: leaving it\n"
+    status, seconds, printed = command.end()
+    assert status == 143 and seconds < 2 and not printed
+
+
+def test_a_second_ctrl_c_ends_what_cannot_be_interrupted():
+    command = Command("with interruption.Interruption('saving'): busy()")
+    answer = command.send(signal.SIGINT)
+    assert answer == "SIGINT: saving; Ctrl-C ends at once\n"
+    status, seconds, _ = command.end(signal.SIGINT)
+    assert status == 130 and seconds < 2
+
+
+def test_a_command_tidies_up_if_it_can():
+    command = Command(
+        "def main():\n"
+        "    try: print('busy', flush=True); time.sleep(60)\n"
+        "    finally: print('tidy')\n"
+        "sys.argv[1:] = []\n"
+        "entry.launch(main, lambda flag_values: None)"
+    )
+    assert "SIGTERM: stopping" in command.send(signal.SIGTERM)
+    status, _, printed = command.end()
+    assert status == 143 and printed == "tidy\nStopped by SIGTERM.\n"
+
+
+def test_a_command_that_cannot_tidy_up_ends_all_the_same():
+    command = Command(
+        "sys.argv[1:] = []\nentry.launch(busy, lambda flag_values: None)"
+    )
+    assert "SIGINT: stopping" in command.send(signal.SIGINT)
+    status, seconds, _ = command.end()
+    assert status == 130 and seconds < 10
