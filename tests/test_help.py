@@ -15,6 +15,8 @@ from clsa_tf.options import GROUPS
 from clsa_tf.spelling import spell
 from export import savedmodel
 
+# Of every command, whatever it defines itself.
+ALWAYS = {"flagfile", "help", "version"}
 COMMANDS = (
     "clsa_tf.train",
     "clsa_tf.gallery",
@@ -70,7 +72,7 @@ def test_every_command_has_help(module, monkeypatch, capsys):
     assert f"    python -m {module} --" in example
     assert max(map(len, printed.out.splitlines())) <= 80
     found = entries(printed.out)
-    assert {"flagfile", "help", "version"} <= found.keys()
+    assert ALWAYS <= found.keys()
     own = flags.FlagValues()
     importlib.import_module(module).define_flags(own)
     usual = methods.load("clsa").Options
@@ -79,11 +81,7 @@ def test_every_command_has_help(module, monkeypatch, capsys):
         for kind in (config_lib.Config, usual)
         for field in dataclasses.fields(kind)
     }
-    assert found.keys() == {*own} - hidden | {
-        "flagfile",
-        "help",
-        "version",
-    }
+    assert found.keys() == {*own} - hidden | ALWAYS
     # Nobody has to look for what the command cannot work without.
     needed = [name for name in found if "(required)" in found[name][1]]
     assert list(found)[: len(needed)] == needed
@@ -118,9 +116,7 @@ def test_help_says_what_the_configuration_has(command, method):
             words = field.metadata["help"].rstrip(".")
             assert " ".join(words.split()) in line
     assert not seen ^ (
-        found.keys()
-        - {*("flagfile", "help", "version", "list_methods")}
-        - {*("output", "images")}
+        found.keys() - {*(*ALWAYS, "list_methods", "output", "images")}
     )
     assert f"Below are the flags of --method={method}." in text
 
