@@ -113,16 +113,28 @@ def test_its_commands_run_elsewhere(wheel, tmp_path):
         assert (ROOT / f"{started.replace('.', '/')}.py").exists()
         assert (tmp_path / "bin" / name).exists()
     assert len(entries["console_scripts"]) == 10
-    result = subprocess.run(
-        [tmp_path / "bin" / "clsa-deploy", "--version"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+
+    def run(*arguments):
+        return subprocess.run(
+            arguments,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    printed = run(tmp_path / "bin" / "clsa-deploy", "--version")
+    assert printed == stack.describe() + "\n"
+    assert f"clsa_tf {clsa_tf.__version__}\n" in printed
+    code = (
+        "from clsa_tf import flagfiles\n"
+        "print(*flagfiles.recipes().values())\n"
+        "print(flagfiles.expand(['--flagfile=clsa.flags'])[0])"
     )
-    assert result.stdout == stack.describe() + "\n"
-    assert f"clsa_tf {clsa_tf.__version__}\n" in result.stdout
+    printed = run(sys.executable, "-c", code)
+    assert f"{tmp_path}/clsa_tf/configs/cifar10/byol.flags" in printed
+    assert str(ROOT) not in printed
 
 
 # ---- environment.sh
