@@ -13,6 +13,7 @@ def option(
     maximum=None,
     below=None,
     portable=False,
+    before=None,
 ):
     """Declares a field of a configuration, and so a flag.
 
@@ -25,6 +26,8 @@ def option(
         maximum: largest allowed value.
         below: bound that it must not reach.
         portable: whether it may differ between two starts of one run.
+        before: what runs did before there was this flag, its value for those
+            whose flagfile lacks it; None: they cannot be gone on with.
     """
 
     def check(value):
@@ -47,7 +50,12 @@ def option(
 
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "check": check, "portable": portable},
+        metadata={
+            "help": help,
+            "check": check,
+            "portable": portable,
+            "before": before,
+        },
     )
 
 

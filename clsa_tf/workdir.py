@@ -36,7 +36,13 @@ def claim(config, *, images):
     try:
         os.makedirs(directory, exist_ok=True)
         lock = files.lock(os.path.join(directory, LOCK))
-        files.write_atomically(flagfile, clsa_tf.config.to_flagfile(config))
+        files.write_atomically(
+            flagfile,
+            # What it was begun without stays out: a run of its version.
+            clsa_tf.config.to_flagfile(
+                config, without=clsa_tf.config.older_in(directory)
+            ),
+        )
         files.write_atomically(dataset, json.dumps({"images": images}) + "\n")
     except files.Locked as e:
         raise UserError(

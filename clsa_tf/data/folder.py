@@ -3,62 +3,21 @@
 import hashlib
 import os
 import posixpath
+from dataclasses import replace
 from typing import List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
 
+from clsa_tf.data import converted, headers
+from clsa_tf.data.listing import Listing, list_images
 from clsa_tf.data.order import Source, indexed
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, first_line
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TRAIN = "train"
 EVAL = ("test", "val", "validation")
-
-
-def list_images(root: str) -> Tuple[List[str], int]:
-    """Lists the images anywhere below a folder.
-
-    Hidden files and folders are passed over, links are followed.
-
-    Args:
-        root: a local path or a URL that `tf.io.gfile` knows.
-
-    Returns:
-        (paths below root, with "/" and sorted; number of other files).
-    """
-    images, others = [], 0
-    for folder, files in _walk(root):
-        for name in files:
-            path = posixpath.join(folder, name)
-            if path.startswith(".") or "/." in path:
-                continue
-            if path.lower().endswith(SUFFIXES):
-                images.append(path)
-            else:
-                others += 1
-    return sorted(images), others
-
-
-def _walk(root):
-    """Yields (folder below root, names of the files in it)."""
-    if "://" in root:
-        for folder, _, files in tf.io.gfile.walk(root):
-            yield folder[len(root) :].strip("/"), files
-        return
-    # Five times faster, as it needs no call per file, and any name will do.
-    visited = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        yield "" if below == "." else below, files
-        visited.add(os.path.realpath(folder))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            # A link upwards would never end.
-            and os.path.realpath(os.path.join(folder, name)) not in visited
-        ]
+# Before the path of a file that TensorFlow cannot decode; no path has it.
+_CONVERT = b"\0"
 
 
 def classes(paths: List[str]) -> Optional[Tuple[str, ...]]:
@@ -87,7 +46,13 @@ def held_out(path: str, share: float) -> bool:
 
 
 def open_folder(
-    root: str, *, split: str, labels: str, holdout: float, role: str
+    root: str,
+    *,
+    split: str,
+    labels: str,
+    holdout: float,
+    role: str,
+    rules: headers.Rules,
 ) -> Optional[Source]:
     """Opens a folder; see `sources.open_source` for the rules.
 
@@ -97,6 +62,7 @@ def open_folder(
         labels: "auto" or "none".
         holdout: share of a labelled folder kept for evaluation.
         role: "train" or "eval".
+        rules: how files are read.
 
     Returns:
         A `Source`, or None if there is nothing to evaluate on.
@@ -104,14 +70,8 @@ def open_folder(
     Raises:
         UserError: there is no such folder, split, or no image in it.
     """
-    _check_folder(root)
-    paths, others = list_images(root)
-    if not paths:
-        raise UserError(
-            f"Expected images ({' '.join(SUFFIXES)}) in {root}, received "
-            f"{f'{others} other' if others else 'no'} files; name a folder "
-            "with images in or below it."
-        )
+    listing = list_folder(root, more_formats=rules.more_formats)
+    paths = listing.images
     prefix, class_names = _choose(root, paths, split, labels, role)
     if role == "eval" and not (prefix is not None and class_names):
         return None
@@ -127,11 +87,50 @@ def open_folder(
             f"Expected images to train on in {root}, received none that "
             f"--holdout={holdout:g} leaves; lower it."
         )
-    return _source(root, prefix, chosen, class_names) if chosen else None
+    if not chosen:
+        return None
+    return _source(root, prefix, chosen, class_names, listing, rules)
+
+
+def list_folder(root: str, *, more_formats: bool) -> Listing:
+    """Lists the images of a folder, at least one.
+
+    Args:
+        root: see `list_images`.
+        more_formats: likewise.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    _check_folder(root)
+    listing = list_images(root, more_formats=more_formats)
+    if not listing.images:
+        others = listing.describe()
+        raise UserError(
+            f"Expected images in {root}, received "
+            f"{f'other files: {others}' if others else 'no files'}; name a "
+            "folder with images in or below it."
+        )
+    return listing
 
 
 def _check_folder(root):
-    if not tf.io.gfile.exists(root):
+    try:
+        exists = tf.io.gfile.exists(root)
+    except tf.errors.UnimplementedError as e:
+        schemes = tf.io.gfile.get_registered_schemes()
+        known = ", ".join(sorted(f"{name}://" for name in schemes if name))
+        raise UserError(
+            f"Expected a local folder of images, or one of {known}, received "
+            f"{root}, which TensorFlow cannot read; copy or mount it."
+        ) from e
+    except tf.errors.OpError as e:
+        raise UserError(
+            f"Expected a folder of images, received {root}, which cannot be "
+            f"read: {first_line(e).rstrip('.')}; check the path and the "
+            "permissions."
+        ) from e
+    if not exists:
         raise UserError(
             f"Expected a folder of images, received {root}, which does not "
             "exist; check the path."
@@ -186,23 +185,67 @@ def _check_classes(root, split, found, class_names):
         )
 
 
-def _source(root, prefix, chosen, class_names):
+def _source(root, prefix, chosen, class_names, listing, rules):
     labels = np.full([len(chosen)], -1, np.int64)
     if class_names:
         number = {name: i for i, name in enumerate(class_names)}
         for i, path in enumerate(chosen):
             labels[i] = number[path[len(prefix) :].split("/")[0]]
+    # Bytes, because file names need not be valid text.
+    files = [os.fsencode(posixpath.join(root, path)) for path in chosen]
+    places = [
+        _CONVERT + file if path in listing.converted else file
+        for file, path in zip(files, chosen)
+    ]
     with tf.device("CPU:0"):
         labels = tf.constant(labels)  # [n]
-        # Bytes, because file names need not be valid text.
-        files = tf.constant(
-            [os.fsencode(posixpath.join(root, path)) for path in chosen]
-        )  # [n]
+        files, places = tf.constant(files), tf.constant(places)  # [n]
 
     def read(index):
-        name = files[index]
-        return {"name": name, "bytes": name, "label": labels[index]}
+        return {
+            "name": files[index],
+            "bytes": places[index],
+            "label": labels[index],
+        }
 
-    return indexed(
-        f"folder:{root}", len(chosen), class_names, read, tf.io.read_file
-    )
+    converts = sum(path in listing.converted for path in chosen)
+    load = _loader(rules) if converts else _load
+    source = indexed(f"folder:{root}", len(chosen), class_names, read, load)
+    if converts:
+        local = (
+            f"which has WebP, TIFF, HEIC or AVIF files ({converts}) that only "
+            "this process can read; convert them to JPEG or PNG, leave them "
+            "out with --nomore_formats, or"
+        )
+        source = replace(source, local=local)
+    return replace(source, notes=tuple(listing.notes(root)))
+
+
+def _load(place):
+    return tf.io.read_file(place), tf.constant(headers.OK)
+
+
+def _loader(rules):
+    """Returns the function that also loads what Pillow has to read."""
+
+    def read(path):
+        content, code = converted.read(path, rules)
+        return content, np.int32(code)
+
+    def convert(place):
+        content, code = tf.numpy_function(
+            read,
+            [tf.strings.substr(place, len(_CONVERT), -1)],
+            (tf.string, tf.int32),
+            stateful=False,
+        )
+        return tf.ensure_shape(content, []), tf.ensure_shape(code, [])
+
+    def load(place):
+        return tf.cond(
+            tf.strings.substr(place, 0, len(_CONVERT)) == _CONVERT,
+            lambda: convert(place),
+            lambda: _load(place),
+        )
+
+    return load

@@ -1,7 +1,9 @@
 """Opens the dataset that a user names, whatever it is."""
 
+from dataclasses import replace
 from typing import Optional
 
+from clsa_tf.data import headers
 from clsa_tf.data.folder import open_folder
 from clsa_tf.data.order import Source
 from clsa_tf.data.records import MEMORY_BYTES, WINDOW_RECORDS
@@ -24,12 +26,15 @@ def open_source(
     download: bool = False,
     window: int = WINDOW_RECORDS,
     memory_bytes: int = MEMORY_BYTES,
+    rules: headers.Rules = headers.DEFAULT,
 ) -> Optional[Source]:
     """Opens a dataset of images.
 
     Spellings of `dataset`:
 
-    * `folder:/photos`: .jpg .jpeg .png .bmp .gif files anywhere below. It is
+    * `folder:/photos`: images anywhere below: .jpg .jpeg .png .bmp .gif and,
+      with `rules.more_formats`, .webp .tif .tiff .heic .heif .avif and what
+      begins as an image does, whatever its name (see `listing`). It is
       labelled if every image lies below one of two or more first-level
       folders, the classes. If it has the folders `train` and one of `test`,
       `val`, `validation`, these are the splits, and the classes are below
@@ -57,6 +62,8 @@ def open_source(
         download: whether tensorflow-datasets may download what is missing.
         window: records among which a streamed source is shuffled.
         memory_bytes: size up to which records are read into memory.
+        rules: how files are read. `exif_rotation` and `more_formats` are for
+            folders only: other datasets were made for training.
 
     Returns:
         A `Source`; None if there is no labelled data for role "eval".
@@ -72,6 +79,7 @@ def open_source(
             labels=labels,
             holdout=holdout,
             role=role,
+            rules=rules,
         )
     elif dataset.startswith(TFRECORD):
         if split not in ("", "train"):
@@ -97,7 +105,12 @@ def open_source(
             download=download,
             **memory,
         )
-    unlabelled = source and not source.class_names
+    if not source:
+        return None
+    if not dataset.startswith(FOLDER):
+        rules = rules._replace(exif_rotation=False, more_formats=False)
+    source = replace(source, rules=rules)
+    unlabelled = not source.class_names
     return None if role == "eval" and unlabelled else source
 
 
@@ -131,4 +144,10 @@ def _common(config):
         "labels": config.labels,
         "holdout": config.holdout,
         "download": config.download,
+        "rules": headers.Rules(
+            image_bytes=config.max_image_bytes,
+            image_pixels=config.max_image_pixels,
+            exif_rotation=config.exif_rotation,
+            more_formats=config.more_formats,
+        ),
     }

@@ -23,6 +23,9 @@ def knn_task(config, train, faults):
     test = open_eval_source(config)
     if test is None or train.class_names is None or test.class_names is None:
         return None
+    if config.eval_dataset:  # otherwise the same folder as `train`
+        for note in test.notes:
+            print(f"  {note}")
     if train.class_names != test.class_names:
         raise UserError(
             f"Expected the same classes in {train.name} and {test.name}, "
