@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import app, flags
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from clsa_tf.data.folder import list_images
+from clsa_tf.data.listing import list_images
 
 FLAGS = flags.FLAGS
 _MODEL = flags.DEFINE_string("model", None, "directory of the model's versions")
@@ -139,7 +139,7 @@ def measure_swap(base, direct, photos):
 
 def measure_embed(base, direct, photos):
     """`export.embed` against the loop over the same batches, from memory."""
-    names, _ = list_images(_PHOTOS.value)
+    names = list_images(_PHOTOS.value, more_formats=False).images
     every = read_photos(_PHOTOS.value, len(names))
     batches = [every[i : i + 32] for i in range(0, len(every), 32)]
     pairs = []
@@ -289,7 +289,7 @@ def request(photo):
 
 def read_photos(folder, count):
     """The first `count` files below a folder."""
-    names, _ = list_images(folder)
+    names = list_images(folder, more_formats=False).images
     found = []
     for name in names[:count]:
         with open(os.path.join(folder, name), "rb") as file:

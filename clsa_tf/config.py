@@ -16,6 +16,7 @@ from absl import flags
 
 from clsa_tf import command_line, flagfiles, length, methods
 from clsa_tf.data import offload
+from clsa_tf.data.headers import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from clsa_tf.errors import UserError
 from clsa_tf.networks.batchnorm import KINDS
 from clsa_tf.networks.resnet import BLOCKS, STEMS
@@ -113,6 +114,36 @@ class Config:
         minimum=0.0,
         maximum=1.0,
         portable=True,
+        group="data",
+    )
+    exif_rotation: bool = option(
+        True,
+        "of a folder: turn photographs upright as their EXIF data say",
+        before=False,
+        group="data",
+    )
+    more_formats: bool = option(
+        True,
+        "of a folder: also read WebP, TIFF, HEIC and AVIF files, and images "
+        "whose names do not say that they are; otherwise only .jpg .jpeg .png "
+        ".bmp .gif",
+        before=False,
+        group="data",
+    )
+    max_image_bytes: int = option(
+        MAX_IMAGE_BYTES,
+        "largest image file, in bytes; larger ones are left out as unreadable; "
+        "0: no limit",
+        minimum=0,
+        before=0,
+        group="data",
+    )
+    max_image_pixels: int = option(
+        MAX_IMAGE_PIXELS,
+        "largest image, in pixels, height times width; larger ones are left "
+        "out as unreadable before they are decoded; 0: no limit",
+        minimum=0,
+        before=0,
         group="data",
     )
     allow_upscaling: bool = option(
@@ -558,14 +589,57 @@ def check(config):
     methods.load(config.method).check(config)
 
 
-def to_flagfile(config):
-    """Returns the text of a flagfile that spells `config`."""
+def to_flagfile(config, *, without=()):
+    """Returns the text of a flagfile that spells `config`.
+
+    Args:
+        config: `Config`.
+        without: names of flags to leave out.
+    """
     lines = [
         f"--{field.name}={spell(getattr(holder, field.name))}"
         for holder in (config, config.options)
         for field in _fields(type(holder))
+        if field.name not in without
     ]
     return "\n".join(lines) + "\n"
+
+
+def older(text):
+    """What a run does whose flagfile was written before there were some flags.
+
+    Args:
+        text: the flagfile.
+
+    Returns:
+        dictionary from the names of these flags to values.
+    """
+    names = _values(text)
+    return {
+        field.name: field.metadata["before"]
+        for field in _fields(Config)
+        if field.metadata["before"] is not None and field.name not in names
+    }
+
+
+def as_flags(values):
+    """Spells a dictionary from names of flags to values."""
+    return " ".join(f"--{name}={spell(x)}" for name, x in values.items())
+
+
+def older_in(workdir):
+    """What `older` says of the run in `workdir`; {} if there is none."""
+    try:
+        with open(os.path.join(workdir, RUN_FLAGS), encoding="utf-8") as file:
+            return older(file.read())
+    except OSError:
+        return {}
+
+
+def _values(text):
+    """Flag -> value, of a flagfile that `to_flagfile` wrote."""
+    lines = [line[2:] for line in text.split("\n") if line.startswith("--")]
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def load(workdir):
@@ -577,7 +651,7 @@ def load(workdir):
     path = os.path.join(workdir, RUN_FLAGS)
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            text = file.read()
     except OSError as e:
         raise UserError(
             f"Expected the directory of a run, received {workdir!r} without "
@@ -585,7 +659,7 @@ def load(workdir):
             "was started with."
         ) from e
     try:
-        return parse(lines)
+        return parse(text.splitlines()).replace(**older(text))
     except command_line.FlagError as e:
         reason = str(e).split(";")[0].removeprefix("Expected ")
         raise UserError(
@@ -608,7 +682,7 @@ def differences(text, other):
         `--log_steps`, are left out.
     """
     one, two = (
-        dict(line[2:].split("=", 1) for line in t.split("\n") if line)
+        _values(t) | {name: spell(value) for name, value in older(t).items()}
         for t in (text, other)
     )
     portable = {f.name for f in _fields(Config) if f.metadata["portable"]}

@@ -17,6 +17,7 @@ import clsa_tf.config
 from clsa_tf import entry, methods, pictures
 from clsa_tf.augment import crop, strong, weak
 from clsa_tf.augment.views import params_key, unpack
+from clsa_tf.data import headers
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import training_batches
@@ -45,6 +46,8 @@ def gallery(config, path, *, images):
     """
     source = open_train_source(config)
     views = methods.load(config.method).METHOD.views(config.options)
+    for note in source.notes:
+        print(note)
     images = min(images, source.size)
     batch = first_batch(config, source, views, images)
     originals = first_images(config, source, images)
@@ -120,10 +123,13 @@ def first_images(config, source, count, *, start=0, most=None):
     )
     found = []
     for example in examples.take(count):
-        worked, image = try_decode(example["bytes"])
+        code, image = try_decode(
+            example["bytes"], source.rules, code=example["code"]
+        )
         height, width = image.shape[:2]
         size = f"{width} x {height} px"
-        found.append((_shrink(image), size) if worked else None)
+        good = code == headers.OK
+        found.append((_shrink(image), size) if good else None)
         if len(found) - found.count(None) == most:
             break
     return found

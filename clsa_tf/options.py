@@ -30,6 +30,7 @@ def option(
     portable=False,
     on_resume="",
     published=None,
+    before=None,
 ):
     """Declares a field of a configuration, and so a flag.
 
@@ -50,6 +51,8 @@ def option(
             `portable`. `clsa_tf.workdir` checks the condition.
         published: value that `AUTO` becomes where data and length of the run
             allow it (see `clsa_tf.auto`); None: the option has no `AUTO`.
+        before: what runs did before there was this flag, its value for those
+            whose flagfile lacks it; None: they cannot be gone on with.
     """
 
     def check(value):
@@ -86,6 +89,7 @@ def option(
             "portable": portable,
             "on_resume": on_resume,
             "published": published,
+            "before": before,
         },
     )
 

@@ -68,7 +68,8 @@ def run(config):
         Stopped: it was asked to stop by a signal, and is saved.
         WorkerLost: another process of the same job is gone.
     """
-    return _Run(config).train()
+    begun = clsa_tf.config.older_in(config.workdir) if config.workdir else {}
+    return _Run(config.replace(**begun)).train()
 
 
 class _Run:
@@ -313,6 +314,12 @@ class _Run:
             f"{self._steps_per_epoch} steps of {config.batch_size} images on "
             f"{self._strategy.num_replicas_in_sync} device(s)"
         )
+        for note in self._source.notes:
+            print(f"  {note}")
+        begun = clsa_tf.config.older_in(config.workdir)
+        if begun:
+            flags_then = clsa_tf.config.as_flags(begun)
+            print(f"  begun by an earlier version, so it keeps {flags_then}")
         learner = methods.load(config.method).METHOD
         print(f"  {learner.useless_words.format(learner.useless(config))}")
         for sentence in self._chosen:

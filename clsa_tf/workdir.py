@@ -204,7 +204,9 @@ def _refusal(directory, refused, step):
 
 def _flagfile(path, config, step, shorter):
     """Text of `run.flags`, with what of it only the first start decided."""
-    text = clsa_tf.config.to_flagfile(config)
+    # What it was begun without stays out: a run of its version.
+    older = clsa_tf.config.older_in(config.workdir)
+    text = clsa_tf.config.to_flagfile(config, without=older)
     kept = (_INITIAL if step else ()) + (("total_epochs",) if shorter else ())
     if not kept or not os.path.exists(path):
         return text

@@ -257,9 +257,9 @@ def main(photographs):
         embeddings.write(values.output, files, widths, lambda _: blocks)
     if bad:
         raise UserError(
-            f"Expected {len(photographs)} photographs that the model takes, "
-            f"received {len(bad)} others, first {bad[0][0]} ({bad[0][1]}); "
-            "leave them out or mend them."
+            "Expected photographs that the model takes, received "
+            f"{len(bad)} of {len(photographs)} that it does not take, such as "
+            f"{bad[0][0]} ({bad[0][1]}); leave out, mend or convert them."
         )
 
 

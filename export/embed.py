@@ -3,9 +3,14 @@
     python -m export.embed --encoder=export/ --images=photos/ \\
         --output=embeddings.npz
 
-The encoder is a SavedModel that `export.savedmodel` made, or a server of it:
-grpc://host:port/MODEL or http://host:port/v1/models/MODEL. The output is
-.npz, .parquet or .tfrecord; `export.embedding.embeddings` tells how to read it.
+The encoder is a SavedModel that `export.savedmodel` made, the directory of a
+run (its newest checkpoint), or a server: grpc://host:port/MODEL or
+http://host:port/MODEL. The output is .npz, .parquet or .tfrecord;
+`export.embedding.embeddings` tells how to read it.
+
+Photographs are turned upright, and WebP, TIFF, HEIC and AVIF files converted,
+as in training (`--exif_rotation`, `--more_formats`), before the encoder gets
+them.
 
 What is done is kept in OUTPUT.parts: after a kill, a crash or a full disk the
 same command goes on from there. Images that cannot be read, and those that
@@ -22,7 +27,8 @@ import time
 from absl import flags
 
 from clsa_tf import entry, progress
-from clsa_tf.data.folder import SUFFIXES, list_images
+from clsa_tf.data import headers
+from clsa_tf.data.folder import list_folder
 from clsa_tf.errors import Stopped, UserError
 from clsa_tf.interruption import Interruption
 from clsa_tf.spelling import define_path, require
@@ -30,16 +36,18 @@ from export.embedding import embeddings
 from export.embedding.encoders import open_encoder
 from export.embedding.in_order import in_order
 from export.embedding.parts import Parts
+from export.embedding.photographs import prepare
 from export.embedding.refusal import Gate, embed_each, read_image
 
 _READERS = 4  # threads that read files
 
 
-def images(root):
-    """Lists the images of a folder.
+def images(root, *, more_formats):
+    """Lists the images of a folder, and prints what is left out.
 
     Args:
         root: the folder.
+        more_formats: see `clsa_tf.data.headers.Rules`.
 
     Returns:
         (list of paths below it; digest of these and of the files' sizes).
@@ -47,12 +55,15 @@ def images(root):
     Raises:
         UserError: there are none.
     """
-    files, others = list_images(root) if os.path.isdir(root) else ([], 0)
-    if not files:
+    if "://" in root:
         raise UserError(
-            f"Expected a folder with images ({' '.join(SUFFIXES)}) in or below "
-            f"it, received {root!r} with {others} other files; name one."
+            f"Expected a folder of this machine as --images, received {root}; "
+            "copy or mount it."
         )
+    listing = list_folder(root, more_formats=more_formats)
+    files = listing.images
+    for note in listing.notes(root):
+        print(note)
     digest = hashlib.sha256()
     for file in files:
         try:
@@ -82,6 +93,7 @@ def embed(
     parts,
     interruption,
     *,
+    rules,
     batch_size,
     shard_size,
     concurrency,
@@ -94,6 +106,7 @@ def embed(
         files: list of paths below it.
         parts: `export.embedding.parts.Parts` of these files.
         interruption: `Interruption`, entered.
+        rules: `clsa_tf.data.headers.Rules`.
         batch_size: images that are embedded at once.
         shard_size: images per part.
         concurrency: batches that are under way at the same time.
@@ -107,7 +120,7 @@ def embed(
 
     def read(bounds):
         paths = [posixpath.join(root, file) for file in files[slice(*bounds)]]
-        return bounds, [read_image(path) for path in paths]
+        return bounds, [prepare(read_image(path), rules) for path in paths]
 
     def run(item):
         bounds, contents = item
@@ -201,8 +214,8 @@ def define_flags(flag_values):
         define_path,
         "encoder",
         None,
-        "directory of a SavedModel or of its versions, grpc://host:port/MODEL "
-        "or http://host:port/v1/models/MODEL",
+        "directory of a SavedModel, of its versions or of a run, "
+        "grpc://host:port/MODEL or http://host:port/MODEL",
     )
     define(define_path, "images", None, "folder of images")
     define(define_path, "output", None, "file: .npz, .parquet or .tfrecord")
@@ -236,6 +249,29 @@ def define_flags(flag_values):
     )
     define(flags.DEFINE_integer, "attempts", 5, "how often to try", 1)
     define(
+        flags.DEFINE_bool,
+        "exif_rotation",
+        True,
+        "turn photographs upright as their EXIF data say, before the encoder "
+        "gets them",
+    )
+    define(
+        flags.DEFINE_bool,
+        "more_formats",
+        True,
+        "also read WebP, TIFF, HEIC and AVIF files, and images whose names do "
+        "not say that they are; otherwise only .jpg .jpeg .png .bmp .gif",
+    )
+    for name, unit in (("bytes", ""), ("pixels", ", height times width")):
+        define(
+            flags.DEFINE_integer,
+            f"max_image_{name}",
+            getattr(headers.DEFAULT, f"image_{name}"),
+            f"most {name}{unit}, of an image that is turned or converted here; "
+            "the encoder has limits of its own. 0: no limit",
+            0,
+        )
+    define(
         flags.DEFINE_float,
         "max_bad_share",
         0.05,
@@ -250,7 +286,13 @@ def main():
     """Reads the flags and embeds."""
     values = flags.FLAGS
     embeddings.check(values.output)
-    files, digest = images(values.images)
+    rules = headers.Rules(
+        image_bytes=values.max_image_bytes,
+        image_pixels=values.max_image_pixels,
+        exif_rotation=values.exif_rotation,
+        more_formats=values.more_formats,
+    )
+    files, digest = images(values.images, more_formats=rules.more_formats)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(
             Interruption("finishing the batch and saving")
@@ -270,6 +312,8 @@ def main():
             "outputs": encoder.widths,
             "shard_size": values.shard_size,
         }
+        if rules.exif_rotation:  # as before, if photographs are not turned
+            manifest["exif_rotation"] = True
         parts = Parts(f"{values.output}.parts", manifest, encoder.widths)
         stack.callback(parts.close)
         before, started = parts.done, time.perf_counter()
@@ -279,6 +323,7 @@ def main():
             files,
             parts,
             interruption,
+            rules=rules,
             batch_size=values.batch_size,
             shard_size=values.shard_size,
             concurrency=values.concurrency,

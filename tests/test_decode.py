@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from clsa_tf.augment import crop
-from clsa_tf.data import decode
+from clsa_tf.data import decode, headers
 
 
 def picture(size=(31, 23), *, seed=0, coarse=1):
@@ -342,15 +342,17 @@ def test_damage_does_not_end_a_guarded_dataset(tmp_path, whole_below):
     contents = [jpeg, jpeg[:-30], b"", png[:-60], png]
 
     def guarded(encoded):
-        opens, opened = decode.try_open(
-            tf.unstack(encoded), whole_below=whole_below
+        opened = decode.try_open(
+            tf.unstack(encoded),
+            rules=headers.DEFAULT,
+            whole_below=whole_below,
         )
         results = []
-        for i, one in enumerate(opened):
-            decodes, image, boxes = decode.try_decode_boxes(
+        for one in opened:
+            code, image, boxes = decode.try_decode_boxes(
                 one, whole(one.size)[None], sizes=[1]
             )
-            results.append((opens[i] & decodes, image, boxes))
+            results.append((code == headers.OK, image, boxes))
         return tuple(results)
 
     # One by one, and all at once.

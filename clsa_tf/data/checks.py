@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from clsa_tf.augment.views import View
+from clsa_tf.data import headers
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.order import Source
 from clsa_tf.data.shapes_render import SIDE
@@ -32,12 +33,12 @@ def check_sizes(
         UserError: none of the samples can be decoded; or, for more than half
             of them, the largest crop is larger than the longer side.
     """
-    sizes = _sizes(source, samples)
+    sizes, bad = _sizes(source, samples)
     if not len(sizes):
         raise UserError(
             f"Expected images in {source.name}, received samples "
-            f"({min(samples, source.size)}) of which none can be decoded; "
-            "check the files."
+            f"({min(samples, source.size)}) of which none can be decoded, "
+            f"such as {bad}; check the files."
         )
     _check_crops(sizes, source.name, views, allow_upscaling)
 
@@ -78,16 +79,30 @@ def _check_crops(sizes, name, views, allow_upscaling, advice=""):
 
 
 def _sizes(source, samples):
-    """Returns [n, 2], height and width of the samples that decode."""
+    """Looks at samples.
+
+    Returns:
+        ([n, 2], height and width of those that decode; the last one that does
+        not and the reason, in words).
+    """
 
     def size(example):
-        worked, image = try_decode(example["bytes"])
-        return worked, tf.shape(image)[:2]
+        code, image = try_decode(
+            example["bytes"], source.rules, code=example["code"]
+        )
+        return code, tf.shape(image)[:2], example["name"]
 
     examples = source.examples(
         start=0, seed=0, shuffle=source.random_access, repeat=False
     )
-    sizes = examples.take(samples).map(
+    found = examples.take(samples).map(
         size, num_parallel_calls=tf.data.AUTOTUNE
     )
-    return np.array([s for good, s in sizes.as_numpy_iterator() if good])
+    sizes, bad = [], ""
+    words = headers.reasons(source.rules)
+    for code, shape, name in found.as_numpy_iterator():
+        if code == headers.OK:
+            sizes.append(shape)
+        else:
+            bad = f"{name.decode('utf-8', 'replace')}, which {words[code]}"
+    return np.array(sizes), bad

@@ -1,12 +1,15 @@
 """From the bytes of an image file to pixels, and what to do if that fails.
 
 `decode` gives the whole image. `open_image` and then `decode_boxes` do only
-the work that a set of crops needs.
+the work that a set of crops needs. The functions that begin with `try_` keep
+to `headers.Rules` and report with a code of `headers` why an image is bad.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+from clsa_tf.data import headers, orientation
 
 _REDUCTIONS = (1, 2, 4, 8)  # what libjpeg can divide sizes by as it decodes
 # Pixels that a reduction must leave per pixel of the result, in each
@@ -28,26 +31,33 @@ class Opened(NamedTuple):
 
     Attributes:
         encoded: string[], the contents of the file.
-        size: i32[2], height and width in pixels.
+        size: i32[2], height and width in pixels, upright.
         pixels: u8[H, W, 3] like `decode`; of a large JPEG u8[0, 0, 3] instead.
+        turn: i32[], the orientation of the JPEG that is applied, see
+            `orientation`; 1 for none.
+        code: i32[], `headers.OK` or why there are no pixels: then `pixels` is
+            one black pixel.
     """
 
     encoded: tf.Tensor
     size: tf.Tensor
     pixels: tf.Tensor
+    turn: Any = 1
+    code: Any = headers.OK
 
 
-def decode(encoded) -> tf.Tensor:
-    """Decodes a JPEG, PNG, BMP or GIF image.
+def decode(encoded, *, exif_rotation=False) -> tf.Tensor:
+    """Decodes a JPEG, PNG, BMP or GIF image, whatever its size.
 
     Grey images get three equal channels; palettes and CMYK become RGB; of an
     animation the first frame is taken; 16-bit PNGs keep the high byte. As
-    with Pillow's `convert("RGB")`, alpha is dropped without blending. By
-    decision, a rotation noted in EXIF data is not applied: published pipelines
-    and TensorFlow's decoders use the pixels as stored too.
+    with Pillow's `convert("RGB")`, alpha is dropped without blending.
 
     Args:
         encoded: string[], the contents of the file.
+        exif_rotation: whether a JPEG is turned upright as its EXIF data say;
+            those of PNGs are not looked at. Not by default: published
+            pipelines and TensorFlow's decoders use the pixels as stored.
 
     Returns:
         u8[H, W, 3], RGB.
@@ -60,18 +70,22 @@ def decode(encoded) -> tf.Tensor:
     and GIFs: transparent pixels are black, and a first frame that is smaller
     than the canvas is not put on it.
     """
+
+    def jpeg():
+        pixels = _decode_jpeg(encoded)
+        return orientation.upright(pixels, _turn(encoded, exif_rotation))
+
     return tf.cond(
-        _is_jpeg(encoded),
-        lambda: _decode_jpeg(encoded),
-        lambda: _decode_other(encoded),
+        _is_jpeg(encoded), jpeg, lambda: _decode_other(encoded)
     )  # [H, W, 3]
 
 
-def open_image(encoded, *, whole_below=0) -> Opened:
+def open_image(encoded, *, exif_rotation=False, whole_below=0) -> Opened:
     """Finds the size of an image; decodes it unless it is a large JPEG.
 
     Args:
         encoded: string[], the contents of the file.
+        exif_rotation: see `decode`.
         whole_below: JPEGs of which the shorter side is less, in pixels, are
             decoded too: small ones gain less from `decode_boxes` than a second
             look at them costs.
@@ -86,20 +100,22 @@ def open_image(encoded, *, whole_below=0) -> Opened:
 
     def jpeg():
         size = tf.image.extract_jpeg_shape(encoded)[:2]
+        turn = _turn(encoded, exif_rotation)
         pixels = tf.cond(
             tf.reduce_min(size) < whole_below,
-            lambda: _decode_jpeg(encoded),
+            lambda: orientation.upright(_decode_jpeg(encoded), turn),
             lambda: tf.zeros([0, 0, 3], tf.uint8),
         )
-        return size, pixels
+        return orientation.upright_size(size, turn), pixels, turn
 
     def other():
         pixels = _decode_other(encoded)
-        return tf.shape(pixels)[:2], pixels
+        return tf.shape(pixels)[:2], pixels, tf.constant(1)
 
-    size, pixels = tf.cond(_is_jpeg(encoded), jpeg, other)
+    size, pixels, turn = tf.cond(_is_jpeg(encoded), jpeg, other)
     pixels = tf.ensure_shape(pixels, [None, None, 3])
-    return Opened(encoded, tf.ensure_shape(size, [2]), pixels)
+    size = tf.ensure_shape(size, [2])
+    return Opened(encoded, size, pixels, turn, tf.constant(headers.OK))
 
 
 def decode_boxes(opened, boxes, *, sizes):
@@ -133,14 +149,24 @@ def decode_boxes(opened, boxes, *, sizes):
     Source: what libjpeg does for Pillow's `Image.draft`, and the same pixels.
     """
     boxes = tf.ensure_shape(tf.convert_to_tensor(boxes), [len(sizes), 4])
+    turn = tf.convert_to_tensor(opened.turn)
+
+    def window(reduction):
+        """Decodes as stored, and turns what was decoded."""
+        size = orientation.upright_size(opened.size, turn)  # as stored
+        inside = orientation.stored_boxes(boxes, opened.size, turn)
+        image, inside = _decode_window(
+            opened.encoded, size, inside, reduction=reduction
+        )
+        found = tf.cast(tf.shape(image)[:2], tf.float32)
+        inside = orientation.upright_boxes(inside, found, turn)
+        return orientation.upright(image, turn), inside
+
     allowed = tf.reduce_min(
         boxes[:, 2:] // (_GAP * tf.constant(sizes)[:, None])
     )
     choice = tf.reduce_sum(tf.cast(allowed >= _REDUCTIONS[1:], tf.int32))
-    windows = [
-        lambda r=r: _decode_window(opened, boxes, reduction=r)
-        for r in _REDUCTIONS
-    ]
+    windows = [lambda r=r: window(r) for r in _REDUCTIONS]
     image, boxes = tf.cond(
         _is_decoded(opened),
         lambda: (opened.pixels, tf.cast(boxes, tf.float32)),
@@ -157,26 +183,31 @@ def _is_decoded(opened):
     return tf.size(opened.pixels) > 0
 
 
+def _turn(encoded, exif_rotation):
+    """The orientation of a JPEG to apply; 1, upright, if none is to be."""
+    return orientation.of_jpeg(encoded) if exif_rotation else tf.constant(1)
+
+
 def _decode_jpeg(encoded):
     return tf.io.decode_jpeg(encoded, channels=3, dct_method=_DCT_METHOD)
 
 
-def _decode_window(opened, boxes, *, reduction):
+def _decode_window(encoded, size, boxes, *, reduction):
     """Decodes the window that holds the boxes; returns it and them in it.
 
     A window of any size takes no longer than the whole image: below it nothing
     is read (but if progressive), and only what is in it is transformed.
     """
     r = reduction
-    size = (opened.size + r - 1) // r  # [2], rounded as by libjpeg
+    size = (size + r - 1) // r  # [2], rounded as by libjpeg
     begin, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]  # [V, 2]
     first = tf.reduce_min(begin // r, axis=0) - _MARGIN  # [2]
     last = tf.reduce_max((end + r - 1) // r, axis=0) + _MARGIN  # [2]
     first, last = tf.maximum(first, 0), tf.minimum(last, size)
-    is_complete = tf.strings.substr(opened.encoded, -2, 2) == b"\xff\xd9"
+    is_complete = tf.strings.substr(encoded, -2, 2) == b"\xff\xd9"
     last = tf.where(is_complete, last, size)
     image = tf.io.decode_and_crop_jpeg(
-        opened.encoded,
+        encoded,
         tf.concat([first, last - first], axis=0),
         channels=3,
         ratio=r,
@@ -243,92 +274,131 @@ def attempt(function, arguments, *, otherwise):
     return both.take(1).get_single_element()
 
 
-def attempt_each(function, arguments, *, otherwise):
-    """Like `attempt` for each of several, at the price of one if none fails.
-
-    Args:
-        function: from a tensor to a structure of tensors.
-        arguments: list of K tensors.
-        otherwise: see `attempt`.
-
-    Returns:
-        (worked bool[K], list of K results).
-    """
-    count = len(arguments)
-    all_worked, together = attempt(
-        lambda *tensors: tuple(map(function, tensors)),
-        tuple(arguments),
-        otherwise=(otherwise,) * count,
-    )
-
-    def one_by_one():
-        each = [attempt(function, x, otherwise=otherwise) for x in arguments]
-        worked, results = zip(*each)
-        return tf.stack(worked), results
-
-    return tf.cond(
-        all_worked, lambda: (tf.fill([count], True), together), one_by_one
-    )
-
-
-def try_decode(encoded):
-    """Decodes an image, or says that it could not.
+def try_decode(encoded, rules, *, code=headers.OK):
+    """Decodes an image, or says why it could not.
 
     Args:
         encoded: string[], the contents of the file.
+        rules: `headers.Rules`.
+        code: i32[], why there are no contents, if there are none.
 
     Returns:
-        (worked bool[], image u8[H, W, 3]); a failure gives one black pixel.
+        (code i32[], `headers.OK` if it worked; image u8[H, W, 3], one black
+        pixel otherwise).
     """
-    worked, image = attempt(decode, encoded, otherwise=_black())
-    return worked, tf.ensure_shape(image, [None, None, 3])
+
+    def read(encoded):
+        return _checked(
+            encoded,
+            rules,
+            code,
+            lambda cut: (
+                tf.constant(headers.OK),
+                decode(cut, exif_rotation=rules.exif_rotation),
+            ),
+            lambda code: (code, _black()),
+        )
+
+    _, (code, image) = attempt(
+        read, encoded, otherwise=(headers.DAMAGED, _black())
+    )
+    return code, tf.ensure_shape(image, [None, None, 3])
 
 
-def try_open(stored, *, load=None, whole_below=0):
-    """Like `open_image` for each of several, but a failure gives a black pixel.
+def try_open(stored, *, rules, load=None, whole_below=0):
+    """Like `open_image` for each of several, but none of them fails.
+
+    It costs one guard against errors if none is damaged.
 
     Args:
         stored: list of K string[], the contents of the files, or what `load`
             takes.
-        load: function that returns the contents, and may fail.
+        rules: `headers.Rules`.
+        load: see `order.Source`; it may fail.
         whole_below: see `open_image`.
 
     Returns:
-        (worked bool[K], list of K `Opened`).
+        list of K `Opened`.
     """
 
-    def load_and_open(stored):
-        encoded = load(stored) if load else stored
-        return open_image(encoded, whole_below=whole_below)
+    def nothing(code):
+        size = tf.ones([2], tf.int32)
+        return Opened("", size, _black(), tf.constant(1), code)
 
-    nothing = Opened("", tf.ones([2], tf.int32), _black())
-    return attempt_each(load_and_open, stored, otherwise=nothing)
+    def open_one(encoded, code):
+        return _checked(
+            encoded,
+            rules,
+            code,
+            lambda cut: open_image(
+                cut, exif_rotation=rules.exif_rotation, whole_below=whole_below
+            ),
+            nothing,
+        )
+
+    def load_one(stored):
+        return load(stored) if load else (stored, tf.constant(headers.OK))
+
+    def one_by_one():
+        found = []
+        for item in stored:
+            _, contents = attempt(
+                load_one, item, otherwise=("", headers.CLOSED)
+            )
+            _, opened = attempt(
+                open_one,
+                contents,
+                otherwise=nothing(tf.constant(headers.DAMAGED)),
+            )
+            found.append(opened)
+        return found
+
+    all_worked, together = attempt(
+        lambda *items: tuple(open_one(*load_one(item)) for item in items),
+        tuple(stored),
+        otherwise=(nothing(tf.constant(headers.DAMAGED)),) * len(stored),
+    )
+    return tf.cond(all_worked, lambda: list(together), one_by_one)
 
 
 def try_decode_boxes(opened, boxes, *, sizes):
     """Like `decode_boxes`, but a failure gives one black pixel.
 
     Returns:
-        (worked bool[], image u8[H, W, 3], boxes f32[V, 4]).
+        (code i32[], that of `opened` or `headers.DAMAGED`; image u8[H, W, 3];
+        boxes f32[V, 4]).
     """
 
     def decode_large():
         corner = tf.tile([[0.0, 0.0, 1.0, 1.0]], [len(sizes), 1])
         worked, (image, inside) = attempt(
             lambda *tensors: decode_boxes(
-                Opened(*tensors[:3]), tensors[3], sizes=sizes
+                Opened(*tensors[:-1]), tensors[-1], sizes=sizes
             ),
             (*opened, boxes),
             otherwise=(_black(), corner),
         )
-        return worked, image, inside
+        return tf.where(worked, headers.OK, headers.DAMAGED), image, inside
 
-    worked, image, boxes = tf.cond(
+    code, image, boxes = tf.cond(
         _is_decoded(opened),
-        lambda: (True, opened.pixels, tf.cast(boxes, tf.float32)),
+        lambda: (opened.code, opened.pixels, tf.cast(boxes, tf.float32)),
         decode_large,
     )
-    return worked, tf.ensure_shape(image, [None, None, 3]), boxes
+    return code, tf.ensure_shape(image, [None, None, 3]), boxes
+
+
+def _checked(encoded, rules, code, decode, refuse):
+    """Returns `decode(what to decode)`, or `refuse(code)` for bad images."""
+
+    def examined():
+        cut, _, found = headers.examine(encoded, rules)
+        return tf.cond(
+            found == headers.OK, lambda: decode(cut), lambda: refuse(found)
+        )
+
+    code = tf.convert_to_tensor(code)
+    return tf.cond(code == headers.OK, examined, lambda: refuse(code))
 
 
 def _black():

@@ -1,16 +1,19 @@
 """Images that cannot be read: counted, named, and too many of them an error."""
 
+import itertools
 import os
 import threading
-from typing import Iterable, Optional
+from typing import Mapping, Optional
 
 import tensorflow as tf
 from absl import logging
 
+from clsa_tf.data import headers
 from clsa_tf.data.order import Source
 from clsa_tf.errors import UserError
 
-FILE = "unreadable.txt"  # all names, one in a line
+# All names, one in a line; behind a tab the reason (earlier versions: none).
+FILE = "unreadable.txt"
 LOGGED = 10  # names that are logged one by one
 NAMED = 3  # names in the error message
 
@@ -37,7 +40,7 @@ class Faults:
         self._names = {}  # by source: distinct, in the order they came in
         self._error = None
         self._path = None
-        self._noted = set()  # lines of that file
+        self._noted = set()  # names in that file
         self._logged = 0
 
     def record(self, directory: str):
@@ -52,7 +55,8 @@ class Faults:
         self._path = os.path.join(directory, FILE)
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8", errors="replace") as file:
-                self._noted.update(file.read().splitlines())
+                lines = file.read().splitlines()
+            self._noted.update(line.split("\t")[0] for line in lines)
 
     @property
     def count(self) -> int:
@@ -70,7 +74,7 @@ class Faults:
 
     def report(
         self,
-        names: Iterable[str],
+        names: Mapping[str, str],
         *,
         source: Source,
         seen: int,
@@ -79,7 +83,8 @@ class Faults:
         """Notes unreadable images.
 
         Args:
-            names: what they are called; repetitions do not count.
+            names: what they are called, and what each is or has, in words;
+                repetitions do not count.
             source: where they are from.
             seen: examples read from it so far, the unreadable ones included.
             lost: whether a batch has no readable image at all.
@@ -90,21 +95,24 @@ class Faults:
         """
         with self._lock:
             known = self._names.setdefault(source, {})
-            for name in names:
+            for name, reason in names.items():
                 if name not in known:
-                    known[name] = True
-                    self._note(name)
+                    known[name] = reason
+                    self._note(name, reason)
             counted = min(source.size, max(seen, 1000))
             if lost or len(known) > self._max_bad_share * counted:
-                error = self._too_many(list(known), source, seen, lost)
+                error = self._too_many(known, source, seen, lost)
                 self._error = self._error or error
             return self._error is None
 
-    def report_op(self, names, *, source: Source, seen, lost) -> tf.Operation:
+    def report_op(
+        self, names, codes, *, source: Source, seen, lost
+    ) -> tf.Operation:
         """Calls `report` from inside a graph.
 
         Args:
             names: string[n].
+            codes: i32[n], of `headers`.
             source: as for `report`.
             seen: i64[].
             lost: bool[].
@@ -114,28 +122,35 @@ class Faults:
             the run may not go on.
         """
 
-        def report(names, seen, lost):
-            decoded = [name.decode("utf-8", "replace") for name in names]
+        words = headers.reasons(source.rules)
+
+        def report(names, codes, seen, lost):
+            named = {
+                name.decode("utf-8", "replace"): words[code]
+                for name, code in zip(names, codes)
+            }
             return self.report(
-                decoded, source=source, seen=int(seen), lost=bool(lost)
+                named, source=source, seen=int(seen), lost=bool(lost)
             )
 
         # An error raised in there would be logged with tracebacks, repeatedly.
-        fine = tf.numpy_function(report, [names, seen, lost], tf.bool)
+        fine = tf.numpy_function(report, [names, codes, seen, lost], tf.bool)
         return tf.debugging.Assert(fine, ["Too many unreadable images."])
 
-    def _note(self, name):
-        line = " ".join(name.splitlines())
-        if line in self._noted:
+    def _note(self, name, reason):
+        name = " ".join(name.replace("\t", " ").splitlines())
+        if name in self._noted:
             return
-        self._noted.add(line)
+        self._noted.add(name)
         self._logged += 1
         if self._logged <= LOGGED:
-            logging.warning("Cannot read the image %s; skipped.", line)
+            logging.warning(
+                "Cannot read the image %s, which %s; skipped.", name, reason
+            )
         if self._logged == LOGGED:
             logging.warning("Further unreadable images are only counted.")
         if self._path:
-            self._write(line)
+            self._write(f"{name}\t{reason}")
 
     def _write(self, line):
         try:
@@ -148,16 +163,26 @@ class Faults:
                 "permissions, then start the same command again."
             )
 
-    def _too_many(self, names, source, seen, lost):
+    def _too_many(self, known, source, seen, lost):
         seen = min(seen, source.size)
         received = (
             "a whole batch of such images"
             if lost
-            else f"{len(names)} among {seen} ({len(names) / seen:.1%})"
+            else f"{len(known)} among {seen} ({len(known) / seen:.1%})"
         )
+        named = [
+            f"{name}, which {reason}"
+            for name, reason in itertools.islice(known.items(), NAMED)
+        ]
+        raising = "--max_bad_share"
+        limits = headers.reasons(source.rules)
+        if limits[headers.BYTES] in known.values():
+            raising += ", or --max_image_bytes"
+        if limits[headers.PIXELS] in known.values():
+            raising += ", or --max_image_pixels"
         return UserError(
             f"Expected at most {self._max_bad_share:.1%} unreadable images in "
             f"{source.name}, received {received}, such as "
-            f"{', '.join(names[:NAMED])}; {self._advice}repair or remove "
-            "them, or raise --max_bad_share."
+            f"{', '.join(named)}; {self._advice}repair or remove them, or "
+            f"raise {raising}."
         )

@@ -9,59 +9,16 @@ from typing import List, Optional, Tuple, Union
 import numpy as np
 import tensorflow as tf
 
-from clsa_tf.data import fingerprint
+from clsa_tf.data import converted, fingerprint, headers
+from clsa_tf.data.listing import Listing, list_images
 from clsa_tf.data.order import Absent, Source, indexed
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, first_line
 from clsa_tf.text import listed
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TRAIN = "train"
 EVAL = ("test", "val", "validation")
-
-
-def list_images(root: str) -> Tuple[List[str], int]:
-    """Lists the images anywhere below a folder.
-
-    Hidden files and folders are passed over, links are followed.
-
-    Args:
-        root: a local path or a URL that `tf.io.gfile` knows.
-
-    Returns:
-        (paths below root, with "/" and sorted; number of other files).
-    """
-    images, others = [], 0
-    for folder, files in _walk(root):
-        for name in files:
-            path = posixpath.join(folder, name)
-            if path.startswith(".") or "/." in path:
-                continue
-            if path.lower().endswith(SUFFIXES):
-                images.append(path)
-            else:
-                others += 1
-    return sorted(images), others
-
-
-def _walk(root):
-    """Yields (folder below root, names of the files in it)."""
-    if "://" in root:
-        for folder, _, files in tf.io.gfile.walk(root):
-            yield folder[len(root) :].strip("/"), files
-        return
-    # Five times faster, as it needs no call per file, and any name will do.
-    visited = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        yield "" if below == "." else below, files
-        visited.add(os.path.realpath(folder))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            # A link upwards would never end.
-            and os.path.realpath(os.path.join(folder, name)) not in visited
-        ]
+# Before the path of a file that TensorFlow cannot decode; no path has it.
+_CONVERT = b"\0"
 
 
 def classes(paths: List[str]) -> Optional[Tuple[str, ...]]:
@@ -110,7 +67,13 @@ def held_out(path: str, share: float) -> bool:
 
 
 def open_folder(
-    root: str, *, split: str, labels: str, holdout: float, role: str
+    root: str,
+    *,
+    split: str,
+    labels: str,
+    holdout: float,
+    role: str,
+    rules: headers.Rules,
 ) -> Union[Source, Absent]:
     """Opens a folder; see `sources.open_source` for the rules.
 
@@ -120,6 +83,7 @@ def open_folder(
         labels: "auto" or "none".
         holdout: share of a labelled folder kept for evaluation.
         role: "train", "eval" or "bank".
+        rules: how files are read.
 
     Returns:
         A `Source`, or why there is none for this role.
@@ -127,17 +91,19 @@ def open_folder(
     Raises:
         UserError: there is no such folder, split, or no image in it.
     """
-    _check_folder(root)
-    paths, others = list_images(root)
-    if not paths:
-        raise UserError(
-            f"Expected images ({' '.join(SUFFIXES)}) in {root}, received "
-            f"{f'{others} other' if others else 'no'} files; name a folder "
-            "with images in or below it."
-        )
+    listing = list_folder(root, more_formats=rules.more_formats)
+    paths = listing.images
     splits = _splits(paths)
+
+    def source(prefix, chosen, class_names, **words):
+        return _source(
+            root, prefix, chosen, class_names, listing, rules, **words
+        )
+
     if splits:
-        return _open_split(root, len(paths), splits, split, labels, role)
+        return _open_split(
+            source, root, len(paths), splits, split, labels, role
+        )
     if split not in ("", TRAIN):
         raise UserError(
             f"Expected the split {TRAIN} of {root}, which has no folders "
@@ -146,11 +112,48 @@ def open_folder(
         )
     if role == "bank":
         return Absent(f"{root} has no folders that are splits")
-    return _open_whole(root, paths, labels, holdout, role)
+    return _open_whole(source, root, paths, labels, holdout, role)
+
+
+def list_folder(root: str, *, more_formats: bool) -> Listing:
+    """Lists the images of a folder, at least one.
+
+    Args:
+        root: see `list_images`.
+        more_formats: likewise.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    _check_folder(root)
+    listing = list_images(root, more_formats=more_formats)
+    if not listing.images:
+        others = listing.describe()
+        raise UserError(
+            f"Expected images in {root}, received "
+            f"{f'other files: {others}' if others else 'no files'}; name a "
+            "folder with images in or below it."
+        )
+    return listing
 
 
 def _check_folder(root):
-    if not tf.io.gfile.exists(root):
+    try:
+        exists = tf.io.gfile.exists(root)
+    except tf.errors.UnimplementedError as e:
+        schemes = tf.io.gfile.get_registered_schemes()
+        known = ", ".join(sorted(f"{name}://" for name in schemes if name))
+        raise UserError(
+            f"Expected a local folder of images, or one of {known}, received "
+            f"{root}, which TensorFlow cannot read; copy or mount it."
+        ) from e
+    except tf.errors.OpError as e:
+        raise UserError(
+            f"Expected a folder of images, received {root}, which cannot be "
+            f"read: {first_line(e).rstrip('.')}; check the path and the "
+            "permissions."
+        ) from e
+    if not exists:
         raise UserError(
             f"Expected a folder of images, received {root}, which does not "
             "exist; check the path."
@@ -182,13 +185,13 @@ def _labels(paths, labels):
     return classes(paths), why_unlabelled(paths)
 
 
-def _open_whole(root, paths, labels, holdout, role):
+def _open_whole(source, root, paths, labels, holdout, role):
     """Opens a folder without splits."""
     names, why = _labels(paths, labels)
     if not names:
         if role == "eval":
             return Absent(f"no labels in {root}: {why}")
-        return _source(root, "", paths, None, unlabelled=why)
+        return source("", paths, None, unlabelled=why)
     held = [held_out(path, holdout) for path in paths]
     chosen = [p for p, kept in zip(paths, held) if kept == (role == "eval")]
     if not chosen and role == "eval":
@@ -202,10 +205,10 @@ def _open_whole(root, paths, labels, holdout, role):
             f"--holdout={holdout:g} leaves; lower it."
         )
     about = f"folders are taken for {len(names)} classes ({listed(names)})"
-    return _source(root, "", chosen, names, about=about, held_out=sum(held))
+    return source("", chosen, names, about=about, held_out=sum(held))
 
 
-def _open_split(root, images, splits, split, labels, role):
+def _open_split(source, root, images, splits, split, labels, role):
     """Opens one of several splits, a folder each, of a folder."""
     if split not in ("", *splits):
         raise UserError(
@@ -241,9 +244,7 @@ def _open_split(root, images, splits, split, labels, role):
         about += f"; folders are taken for {len(names)} classes "
         about += f"({listed(names)})"
     chosen = [f"{split}/{path}" for path in splits[split]]
-    return _source(
-        root, f"{split}/", chosen, names, unlabelled=why, about=about
-    )
+    return source(f"{split}/", chosen, names, unlabelled=why, about=about)
 
 
 def _check_classes(root, split, found, class_names):
@@ -256,26 +257,71 @@ def _check_classes(root, split, found, class_names):
         )
 
 
-def _source(root, prefix, chosen, class_names, **words):
+def _source(root, prefix, chosen, class_names, listing, rules, **words):
     labels = np.full([len(chosen)], -1, np.int64)
     if class_names:
         number = {name: i for i, name in enumerate(class_names)}
         for i, path in enumerate(chosen):
             labels[i] = number[path[len(prefix) :].split("/")[0]]
+    # Bytes, because file names need not be valid text.
+    files = [os.fsencode(posixpath.join(root, path)) for path in chosen]
+    places = [
+        _CONVERT + file if path in listing.converted else file
+        for file, path in zip(files, chosen)
+    ]
     with tf.device("CPU:0"):
         labels = tf.constant(labels)  # [n]
-        # Bytes, because file names need not be valid text.
-        files = tf.constant(
-            [os.fsencode(posixpath.join(root, path)) for path in chosen]
-        )  # [n]
+        files, places = tf.constant(files), tf.constant(places)  # [n]
 
     def read(index):
-        name = files[index]
-        return {"name": name, "bytes": name, "label": labels[index]}
+        return {
+            "name": files[index],
+            "bytes": places[index],
+            "label": labels[index],
+        }
 
-    source = indexed(
-        f"folder:{root}", len(chosen), class_names, read, tf.io.read_file
-    )
+    converts = sum(path in listing.converted for path in chosen)
+    load = _loader(rules) if converts else _load
+    source = indexed(f"folder:{root}", len(chosen), class_names, read, load)
+    if converts:
+        words["local"] = (
+            f"which has WebP, TIFF, HEIC or AVIF files ({converts}) that only "
+            "this process can read; convert them to JPEG or PNG, leave them "
+            "out with --nomore_formats, or"
+        )
     return dataclasses.replace(
-        source, fingerprint=lambda: fingerprint.of_files(root, chosen), **words
+        source,
+        notes=tuple(listing.notes(root)),
+        fingerprint=lambda: fingerprint.of_files(root, chosen),
+        **words,
     )
+
+
+def _load(place):
+    return tf.io.read_file(place), tf.constant(headers.OK)
+
+
+def _loader(rules):
+    """Returns the function that also loads what Pillow has to read."""
+
+    def read(path):
+        content, code = converted.read(path, rules)
+        return content, np.int32(code)
+
+    def convert(place):
+        content, code = tf.numpy_function(
+            read,
+            [tf.strings.substr(place, len(_CONVERT), -1)],
+            (tf.string, tf.int32),
+            stateful=False,
+        )
+        return tf.ensure_shape(content, []), tf.ensure_shape(code, [])
+
+    def load(place):
+        return tf.cond(
+            tf.strings.substr(place, 0, len(_CONVERT)) == _CONVERT,
+            lambda: convert(place),
+            lambda: _load(place),
+        )
+
+    return load

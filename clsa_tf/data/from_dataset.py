@@ -14,6 +14,8 @@ import tensorflow as tf
 import tqdm
 
 from clsa_tf import files
+from clsa_tf.data import converted, headers
+from clsa_tf.data.listing import SUFFIXES
 from clsa_tf.data.tfrecord import IMAGE_KEYS, LABEL_KEYS
 from clsa_tf.errors import UserError, first_line
 
@@ -22,6 +24,7 @@ ABOUT = "about.json"
 UNFINISHED = ".unfinished"
 # Of a file. The order of large datasets is shuffled by files first.
 SHARD_BYTES = 64 * 2**20
+_LONGEST_NAME = 4096  # bytes, of a path
 # What has a meaning in patterns.
 _SPECIAL = "*?[]\\,"
 _IMAGES = "uint8 or float [H, W, 3], or encoded as string []"
@@ -236,6 +239,8 @@ def _read(examples, size):
                         f"{low:g} to {high:g} in image {count}; scale them, "
                         "or cast to uint8 what is in 0..255."
                     )
+                if not count:
+                    _check_content(encoded)
                 yield encoded, int(label)
                 count += 1
                 bar.update()
@@ -248,6 +253,21 @@ def _read(examples, size):
         raise UserError(
             "Expected a tf.data.Dataset with images, received an empty one; "
             "check what it is made from."
+        )
+
+
+def _check_content(encoded):
+    """Refuses the name of a file, where its contents are expected."""
+    if headers.kind(encoded[: headers.HEAD]) or len(encoded) > _LONGEST_NAME:
+        return
+    name = encoded.decode("utf-8", "replace")
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in SUFFIXES or suffix in converted.SUFFIXES:
+        raise UserError(
+            "Expected the contents of image files, as string [], received "
+            f"what seems to be the name of one, {name!r}; read the files: "
+            "dataset.map(tf.io.read_file), or, with labels, dataset.map("
+            "lambda name, label: (tf.io.read_file(name), label))."
         )
 
 

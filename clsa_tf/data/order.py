@@ -10,6 +10,7 @@ from typing import Callable, Dict, Optional, Tuple
 
 import tensorflow as tf
 
+from clsa_tf.data import headers
 from clsa_tf.data.decode import attempt
 
 Example = Dict[str, tf.Tensor]
@@ -86,9 +87,13 @@ class Source:
             Without random access `epoch(seed, e, worker)` is the part of it
             that this `Worker` reads.
         read: from an element of that dataset to name, label and bytes.
-        load: from those bytes to the encoded image; it may fail. None if they
-            are the encoded image, and not where it is.
-        local: whether `read` works in this process only, as Python does.
+        load: from those bytes to the encoded image and `headers.OK`, or to
+            "" and another code; it may fail. None if they are the encoded
+            image, and not where it is.
+        local: why `read` or `load` works in this process only, as Python
+            does; "" if they work elsewhere.
+        rules: how its images are decoded.
+        notes: sentences about it that a person should see at the start.
         fingerprint: function that returns a digest of which examples these
             are, in which order, the same wherever they are stored; see
             `clsa_tf.data.fingerprint`. None if nothing is known.
@@ -105,7 +110,9 @@ class Source:
     epoch: Callable[..., tf.data.Dataset]
     read: Callable[[tf.Tensor], Example]
     load: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
-    local: bool = False
+    local: str = ""
+    rules: headers.Rules = headers.DEFAULT
+    notes: Tuple[str, ...] = ()
     fingerprint: Optional[Callable[[], str]] = None
     unlabelled: str = ""
     about: str = ""
@@ -185,16 +192,19 @@ class Source:
 
         Returns:
             Dataset of `{"counter": i64[], "name": string[], "bytes": string[],
-            "label": i64[]}`: `bytes` is the encoded image, empty if it could
-            not be read; `label` is -1 if there is none; `name` is a path or
-            such as `"imagenet2012/train #123"`.
+            "label": i64[], "code": i32[]}`: `bytes` is the encoded image,
+            empty if it could not be read, for the reason `code` of `headers`;
+            `label` is -1 if there is none; `name` is a path or such as
+            `"imagenet2012/train #123"`.
         """
 
         def example(counter, item):
             found = {"counter": counter, **self.read(item)}
+            found["code"] = tf.constant(headers.OK)
             if self.load:
-                _, encoded = attempt(self.load, found["bytes"], otherwise="")
-                found["bytes"] = encoded
+                _, (found["bytes"], found["code"]) = attempt(
+                    self.load, found["bytes"], otherwise=("", headers.CLOSED)
+                )
             return found
 
         items = self.items(

@@ -15,6 +15,7 @@ import tensorflow as tf
 from clsa_tf.augment import crop
 from clsa_tf.augment.chain import compiled_draw, make_views
 from clsa_tf.augment.views import View, params_key, split_packed
+from clsa_tf.data import headers
 from clsa_tf.data.decode import (
     REDUCIBLE,
     try_decode,
@@ -154,6 +155,7 @@ def training_batches(
             for name, x in batch.items()
         }
         step = batch["counter"][0] // batch_size
+        batch["valid"] = batch["code"] == headers.OK
         with tf.control_dependencies(
             [_report(batch, step - start_step + 1, source, faults)]
         ):
@@ -214,15 +216,18 @@ def evaluation_batches(
     """
 
     def make_crop(example):
-        worked, image = try_decode(example["bytes"])
+        code, image = try_decode(
+            example["bytes"], source.rules, code=example["code"]
+        )
         cropped = crop.central(image, size=image_size, keep=keep)
         cropped = tf.ensure_shape(cropped, [image_size, image_size, 3])
-        return {"valid": worked, "image": cropped, **example}
+        return example | {"image": cropped, "code": code}
 
     def readable(example):
         def report():
             noted = faults.report_op(
                 example["name"][None],
+                example["code"][None],
                 source=source,
                 seen=example["counter"] + 1,
                 lost=tf.constant(False),
@@ -230,7 +235,7 @@ def evaluation_batches(
             with tf.control_dependencies([noted]):
                 return tf.constant(False)
 
-        return tf.cond(example["valid"], lambda: True, report)
+        return tf.cond(example["code"] == headers.OK, lambda: True, report)
 
     part = limit is not None and limit < source.size
     # The first ones may be of one class.
@@ -254,8 +259,9 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
         columns = [tf.unstack(x, num=count) for x in tf.nest.flatten(items)]
         rows = [tf.nest.pack_sequence_as(items, row) for row in zip(*columns)]
         examples = [source.read(row) for row in rows]
-        opens, opened = try_open(
+        opened = try_open(
             [example["bytes"] for example in examples],
+            rules=source.rules,
             load=source.load,
             whole_below=REDUCIBLE * max(sizes),
         )
@@ -264,7 +270,7 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
             try_decode_boxes(x, boxes[i], sizes=sizes)
             for i, x in enumerate(opened)
         ]
-        decodes, images, boxes = zip(*decoded)
+        codes, images, boxes = zip(*decoded)
         packed = split_packed(drawn, views=views)
         result = make_views(
             images, tf.stack(boxes), packed, views=views, finished=finished
@@ -273,7 +279,7 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
             for view in views:
                 result[params_key(view)] = packed[view.name]
         return {
-            "valid": opens & tf.stack(decodes),
+            "code": tf.stack(codes),
             "name": tf.stack([example["name"] for example in examples]),
             "counter": counters,
             **result,
@@ -286,9 +292,8 @@ def _check_readable_elsewhere(source):
     if source.local:
         raise UserError(
             "Expected files that TensorFlow reads by itself with "
-            f"--data_service, received {source.name}, whose records only this "
-            "process can look up; prepare it as tfrecord or leave "
-            "--data_service out."
+            f"--data_service, received {source.name}, {source.local} "
+            "leave --data_service out."
         )
 
 
@@ -396,9 +401,12 @@ def _report(batch, batches_seen, source, faults):
 
     def report():
         names = tf.boolean_mask(batch["name"], ~valid)
+        codes = tf.boolean_mask(batch["code"], ~valid)
         seen = batches_seen * tf.size(valid, tf.int64)
         lost = ~tf.reduce_any(valid)
-        return faults.report_op(names, source=source, seen=seen, lost=lost)
+        return faults.report_op(
+            names, codes, source=source, seen=seen, lost=lost
+        )
 
     return tf.cond(tf.reduce_all(valid), tf.no_op, report)
 

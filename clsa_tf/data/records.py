@@ -122,7 +122,13 @@ def from_getter(
         )
         return _example(name, index, tf.ensure_shape(record, []), form)
 
-    source = dataclasses.replace(indexed(name, size, None, read), local=True)
+    source = dataclasses.replace(
+        indexed(name, size, None, read),
+        local=(
+            "whose records only this process can look up; prepare it as "
+            "tfrecord, or"
+        ),
+    )
     return in_memory(source) if memory else source
 
 

@@ -1,7 +1,9 @@
 """Opens the dataset that a user names, whatever it is."""
 
+from dataclasses import replace
 from typing import Union
 
+from clsa_tf.data import headers
 from clsa_tf.data.folder import open_folder
 from clsa_tf.data.order import Absent, Source
 from clsa_tf.data.records import MEMORY_BYTES, WINDOW_RECORDS
@@ -24,12 +26,15 @@ def open_source(
     download: bool = False,
     window: int = WINDOW_RECORDS,
     memory_bytes: int = MEMORY_BYTES,
+    rules: headers.Rules = headers.DEFAULT,
 ) -> Union[Source, Absent]:
     """Opens a dataset of images.
 
     Spellings of `dataset`:
 
-    * `folder:/photos`: .jpg .jpeg .png .bmp .gif files anywhere below. It is
+    * `folder:/photos`: images anywhere below: .jpg .jpeg .png .bmp .gif and,
+      with `rules.more_formats`, .webp .tif .tiff .heic .heif .avif and what
+      begins as an image does, whatever its name (see `listing`). It is
       labelled if every image lies below one of two or more first-level
       folders, the classes. If it has the folders `train` and one of `test`,
       `val`, `validation`, these are the splits, and the classes are below
@@ -60,6 +65,8 @@ def open_source(
         download: whether tensorflow-datasets may download what is missing.
         window: records among which a streamed source is shuffled.
         memory_bytes: size up to which records are read into memory.
+        rules: how files are read. `exif_rotation` and `more_formats` are for
+            folders only: other datasets were made for training.
 
     Returns:
         A `Source`; for role "eval", which needs labels, and "bank" the reason
@@ -76,6 +83,7 @@ def open_source(
             labels=labels,
             holdout=holdout,
             role=role,
+            rules=rules,
         )
     elif dataset.startswith(TFRECORD):
         if split not in ("", "train"):
@@ -106,9 +114,13 @@ def open_source(
             download=download,
             **memory,
         )
-    if role == "eval" and isinstance(source, Source) and source.unlabelled:
+    if isinstance(source, Absent):
+        return source
+    if role == "eval" and source.unlabelled:
         return Absent(f"no labels in {source.name}: {source.unlabelled}")
-    return source
+    if not dataset.startswith(FOLDER):
+        rules = rules._replace(exif_rotation=False, more_formats=False)
+    return replace(source, rules=rules)
 
 
 def open_train_source(config) -> Source:
@@ -151,4 +163,10 @@ def _common(config):
         "labels": config.labels,
         "holdout": config.holdout,
         "download": config.download,
+        "rules": headers.Rules(
+            image_bytes=config.max_image_bytes,
+            image_pixels=config.max_image_pixels,
+            exif_rotation=config.exif_rotation,
+            more_formats=config.more_formats,
+        ),
     }

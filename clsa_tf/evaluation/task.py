@@ -123,6 +123,8 @@ def announcement(config, train, evaluation):
             f": {train.held_out} of {train.held_out + train.size} images are "
             f"held out {purpose}; --labels=none or --holdout=0 trains on all"
         )
+    if config.eval_dataset and evaluation and not evaluation.no_accuracy:
+        lines += (evaluation.queries or evaluation.bank).notes
     if evaluation is None:
         lines.append("no kNN accuracy while training: --knn_epochs=0")
     elif evaluation.no_accuracy:

@@ -56,6 +56,23 @@ def parse(server):
     return f"{scheme}://{host}{path}", None
 
 
+def of_model(server):
+    """Writes the address of a model in full.
+
+    Args:
+        server: as `parse` takes it, or `http[s]://host:port/MODEL`.
+
+    Returns:
+        the same, but `http[s]://host:port/v1/models/MODEL` for the latter.
+    """
+    match = _ADDRESS.fullmatch(server)
+    scheme, host, path = match.groups() if match else (None, None, None)
+    prefix, _, model = (path or "").rstrip("/").rpartition("/")
+    if scheme in (None, "grpc") or not model or "/v1/" in f"{path}/":
+        return server
+    return f"{scheme}://{host}{prefix}/v1/models/{model}"
+
+
 def _error(server):
     return UserError(
         "Expected a server as host:port, grpc://host:port[/MODEL] or "

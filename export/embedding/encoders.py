@@ -1,4 +1,4 @@
-"""What `export.embed` computes with: a SavedModel here, or a server."""
+"""What `export.embed` computes with: a model of this machine, or a server."""
 
 import contextlib
 import hashlib
@@ -6,9 +6,11 @@ import json
 import os
 import re
 
+from clsa_tf.config import RUN_FLAGS
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import MODEL_CARD, newest_savedmodel
 from export.client import Client
+from export.embedding import address
 from export.embedding.refusal import ModelError
 
 _SIGNATURE = "serving_default"
@@ -22,32 +24,37 @@ def open_encoder(name, *, outputs, batch_size, timeout, attempts):
     """Opens an encoder.
 
     Args:
-        name: directory of a SavedModel, or of its versions, of which the
-            newest is taken; or the address of a server, see `Client`.
+        name: directory of a SavedModel, of its versions, of which the newest
+            is taken, or of a run; or the address of a model of a server, see
+            `address.of_model`.
         outputs: names of those that are wanted.
         batch_size: images per request to a server.
         timeout: seconds per request.
         attempts: how often to make one.
 
     Returns:
-        `SavedModel` or `Server`.
+        `SavedModel`, `Checkpoint` or `Server`.
 
     Raises:
         UserError: there is none, or it has no such outputs.
     """
     if re.match(r"(grpc|https?)://", name):
+        name = address.of_model(name)
         client = Client(
             name, batch_size=batch_size, timeout=timeout, attempts=attempts
         )
         return Server(client, name, outputs)
     path = newest_savedmodel(name)
-    if not path:
-        raise UserError(
-            "Expected an --encoder that is the directory of a SavedModel or of "
-            "its versions, or the address of a server, grpc://host:port/MODEL "
-            f"or http://host:port/v1/models/MODEL, received {name!r}; name one."
-        )
-    return SavedModel(path, outputs)
+    if path:
+        return SavedModel(path, outputs)
+    if os.path.exists(os.path.join(name, RUN_FLAGS)):
+        return Checkpoint(name, outputs)
+    raise UserError(
+        "Expected an --encoder that is the directory of a SavedModel, of its "
+        "versions or of a run, or the address of a server, "
+        f"grpc://host:port/MODEL or http://host:port/MODEL, received {name!r}; "
+        "name one."
+    )
 
 
 class SavedModel:
@@ -95,19 +102,63 @@ class SavedModel:
 
     def __call__(self, images):
         """Embeds images; as `Client.embed`."""
-        import grpc
-        import tensorflow as tf
-
-        try:
-            found = self._function(image_bytes=tf.constant(images))
-        except tf.errors.OpError as e:
-            # Numbered as by gRPC.
-            statuses = {code.value[0]: code.name for code in grpc.StatusCode}
-            status = statuses[e.error_code]
-            raise ModelError(
-                self.path, status, first_line(e).rstrip(".")
-            ) from e
+        found = _call(self._function, images, self.path)
         return {name: found[name].numpy() for name in self._outputs}
+
+    def close(self):
+        """Does nothing."""
+
+
+class Checkpoint:
+    """The newest checkpoint of a run, as `export.savedmodel` would export it.
+
+    Args:
+        workdir: directory of the run.
+        outputs: names of those that are wanted.
+
+    Attributes:
+        identity: as of `SavedModel`; that of the export is the same.
+        widths: likewise.
+
+    Raises:
+        UserError: it cannot be loaded or has no such outputs.
+    """
+
+    def __init__(self, workdir, outputs):
+        """See the class."""
+        from clsa_tf.checkpoint import load_trained
+        from export.model import card, served
+
+        self._workdir = workdir
+        trained = load_trained(workdir)
+        config, encoder = trained.config, trained.encoder
+        known = {
+            "embedding": [None, encoder.features],
+            "projection": [None, encoder.projections],
+        }
+        self.widths = _widths(workdir, outputs, [_INPUT], known)
+        # It has to be kept for its variables to be.
+        self._module = served.ServedEncoder(
+            encoder,
+            image_size=config.image_size,
+            keep=config.eval_keep,
+            outputs=outputs,
+        )
+        # Not prepared by several threads at once.
+        self._function = self._module.signatures[_SIGNATURE]
+        self.identity = _identity(
+            {
+                "fingerprint": card.fingerprint(encoder.variables),
+                "image_size": config.image_size,
+                "keep": config.eval_keep,
+                "precision": "float32",
+            }
+        )
+
+    def __call__(self, images):
+        """Embeds images; as `Client.embed`."""
+        found = _call(self._function, images, self._workdir)
+        return {name: x.numpy() for name, x in found.items()}
 
     def close(self):
         """Does nothing."""
@@ -149,6 +200,25 @@ class Server:
         self._client.close()
 
 
+def _call(function, images, place):
+    """Calls a model of this process; raises `ModelError` as a server's do."""
+    import grpc
+    import tensorflow as tf
+
+    try:
+        return function(image_bytes=tf.constant(images))
+    except tf.errors.OpError as e:
+        # Numbered as by gRPC.
+        statuses = {code.value[0]: code.name for code in grpc.StatusCode}
+        status = statuses[e.error_code]
+        raise ModelError(place, status, first_line(e).rstrip(".")) from e
+
+
+def _identity(card):
+    said = [card["fingerprint"], *(card.get(key) for key in _IDENTITY)]
+    return f"sha256:{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"
+
+
 def fingerprint(path):
     """What tells a SavedModel from those that give other embeddings.
 
@@ -159,13 +229,11 @@ def fingerprint(path):
         `"sha256:…"`, of what its model card says or, without one, of its
         files.
     """
-    digest = hashlib.sha256()
     try:
         with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
-            card = json.load(file)
-        said = [card["fingerprint"], *(card.get(key) for key in _IDENTITY)]
-        digest.update(json.dumps(said).encode())
+            return _identity(json.load(file))
     except (OSError, ValueError, LookupError, TypeError):
+        digest = hashlib.sha256()
         for name in ("saved_model.pb", *_variables(path)):
             with open(os.path.join(path, name), "rb") as file:
                 digest.update(name.encode())

@@ -126,7 +126,7 @@ class ServedEncoder(tf.Module):
                 tf.strings.as_string(first),
                 " (counted from 0), which ",
                 tf.gather(table, padded[first]),
-                "; leave it out or mend it.",
+                "; leave it out, or mend or convert it.",
             ]
         )
         return tf.debugging.Assert(tf.reduce_all(reason == 0), [message])

@@ -1,0 +1,151 @@
+"""WebP, TIFF, HEIC and AVIF files, which TensorFlow cannot decode.
+
+Pillow reads them, in this process. TensorFlow gets their pixels as a BMP file,
+which costs little more than a copy.
+"""
+
+import functools
+import io
+import os
+import stat
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps, features
+
+from clsa_tf.data import headers
+
+SUFFIXES = {
+    ".webp": "WebP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".heic": "HEIC",
+    ".heif": "HEIC",
+    ".avif": "AVIF",
+}
+_MISSING = {
+    "WebP": "needs a Pillow with WebP",
+    "TIFF": "needs Pillow",
+    "HEIC": "needs pip install 'clsa_tf[heif]'",
+    "AVIF": "needs Pillow 11.3 or newer",
+}
+# Those of Pillow; no other of its decoders ever sees a file.
+_FORMATS = ("WEBP", "TIFF", "HEIF", "AVIF")
+
+
+@functools.lru_cache(maxsize=None)  # asked for every file
+def missing(kind) -> str:
+    """Says what has to be installed for a kind of file; "" if nothing has.
+
+    Args:
+        kind: a key of `headers.CONVERTED`.
+    """
+    if kind == "HEIC":
+        there = _with_heif()
+    elif kind == "TIFF":
+        there = True
+    else:
+        there = bool(features.check(kind.lower()))
+    return "" if there else _MISSING[kind]
+
+
+def _with_heif():
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def read(path, rules):
+    """Reads a file that TensorFlow may be unable to decode.
+
+    Args:
+        path: local path, or a URL that `tf.io.gfile` knows; str or bytes.
+        rules: `headers.Rules`.
+
+    Returns:
+        (bytes that `decode.decode` takes, a code of `headers`). JPEGs and
+        other files that TensorFlow decodes come as they are. Where the code is
+        not `headers.OK`, the bytes are empty.
+    """
+    try:
+        content = _content(os.fsdecode(path), rules.image_bytes)
+    except (OSError, tf.errors.OpError):
+        return b"", headers.CLOSED
+    if content is None:
+        return b"", headers.BYTES
+    if headers.kind(content[: headers.HEAD]) not in headers.CONVERTED:
+        return content, headers.OK
+    pixels, code = decode(content, rules)
+    return _bmp(pixels) if code == headers.OK else b"", code
+
+
+def _content(path, most):
+    """The content of a file; None if it has more than `most` bytes."""
+    if "://" in path:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read() if file.size() <= (most or np.inf) else None
+    # Not blocked by a pipe, which is refused.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("not a regular file")
+        return file.read() if found.st_size <= (most or np.inf) else None
+
+
+def decode(content, rules):
+    """Decodes a WebP, TIFF, HEIC or AVIF file; of several images the first.
+
+    Pixels of 16 bits keep the high byte, alpha is dropped without blending.
+
+    Args:
+        content: bytes of the file.
+        rules: `headers.Rules`. A rotation that HEIC and AVIF files state
+            outside of EXIF data belongs to the image, and is applied always.
+
+    Returns:
+        (u8[H, W, 3], `headers.OK`) or (None, another code).
+    """
+    kind = headers.kind(content[: headers.HEAD])
+    if kind in headers.CONVERTED and missing(kind):
+        return None, headers.CODES[kind]
+    _allow(rules.image_pixels)
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > (rules.image_pixels or np.inf) or (
+                max(width, height) > headers.MAX_SIDE
+            ):
+                return None, headers.PIXELS
+            return _rgb(image, rules.exif_rotation), headers.OK
+    # Pillow's plugins raise whatever they stumble over.
+    except Exception:
+        return None, headers.DAMAGED
+
+
+def _allow(pixels):
+    """Keeps Pillow's own limit, which is everybody's, out of the way.
+
+    It warns beyond 89 million pixels. Larger images were asked for by a flag.
+    """
+    if Image.MAX_IMAGE_PIXELS and not 0 < pixels <= Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = pixels or None
+
+
+def _rgb(image, exif_rotation):
+    if exif_rotation:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image) >> 8
+        return np.repeat(grey.astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError("values of 32 bits, whose white is not known")
+    return np.asarray(image.convert("RGB"))
+
+
+def _bmp(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    return buffer.getvalue()

@@ -1,0 +1,186 @@
+"""Which files of a folder are images, and what the others are."""
+
+import os
+import posixpath
+from collections import Counter
+from typing import FrozenSet, List, NamedTuple, Optional
+
+import tensorflow as tf
+
+from clsa_tf.data import converted, headers
+
+# What TensorFlow decodes.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+# What is never an image that can be used, and common: not worth a look.
+# Raw files would be taken for the small TIFF that they begin with.
+_OTHERS = frozenset(
+    ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .html .htm .log .pdf .npy "
+    ".npz .mat .h5 .pkl .parquet .tfrecord .zip .tar .gz .tgz .7z .rar .mp4 "
+    ".mov .avi .mkv .webm .m4v .3gp .mp3 .wav .m4a .psd .svg .xmp .aae .thm "
+    ".dng .nef .cr2 .cr3 .arw .orf .rw2 .raf .py .sh .js .css .ini .db".split()
+)
+# Lengths of the headers that BMP files have.
+_BMP_HEADERS = [bytes([n, 0, 0, 0]) for n in (12, 40, 52, 56, 64, 108, 124)]
+_LONGEST = 10  # characters of what is taken for an extension
+_NAMED = 8  # kinds of files that are named in a sentence
+
+
+class Listing(NamedTuple):
+    """The files anywhere below a folder.
+
+    Attributes:
+        images: paths below the root, with "/" and sorted.
+        converted: those of them that `converted` has to read.
+        left_out: kinds of files that are no images -> how many.
+        recognised: kinds of names of those images that only their content
+            shows to be images -> how many.
+    """
+
+    images: List[str]
+    converted: FrozenSet[str]
+    left_out: Counter
+    recognised: Counter
+
+    def notes(self, root: str) -> List[str]:
+        """What a person should know about the listing of `root`, sentences."""
+        notes = []
+        if self.left_out:
+            notes.append(f"left out of {root}: {self.describe()}")
+        if self.recognised:
+            notes.append(
+                f"taken for images by their content in {root}: "
+                f"{self.describe(self.recognised)}"
+            )
+        return notes
+
+    def describe(self, kinds: Optional[Counter] = None) -> str:
+        """Counts files by kind: "3 files: 2 .txt, 1 .mp4"; "" for none.
+
+        Args:
+            kinds: kinds -> how many; None: those left out.
+        """
+        kinds = self.left_out if kinds is None else kinds
+        if not kinds:
+            return ""
+        most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+        named = [f"{count:,} {kind}" for kind, count in most[:_NAMED]]
+        rest = sum(count for _, count in most[_NAMED:])
+        named += [f"{rest:,} of other kinds"] if rest else []
+        total = sum(kinds.values())
+        noun = "file" if total == 1 else "files"
+        return f"{total:,} {noun}: {', '.join(named)}"
+
+
+def list_images(root: str, *, more_formats: bool = True) -> Listing:
+    """Lists the images anywhere below a folder.
+
+    Hidden files and folders are passed over, links are followed. Of local
+    folders, what is no regular file is left out without being opened, and
+    files whose suffix is not known are looked into.
+
+    Args:
+        root: a local path or a URL that `tf.io.gfile` knows.
+        more_formats: see `headers.Rules`; otherwise only the names in
+            `SUFFIXES` are images.
+
+    Returns:
+        A `Listing`.
+    """
+    images, to_convert = [], set()
+    left_out, recognised = Counter(), Counter()
+    remote = "://" in root
+    for path, fault in _walk_remote(root) if remote else _walk(root):
+        if path.startswith(".") or "/." in path:
+            continue
+        if fault:
+            left_out[fault] += 1
+            continue
+        suffix = _suffix(path)
+        if suffix in SUFFIXES:
+            images.append(path)
+            continue
+        kind = converted.SUFFIXES.get(suffix, "") if more_formats else ""
+        by_content = more_formats and not (kind or remote or suffix in _OTHERS)
+        if by_content:
+            kind = _look(posixpath.join(root, path), suffix)
+        missing = kind in headers.CONVERTED and converted.missing(kind)
+        shown = suffix or "without extension"
+        if not kind:
+            left_out[shown if suffix else f"{shown} that are no images"] += 1
+        elif missing:
+            left_out[f"{shown} ({kind}: {missing})"] += 1
+        else:
+            images.append(path)
+            recognised[shown] += by_content
+            if kind in headers.CONVERTED:
+                to_convert.add(path)
+    return Listing(sorted(images), frozenset(to_convert), left_out, +recognised)
+
+
+def _suffix(path):
+    """What a file is called by, in lower case; "" for none."""
+    suffix = os.path.splitext(path)[1].lower()
+    strange = len(suffix) > _LONGEST or not suffix.isprintable()
+    return "" if strange or " " in suffix or suffix == "." else suffix
+
+
+def _look(path, suffix):
+    """The kind of a file by its content, as `headers.kind`; "" for others."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(headers.HEAD)
+    except OSError:
+        return ""
+    kind = headers.kind(head)
+    # Raw files begin as TIFF files, but hold a thumbnail there.
+    if kind == "TIFF" and suffix:
+        return ""
+    # Texts may begin with BM; here the length of a header follows.
+    if kind == "BMP" and head[14:18] not in _BMP_HEADERS:
+        return ""
+    return kind
+
+
+def _walk_remote(root):
+    """Yields (path below root, "") of each file."""
+    for folder, _, files in tf.io.gfile.walk(root):
+        below = folder[len(root) :].strip("/")
+        for name in files:
+            yield posixpath.join(below, name), ""
+
+
+def _walk(root):
+    """Yields (path below root, fault) of each file, "" if it has none.
+
+    Most files need no call of their own. Any name will do.
+    """
+    visited, waiting = set(), [""]
+    while waiting:
+        below = waiting.pop()
+        visited.add(os.path.realpath(os.path.join(root, below)))
+        try:
+            with os.scandir(os.path.join(root, below)) as scan:
+                entries = list(scan)
+        except OSError:
+            yield below, "folders that cannot be opened"
+            continue
+        folders = []
+        for entry in entries:
+            path = posixpath.join(below, entry.name)
+            if _is(entry.is_dir):
+                # A link upwards would never end.
+                hidden = entry.name.startswith(".")
+                if not hidden and os.path.realpath(entry.path) not in visited:
+                    folders.append(path)
+            elif _is(entry.is_file) or not os.path.exists(entry.path):
+                yield path, ""  # a link to nowhere is found when it is read
+            else:
+                yield path, "that are no files (pipes, sockets, devices)"
+        waiting += reversed(folders)
+
+
+def _is(question):
+    try:
+        return question()  # follows links
+    except OSError:  # a link to itself
+        return False
