@@ -18,6 +18,12 @@ The classifier is written to `--output`; plain Keras loads it, without clsa_tf:
 
 import argparse
 
+from clsa_tf import console
+
+# Before TensorFlow is imported, which chooses then what it prints, and which
+# Keras it has. A program that wants all of its log leaves the call out.
+console.quieten()
+
 from tensorflow import keras
 
 import clsa_tf

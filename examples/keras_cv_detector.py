@@ -18,6 +18,12 @@ detector's weights are written to `--output`.
 
 import argparse
 
+from clsa_tf import console
+
+# Before TensorFlow is imported, which chooses then what it prints, and which
+# Keras it has. A program that wants all of its log leaves the call out.
+console.quieten()
+
 import keras_cv
 import numpy as np
 import tensorflow as tf

@@ -9,6 +9,12 @@ the 12,000 images of `shapes`.
 
 import argparse
 
+from clsa_tf import console
+
+# Before TensorFlow is imported, which chooses then what it prints, and which
+# Keras it has. A program that wants all of its log leaves the call out.
+console.quieten()
+
 import tensorflow as tf
 from tensorflow import keras
 

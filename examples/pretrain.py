@@ -10,6 +10,12 @@ Settings are those of a small network on small images, for a CPU; any flag of
 import argparse
 import os
 
+from clsa_tf import console
+
+# Before TensorFlow is imported, which chooses then what it prints, and which
+# Keras it has. A program that wants all of its log leaves the call out.
+console.quieten()
+
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
