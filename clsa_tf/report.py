@@ -198,7 +198,7 @@ class _Captions:
     @property
     def title(self):
         """How to read them."""
-        text = f"nearest images of {self._bank}, by the cosine of features"
+        text = f"nearest images of {self._bank}, by cosine of the features"
         if self._classes:
             text += "; green: the same class, red: another one"
         return text

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from clsa_tf import config as config_lib
@@ -119,8 +120,6 @@ def test_other_classes_each_among_all_others(flat, animals, labels):
 
 def tiny_features(images):
     """Some features; noise would not do, as they are computed twice."""
-    import tensorflow as tf
-
     return tf.cast(images[:, ::8, ::8, 0], tf.float32)[..., 0]
 
 
