@@ -29,7 +29,10 @@ _NOTE = re.compile(
     rb"|(\d{4}-\d\d-\d\d \S+ E|E\d{4} \S+ +\d+) [\w./-]+:\d+\] "
     rb"(Unable to register cu\w+ (factory|plugin)"
     rb"|SetPriority unimplemented for this stream" + _NO_GPU + rb")"
-    # A table that TFLite's converter prints of what it need not convert.
+    # TFLite, of what it was asked for.
+    rb"|INFO: Created TensorFlow Lite \w+ delegate for CPU\."
+    rb"|fully_quantize: \d, inference_type: \d+, input_inference_type: \w+, "
+    # A table that its converter prints of what it need not convert.
     rb"|Summary on the non-converted ops:$|-{33}$"
     rb"| \* (Accepted dialects: |Non-Converted Ops: \d|\d+ [A-Z]+ ops$)"
     rb"|- [a-z]+\.\w+: +\d+ occurrences  \(|  \((\w+: \d+(, )?)+\)$"

@@ -8,6 +8,7 @@ dictionary of `embedding` and `projection`, float32 arrays.
 import json
 import os
 import typing
+import warnings
 import zipfile
 
 import numpy as np
@@ -163,7 +164,10 @@ def _converter(source):
 def _run_tflite(converter, path, *, to_input):
     with open(path, "wb") as file:
         file.write(converter.convert())
-    interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
+    with warnings.catch_warnings():
+        # TensorFlow 2.21 announces that another package will have it.
+        warnings.filterwarnings("ignore", "(?s).*LiteRT", UserWarning)
+        interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
     signature = interpreter.get_signature_runner()
 
     def run(images):

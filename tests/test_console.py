@@ -30,6 +30,9 @@ Summary on the non-converted ops:
  * 49 ARITH ops
 - arith.constant:   49 occurrences  (f16: 46, i32: 3)
   (f32: 9)
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+fully_quantize: 0, inference_type: 6, input_inference_type: UINT8, output_infer\
+ence_type: FLOAT32
 """
 MESSAGES = b"""\
 2026-11-28 18:35:39.822641: E tensorflow/core/x.cc:9] Could not create handle
