@@ -405,6 +405,21 @@ def test_addresses(server, expected):
 
 
 @pytest.mark.parametrize(
+    "server, expected",
+    [
+        ("http://here:8501/photos", "http://here:8501/v1/models/photos"),
+        ("https://here/proxy/photos/", "https://here/proxy/v1/models/photos"),
+        ("http://here:8501", "http://here:8501"),
+        ("http://here/v1/models/m", "http://here/v1/models/m"),
+        ("http://here/v1/models", "http://here/v1/models"),
+        ("grpc://here:8500/photos", "grpc://here:8500/photos"),
+    ],
+)
+def test_addresses_of_models(server, expected):
+    assert address.of_model(server) == expected
+
+
+@pytest.mark.parametrize(
     "server",
     [
         "",

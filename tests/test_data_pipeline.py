@@ -417,23 +417,39 @@ def large(size):
     return Source(f"of {size}", size, None, True, None, None)
 
 
+def named(names):
+    """Names and why they cannot be read."""
+    return dict.fromkeys(names, "is damaged")
+
+
+def test_names_of_earlier_versions_have_no_reason(tmp_path):
+    (tmp_path / "unreadable.txt").write_text("a\n")
+    faults = Faults(max_bad_share=0.5)
+    faults.record(tmp_path)
+    assert faults.report(named("ab"), source=large(100), seen=2)
+    assert faults.count == 2
+    written = (tmp_path / "unreadable.txt").read_text()
+    assert written == "a\nb\tis damaged\n"
+
+
 def test_few_images_are_not_yet_a_share():
     source, faults = large(10**6), Faults(max_bad_share=0.01)
-    ten = [f"{n}" for n in range(10)]
+    ten = named(f"{n}" for n in range(10))
     assert faults.report(ten, source=source, seen=20)
-    assert faults.report(["3", "4"], source=source, seen=30)  # known ones
+    assert faults.report(named("34"), source=source, seen=30)  # known ones
     assert faults.count == 10 and faults.error() is None
-    assert not faults.report(["x"], source=source, seen=40)
+    assert not faults.report(named("x"), source=source, seen=40)
     assert "11 among 40 (27.5%)" in one_sentence(faults.error())
-    assert not faults.report([], source=source, seen=10**6)  # it stays so
+    assert not faults.report({}, source=source, seen=10**6)  # it stays so
 
 
 def test_the_share_is_of_the_distinct_images_of_a_source():
-    many, faults = [f"{n}" for n in range(50)], Faults(max_bad_share=0.01)
+    many = named(f"{n}" for n in range(50))
+    faults = Faults(max_bad_share=0.01)
     assert faults.report(many, source=large(10**6), seen=5000)
     small = large(200)  # seen 25 times
-    assert faults.report(["a", "b"], source=small, seen=5000)
-    assert not faults.report(["c"], source=small, seen=5000)
+    assert faults.report(named("ab"), source=small, seen=5000)
+    assert not faults.report(named("c"), source=small, seen=5000)
     text = one_sentence(faults.error())
     assert "3 among 200" in text and "of 200" in text
 
@@ -441,26 +457,28 @@ def test_the_share_is_of_the_distinct_images_of_a_source():
 def test_ten_names_are_logged(caplog):
     faults = Faults(max_bad_share=1.0)
     for n in range(15):
-        names = [f"file-{n}", "file-0"]
+        names = named([f"file-{n}", "file-0"])
         faults.report(names, source=large(100), seen=n + 1)
-    named = [r.getMessage() for r in caplog.records if "file-" in r.message]
-    assert len(named) == 10 and "file-9" in named[-1]
+    logged = [r.getMessage() for r in caplog.records if "file-" in r.message]
+    assert len(logged) == 10 and "file-9" in logged[-1]
     assert faults.count == 15
 
 
 def test_names_are_kept_from_start_to_start(tmp_path, caplog):
-    for names in (["a", "b\nc"], ["b\nc", "d"]):
+    for names in (["a", "b\nc"], ["b\nc", "d\te"]):
         faults = Faults(max_bad_share=0.02)
         faults.record(tmp_path)
         # What was known before says nothing about the share of this start.
-        assert faults.report(names, source=large(100), seen=2)
+        assert faults.report(named(names), source=large(100), seen=2)
     assert faults.count == 3 and str(tmp_path) in faults.summary()
     path = tmp_path / "unreadable.txt"
-    assert path.read_text() == "a\nb c\nd\n"
+    assert path.read_text() == (
+        "a\tis damaged\nb c\tis damaged\nd e\tis damaged\n"
+    )
     assert len(caplog.records) == 3
     path.unlink()
     path.symlink_to("/dev/full")
-    assert not faults.report(["e"], source=large(1000), seen=1000)
+    assert not faults.report(named("e"), source=large(1000), seen=1000)
     assert "No space left" in one_sentence(faults.error())
 
 

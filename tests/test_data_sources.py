@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from clsa_tf.data import shapes
+from clsa_tf.data import headers, shapes
 from clsa_tf.data.order import Absent, Worker
 from clsa_tf.data.sources import (
     open_eval_source,
@@ -243,7 +243,8 @@ def test_suffixes_hidden_files_and_depth(tmp_path):
     for path in kept + other:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(path.encode())
-    source = open_source(f"folder:{tmp_path}")
+    rules = headers.DEFAULT._replace(more_formats=False)
+    source = open_source(f"folder:{tmp_path}", rules=rules)
     examples = read(source, shuffle=False)
     assert names(examples) == sorted(str(tmp_path / path) for path in kept)
     for e in examples:
@@ -402,7 +403,7 @@ def test_messages_about_folders(tmp_path, photos):
     for n in range(3):
         (tmp_path / "empty" / f"{n}.txt").touch()
     text = message(dataset=f"folder:{tmp_path}/empty")
-    assert "received 3 other files" in text
+    assert "3 files: 3 .txt" in text
     assert "split" in message(dataset=f"folder:{photos}", split="test")
 
 
@@ -417,9 +418,14 @@ def test_sources_of_a_run(tmp_path, photos):
         holdout=0.3,
         num_examples=0,
         download=False,
+        max_image_bytes=7,
+        max_image_pixels=8,
+        exif_rotation=False,
+        more_formats=False,
     )
     train, test = open_train_source(config), open_eval_source(config)
     assert train.size + test.size == 60 and test.size < 40
+    assert train.rules == test.rules == headers.Rules(7, 8, False, False)
     for n in range(4):
         write_image(tmp_path / "new" / "ab"[n % 2] / f"{n}.png", n)
     config.eval_dataset = f"folder:{tmp_path}/new"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clsa_tf.augment import crop
+from clsa_tf.data import headers
 from clsa_tf.data.decode import decode
 from export.model import untrusted
 from tests import exports
@@ -99,16 +100,33 @@ def test_progressive_and_16_bit_and_top_down_files_are_good():
 @pytest.mark.parametrize(
     "encoded",
     [
-        b"",
         b"\0" * 90_000,
         b"GIF",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"RIFF\x24\0\0\0WEBPVP8 ",
+        b"RIFF\x24\0\0\0WAVEfmt ",
     ],
-    ids=["nothing", "zeros", "short", "svg", "webp"],
+    ids=["zeros", "short", "svg", "wav"],
 )
 def test_what_is_no_image(encoded):
     assert "is not a JPEG, PNG, BMP or GIF" in reason(encoded)
+
+
+def test_nothing():
+    assert reason(b"") == "is empty"
+
+
+@pytest.mark.parametrize(
+    "kind, suffix", [("WebP", "WEBP"), ("TIFF", "TIFF"), ("AVIF", "AVIF")]
+)
+def test_what_only_pillow_reads_is_refused_by_its_kind(kind, suffix):
+    words = f"is a {kind} file, not a JPEG, PNG, BMP or GIF file"
+    assert reason(exports.encode(photo(), suffix)) == words
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"hevx"])
+def test_heic_is_refused_by_its_kind(brand):
+    encoded = b"\0\0\0\x18ftyp" + brand + b"\0" * 12
+    assert reason(encoded).startswith("is a HEIC file")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,7 +189,8 @@ def test_of_an_animation_only_the_first_frame_counts():
     np.testing.assert_array_equal(images[0], images[1])
     assert images.numpy().any()
     # A decoder never sees the others, nor takes memory for them.
-    assert untrusted._first_frame(bomb).numpy() == still
+    number = headers._NUMBERS["GIF"]
+    assert headers._first_frame(bomb, number)[0].numpy() == still
 
 
 def test_a_gif_whose_blocks_never_end():

@@ -102,8 +102,9 @@ def decode(content, rules):
 
     Args:
         content: bytes of the file.
-        rules: `headers.Rules`. A rotation that HEIC and AVIF files state
-            outside of EXIF data belongs to the image, and is applied always.
+        rules: `headers.Rules`. The rotation of a TIFF file, and that which
+            HEIC and AVIF files state outside of EXIF data, belong to the
+            image: Pillow applies them always.
 
     Returns:
         (u8[H, W, 3], `headers.OK`) or (None, another code).
@@ -120,6 +121,8 @@ def decode(content, rules):
             ):
                 return None, headers.PIXELS
             return _rgb(image, rules.exif_rotation), headers.OK
+    except Image.DecompressionBombError:
+        return None, headers.PIXELS
     # Pillow's plugins raise whatever they stumble over.
     except Exception:
         return None, headers.DAMAGED

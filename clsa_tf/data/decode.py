@@ -33,31 +33,30 @@ class Opened(NamedTuple):
         encoded: string[], the contents of the file.
         size: i32[2], height and width in pixels, upright.
         pixels: u8[H, W, 3] like `decode`; of a large JPEG u8[0, 0, 3] instead.
-        turn: i32[], the orientation of the JPEG that is applied, see
-            `orientation`; 1 for none.
         code: i32[], `headers.OK` or why there are no pixels: then `pixels` is
             one black pixel.
+        turn: i32[], the orientation of the JPEG that is applied, see
+            `orientation`; 1 for none.
     """
 
     encoded: tf.Tensor
     size: tf.Tensor
     pixels: tf.Tensor
-    turn: Any = 1
     code: Any = headers.OK
+    turn: Any = 1
 
 
-def decode(encoded, *, exif_rotation=False) -> tf.Tensor:
+def decode(encoded) -> tf.Tensor:
     """Decodes a JPEG, PNG, BMP or GIF image, whatever its size.
 
     Grey images get three equal channels; palettes and CMYK become RGB; of an
     animation the first frame is taken; 16-bit PNGs keep the high byte. As
-    with Pillow's `convert("RGB")`, alpha is dropped without blending.
+    with Pillow's `convert("RGB")`, alpha is dropped without blending. A
+    rotation noted in EXIF data is not applied, as in published pipelines; see
+    `try_decode`.
 
     Args:
         encoded: string[], the contents of the file.
-        exif_rotation: whether a JPEG is turned upright as its EXIF data say;
-            those of PNGs are not looked at. Not by default: published
-            pipelines and TensorFlow's decoders use the pixels as stored.
 
     Returns:
         u8[H, W, 3], RGB.
@@ -70,28 +69,25 @@ def decode(encoded, *, exif_rotation=False) -> tf.Tensor:
     and GIFs: transparent pixels are black, and a first frame that is smaller
     than the canvas is not put on it.
     """
-
-    def jpeg():
-        pixels = _decode_jpeg(encoded)
-        return orientation.upright(pixels, _turn(encoded, exif_rotation))
-
     return tf.cond(
-        _is_jpeg(encoded), jpeg, lambda: _decode_other(encoded)
+        _is_jpeg(encoded),
+        lambda: _decode_jpeg(encoded),
+        lambda: _decode_other(encoded),
     )  # [H, W, 3]
 
 
-def open_image(encoded, *, exif_rotation=False, whole_below=0) -> Opened:
+def open_image(encoded, *, whole_below=0) -> Opened:
     """Finds the size of an image; decodes it unless it is a large JPEG.
 
     Args:
         encoded: string[], the contents of the file.
-        exif_rotation: see `decode`.
         whole_below: JPEGs of which the shorter side is less, in pixels, are
             decoded too: small ones gain less from `decode_boxes` than a second
             look at them costs.
 
     Returns:
-        `Opened`, for `decode_boxes`; the size of a JPEG is that in its header.
+        `Opened`, for `decode_boxes`, not turned; the size of a JPEG is that in
+        its header.
 
     Raises:
         tf.errors.InvalidArgumentError: as `decode`, but for damage behind the
@@ -100,22 +96,32 @@ def open_image(encoded, *, exif_rotation=False, whole_below=0) -> Opened:
 
     def jpeg():
         size = tf.image.extract_jpeg_shape(encoded)[:2]
-        turn = _turn(encoded, exif_rotation)
-        pixels = tf.cond(
-            tf.reduce_min(size) < whole_below,
-            lambda: orientation.upright(_decode_jpeg(encoded), turn),
-            lambda: tf.zeros([0, 0, 3], tf.uint8),
-        )
-        return orientation.upright_size(size, turn), pixels, turn
+        return _open_jpeg(encoded, size, whole_below)
 
-    def other():
-        pixels = _decode_other(encoded)
-        return tf.shape(pixels)[:2], pixels, tf.constant(1)
+    return tf.cond(
+        _is_jpeg(encoded),
+        jpeg,
+        lambda: _opened(encoded, _decode_other(encoded)),
+    )
 
-    size, pixels, turn = tf.cond(_is_jpeg(encoded), jpeg, other)
-    pixels = tf.ensure_shape(pixels, [None, None, 3])
+
+def _open_jpeg(encoded, size, whole_below):
     size = tf.ensure_shape(size, [2])
-    return Opened(encoded, size, pixels, turn, tf.constant(headers.OK))
+    pixels = tf.cond(
+        tf.reduce_min(size) < whole_below,
+        lambda: _decode_jpeg(encoded),
+        lambda: tf.zeros([0, 0, 3], tf.uint8),
+    )
+    pixels = tf.ensure_shape(pixels, [None, None, 3])
+    return Opened(encoded, size, pixels, tf.constant(headers.OK))
+
+
+def _opened(encoded, pixels):
+    """The `Opened` of an image that is decoded."""
+    pixels = tf.ensure_shape(pixels, [None, None, 3])
+    return Opened(
+        encoded, tf.shape(pixels)[:2], pixels, tf.constant(headers.OK)
+    )
 
 
 def decode_boxes(opened, boxes, *, sizes):
@@ -150,27 +156,30 @@ def decode_boxes(opened, boxes, *, sizes):
     """
     boxes = tf.ensure_shape(tf.convert_to_tensor(boxes), [len(sizes), 4])
     turn = tf.convert_to_tensor(opened.turn)
-
-    def window(reduction):
-        """Decodes as stored, and turns what was decoded."""
-        size = orientation.upright_size(opened.size, turn)  # as stored
-        inside = orientation.stored_boxes(boxes, opened.size, turn)
-        image, inside = _decode_window(
-            opened.encoded, size, inside, reduction=reduction
-        )
-        found = tf.cast(tf.shape(image)[:2], tf.float32)
-        inside = orientation.upright_boxes(inside, found, turn)
-        return orientation.upright(image, turn), inside
-
+    stored = orientation.stored_boxes(boxes, opened.size, turn)
+    stored_size = orientation.upright_size(opened.size, turn)
     allowed = tf.reduce_min(
         boxes[:, 2:] // (_GAP * tf.constant(sizes)[:, None])
     )
     choice = tf.reduce_sum(tf.cast(allowed >= _REDUCTIONS[1:], tf.int32))
-    windows = [lambda r=r: window(r) for r in _REDUCTIONS]
+    windows = [
+        lambda r=r: _decode_window(
+            opened.encoded, stored_size, stored, reduction=r
+        )
+        for r in _REDUCTIONS
+    ]
+
+    def window():
+        """Decodes as stored, and turns what was decoded."""
+        image, inside = tf.switch_case(choice, windows)
+        size = tf.cast(tf.shape(image)[:2], tf.float32)
+        inside = orientation.upright_boxes(inside, size, turn)
+        return orientation.upright(image, turn), inside
+
     image, boxes = tf.cond(
         _is_decoded(opened),
         lambda: (opened.pixels, tf.cast(boxes, tf.float32)),
-        lambda: tf.switch_case(choice, windows),
+        window,
     )
     return tf.ensure_shape(image, [None, None, 3]), boxes
 
@@ -181,11 +190,6 @@ def _is_jpeg(encoded):
 
 def _is_decoded(opened):
     return tf.size(opened.pixels) > 0
-
-
-def _turn(encoded, exif_rotation):
-    """The orientation of a JPEG to apply; 1, upright, if none is to be."""
-    return orientation.of_jpeg(encoded) if exif_rotation else tf.constant(1)
 
 
 def _decode_jpeg(encoded):
@@ -221,10 +225,13 @@ def _decode_other(encoded):
     return tf.cond(
         tf.strings.substr(encoded, 0, 2) == b"BM",
         lambda: _decode_bmp(encoded),
-        lambda: tf.io.decode_image(
-            encoded, channels=3, expand_animations=False
-        ),
+        lambda: _decode_png(encoded),
     )
+
+
+def _decode_png(encoded):
+    """Decodes a PNG, or the first frame of a GIF."""
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def _decode_bmp(encoded):
@@ -247,6 +254,17 @@ def _apply_palette(encoded, indices):
     return tf.gather(palette, tf.cast(indices, tf.int32))  # [H, W, 3]
 
 
+def opaque(function):
+    """Makes a function of tensors one node of the graphs that call it.
+
+    In a mapped function all nodes are looked at again, by name, in each call;
+    and what is called several times is optimized once.
+    """
+    return tf.function(
+        function, experimental_attributes={"_noinline": True}, autograph=False
+    )
+
+
 def attempt(function, arguments, *, otherwise):
     """Calls a function of tensors that may fail, inside a graph.
 
@@ -261,13 +279,9 @@ def attempt(function, arguments, *, otherwise):
     Returns:
         (worked bool[], result).
     """
-    # A function of one node: all nodes of the mapped function are looked at
-    # again, by name, in each call.
-    opaque = tf.function(
-        function, experimental_attributes={"_noinline": True}, autograph=False
-    )
+    called = opaque(function)
     good = tf.data.Dataset.from_tensors(arguments).map(
-        lambda *tensors: (True, opaque(*tensors))
+        lambda *tensors: (True, called(*tensors))
     )
     bad = tf.data.Dataset.from_tensors((False, otherwise))
     both = good.ignore_errors().concatenate(bad)
@@ -279,7 +293,9 @@ def try_decode(encoded, rules, *, code=headers.OK):
 
     Args:
         encoded: string[], the contents of the file.
-        rules: `headers.Rules`.
+        rules: `headers.Rules`. Of a JPEG the rotation is applied that its EXIF
+            data ask for; PNGs with such data are left as they are, because
+            programs disagree about them.
         code: i32[], why there are no contents, if there are none.
 
     Returns:
@@ -287,21 +303,23 @@ def try_decode(encoded, rules, *, code=headers.OK):
         pixel otherwise).
     """
 
+    def good(decode):
+        return lambda *tensors: (tf.constant(headers.OK), decode(*tensors))
+
     def read(encoded):
-        return _checked(
+        return headers.examine(
             encoded,
-            rules,
             code,
-            lambda cut: (
-                tf.constant(headers.OK),
-                decode(cut, exif_rotation=rules.exif_rotation),
-            ),
+            rules,
+            {kind: good(function) for kind, function in _DECODERS.items()},
             lambda code: (code, _black()),
         )
 
     _, (code, image) = attempt(
         read, encoded, otherwise=(headers.DAMAGED, _black())
     )
+    if rules.exif_rotation:
+        image = orientation.upright(image, orientation.of_files([encoded])[0])
     return code, tf.ensure_shape(image, [None, None, 3])
 
 
@@ -321,44 +339,41 @@ def try_open(stored, *, rules, load=None, whole_below=0):
         list of K `Opened`.
     """
 
-    def nothing(code):
-        size = tf.ones([2], tf.int32)
-        return Opened("", size, _black(), tf.constant(1), code)
+    def load_one(item):
+        return load(item) if load else (item, tf.constant(headers.OK))
 
     def open_one(encoded, code):
-        return _checked(
-            encoded,
-            rules,
-            code,
-            lambda cut: open_image(
-                cut, exif_rotation=rules.exif_rotation, whole_below=whole_below
-            ),
-            nothing,
-        )
+        return _open(encoded, code, rules, whole_below)
 
-    def load_one(stored):
-        return load(stored) if load else (stored, tf.constant(headers.OK))
-
-    def one_by_one():
-        found = []
-        for item in stored:
-            _, contents = attempt(
-                load_one, item, otherwise=("", headers.CLOSED)
-            )
-            _, opened = attempt(
-                open_one,
-                contents,
-                otherwise=nothing(tf.constant(headers.DAMAGED)),
-            )
-            found.append(opened)
-        return found
+    @opaque
+    def alone(item):
+        _, contents = attempt(load_one, item, otherwise=("", headers.CLOSED))
+        nothing = _nothing(headers.DAMAGED)
+        return attempt(open_one, contents, otherwise=nothing)[1]
 
     all_worked, together = attempt(
         lambda *items: tuple(open_one(*load_one(item)) for item in items),
         tuple(stored),
-        otherwise=(nothing(tf.constant(headers.DAMAGED)),) * len(stored),
+        otherwise=(_nothing(headers.DAMAGED),) * len(stored),
     )
-    return tf.cond(all_worked, lambda: list(together), one_by_one)
+    opened = tf.cond(
+        all_worked,
+        lambda: list(together),
+        lambda: [alone(item) for item in stored],
+    )
+    if not rules.exif_rotation:
+        return opened
+    turns = orientation.of_files([x.encoded for x in opened])
+    return [_turned(x, turns[i]) for i, x in enumerate(opened)]
+
+
+def _turned(opened, turn):
+    """An `Opened` that will be upright."""
+    return opened._replace(
+        size=orientation.upright_size(opened.size, turn),
+        pixels=orientation.upright(opened.pixels, turn),
+        turn=turn,
+    )
 
 
 def try_decode_boxes(opened, boxes, *, sizes):
@@ -369,36 +384,53 @@ def try_decode_boxes(opened, boxes, *, sizes):
         boxes f32[V, 4]).
     """
 
-    def decode_large():
-        corner = tf.tile([[0.0, 0.0, 1.0, 1.0]], [len(sizes), 1])
-        worked, (image, inside) = attempt(
-            lambda *tensors: decode_boxes(
-                Opened(*tensors[:-1]), tensors[-1], sizes=sizes
-            ),
-            (*opened, boxes),
-            otherwise=(_black(), corner),
-        )
-        return tf.where(worked, headers.OK, headers.DAMAGED), image, inside
-
     code, image, boxes = tf.cond(
         _is_decoded(opened),
         lambda: (opened.code, opened.pixels, tf.cast(boxes, tf.float32)),
-        decode_large,
+        lambda: _decode_large(opened, boxes, tuple(sizes)),
     )
     return code, tf.ensure_shape(image, [None, None, 3]), boxes
 
 
-def _checked(encoded, rules, code, decode, refuse):
-    """Returns `decode(what to decode)`, or `refuse(code)` for bad images."""
+@opaque
+def _decode_large(opened, boxes, sizes):
+    corner = tf.tile([[0.0, 0.0, 1.0, 1.0]], [len(sizes), 1])
+    worked, (image, inside) = attempt(
+        lambda *tensors: decode_boxes(
+            Opened(*tensors[:-1]), tensors[-1], sizes=sizes
+        ),
+        (*opened, boxes),
+        otherwise=(_black(), corner),
+    )
+    return tf.where(worked, headers.OK, headers.DAMAGED), image, inside
 
-    def examined():
-        cut, _, found = headers.examine(encoded, rules)
-        return tf.cond(
-            found == headers.OK, lambda: decode(cut), lambda: refuse(found)
-        )
 
+@opaque
+def _open(encoded, code, limits, whole_below):
+    def jpeg(content, size):
+        return _open_jpeg(content, tf.cast(size, tf.int32), whole_below)
+
+    def opened(decode):
+        return lambda *tensors: _opened(tensors[0], decode(*tensors))
+
+    readers = {kind: opened(function) for kind, function in _DECODERS.items()}
+    readers["JPEG"] = jpeg
+    return headers.examine(encoded, code, limits, readers, _nothing)
+
+
+def _nothing(code):
+    """The `Opened` of an image that there is not, for a reason."""
     code = tf.convert_to_tensor(code)
-    return tf.cond(code == headers.OK, examined, lambda: refuse(code))
+    return Opened("", tf.ones([2], tf.int32), _black(), code)
+
+
+# Functions from contents and size to pixels.
+_DECODERS = {
+    "JPEG": lambda encoded, _: _decode_jpeg(encoded),
+    "PNG": lambda encoded, _: _decode_png(encoded),
+    "BMP": lambda encoded, _: _decode_bmp(encoded),
+    "GIF": lambda encoded, _: _decode_png(encoded),
+}
 
 
 def _black():

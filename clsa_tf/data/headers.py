@@ -5,6 +5,7 @@ Training, evaluation and exported models use the rules of this file: only what
 keeps within the limits is decoded.
 """
 
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -28,27 +29,29 @@ OK, UNKNOWN, BYTES, PIXELS, DAMAGED, CLOSED, EMPTY, WEBP, TIFF, HEIC, AVIF = (
 
 # Bytes of a file that tell its kind.
 HEAD = 32
-# What TensorFlow's decoders go by, and what only Pillow can read. A kind has
-# (place, bytes) in common.
+# (place, bytes there) of each kind: first what TensorFlow decodes, then what
+# only Pillow can read.
 DECODED = {
-    "JPEG": [((0, b"\xff\xd8\xff"),)],
-    "PNG": [((0, b"\x89PNG\r\n\x1a\n"),)],
-    "BMP": [((0, b"BM"),)],
-    "GIF": [((0, b"GIF8"),)],
+    "JPEG": [(0, b"\xff\xd8\xff")],
+    "PNG": [(0, b"\x89PNG\r\n\x1a\n")],
+    "BMP": [(0, b"BM")],
+    "GIF": [(0, b"GIF8")],
 }
+_HEIC_BRANDS = b"heic heix heim heis hevc hevx mif1 msf1".split()
 CONVERTED = {
-    "WebP": [((0, b"RIFF"), (8, b"WEBP"))],
-    "TIFF": [((0, b"II*\0"),), ((0, b"MM\0*"),)],
-    "HEIC": [
-        ((4, b"ftyp" + brand),)
-        for brand in (
-            *(b"heic", b"heix", b"heim", b"heis"),
-            *(b"hevc", b"hevx", b"mif1", b"msf1"),
-        )
-    ],
-    "AVIF": [((4, b"ftypavif"),), ((4, b"ftypavis"),)],
+    "WebP": [(8, b"WEBP")],
+    "TIFF": [(0, b"II*\0"), (0, b"MM\0*")],
+    "HEIC": [(4, b"ftyp" + brand) for brand in _HEIC_BRANDS],
+    "AVIF": [(4, b"ftypavif"), (4, b"ftypavis")],
 }
 CODES = {"WebP": WEBP, "TIFF": TIFF, "HEIC": HEIC, "AVIF": AVIF}
+_KINDS = [*DECODED, *CONVERTED]
+_NUMBERS = {kind: number for number, kind in enumerate([*_KINDS, "none"])}
+_PATTERNS = [
+    (_NUMBERS[kind], place, magic)
+    for kind, patterns in (DECODED | CONVERTED).items()
+    for place, magic in patterns
+]
 
 
 class Rules(NamedTuple):
@@ -104,115 +107,111 @@ def kind(head):
     Returns:
         a key of `DECODED` or `CONVERTED`; "" for others.
     """
-    for name, patterns in (DECODED | CONVERTED).items():
-        for pattern in patterns:
-            if all(head[i:].startswith(magic) for i, magic in pattern):
-                return name
+    for number, place, magic in _PATTERNS:
+        if head[place:].startswith(magic):
+            return _KINDS[number]
     return ""
 
 
-def examine(encoded, limits):
-    """Looks at the header of a file.
+def examine(encoded, code, limits, readers, refuse):
+    """Looks at the header of a file, and reads it if that is good.
+
+    Few branches and loops: TensorFlow prepares each of them, for every place
+    that uses this, when a dataset is first read.
 
     Args:
         encoded: string[], the contents of the file.
+        code: i32[], why there are no contents, or `OK`.
         limits: `Rules`, or another object with these limits.
+        readers: for each key of `DECODED`, a function from the contents (of a
+            GIF with its first frame only) and height and width i64[2] as
+            claimed to a structure of tensors. Claims may be wrong.
+        refuse: function from a code i32[], why it is not read, to the same
+            structure.
 
     Returns:
-        (what to decode string[], of a GIF only its first frame; height and
-        width i64[2] as claimed, 0 if they were not looked at; code i32[]).
+        what one of these functions returned.
 
     Raises:
-        tf.errors.InvalidArgumentError: the header is damaged. The claims of a
-            good header may be wrong all the same.
+        tf.errors.InvalidArgumentError: the header is damaged.
     """
-    small = _length(encoded) <= (limits.image_bytes or _NO_LIMIT)
-    known = _is_any(encoded, DECODED)
+    most = limits.image_bytes or _NO_LIMIT
+    length = tf.cast(tf.strings.length(encoded), tf.int64)
+    number = _kind_number(encoded)
+    codes = tf.constant([OK] * len(DECODED) + [*CODES.values(), UNKNOWN])
+    found = tf.where(length > 0, tf.gather(codes, number), EMPTY)
+    found = tf.where(length <= most, found, BYTES)
+    code = tf.where(code == OK, found, code)
+    number = tf.where(code == OK, number, _NUMBERS["none"])
+    encoded, frame = _first_frame(encoded, number)
+    size = _size(encoded, number, frame)
+    fits = _fits(encoded, size, number, limits)
+    code = tf.where((code == OK) & ~fits, PIXELS, code)
+    return tf.switch_case(
+        tf.where(code == OK, number, len(DECODED)),
+        [
+            *(functools.partial(readers[x], encoded, size) for x in DECODED),
+            lambda: refuse(code),
+        ],
+    )
 
-    def claims():
-        cut = first_frame(encoded)
-        size = _size(cut)
-        return cut, size, _fits(cut, size, limits.image_pixels or _NO_LIMIT)
 
-    def none():
-        code = tf.where(small, _other_kind(encoded), BYTES)
-        return encoded, tf.zeros([2], tf.int64), code
+def _kind_number(encoded):
+    """The place of a file's kind in `_KINDS`; their number for others."""
+    numbers, places, magics = zip(*_PATTERNS)
+    padded = tf.strings.substr(encoded, 0, HEAD) + b"\0" * HEAD
+    found = tf.strings.substr(
+        tf.repeat(padded, len(magics)), places, [len(x) for x in magics]
+    )
+    matches = tf.concat([found == tf.constant(magics), [True]], axis=0)
+    return tf.constant([*numbers, _NUMBERS["none"]])[tf.argmax(matches)]
 
-    return tf.cond(small & known, claims, none)
 
-
-def _fits(encoded, size, most):
-    """`OK`, or `PIXELS` if decoding would be too much work."""
+def _fits(encoded, size, number, limits):
+    """Whether decoding is not too much work."""
+    most = limits.image_pixels or _NO_LIMIT // _MAX_SCANS
     pixels = tf.reduce_prod(size)
-    work = _MAX_SCANS * most
+    fits = (tf.reduce_max(size) <= MAX_SIDE) & (pixels <= most)
     # Counting goes through the whole file: only where scans could be many.
-    count = pixels * (_length(encoded) // _SCAN_BYTES + 1) > work
+    length = tf.cast(tf.strings.length(encoded), tf.int64)
+    many = pixels * (length // _SCAN_BYTES + 1) > _MAX_SCANS * most
     scans = tf.cond(
-        count & _starts(encoded, b"\xff\xd8"),
+        (number == _NUMBERS["JPEG"]) & fits & many,
         lambda: _scans(encoded),
         lambda: tf.constant(1, tf.int64),
     )
-    fits = (
-        (tf.reduce_max(size) <= MAX_SIDE)
-        & (pixels <= most)
-        & (pixels * scans <= work)
-    )
-    return tf.where(fits, OK, PIXELS)
+    return fits & (pixels * scans <= _MAX_SCANS * most)
 
 
-def _length(encoded):
-    return tf.cast(tf.strings.length(encoded), tf.int64)
+def _size(encoded, number, frame):
+    """Height and width, int64[2], from the header; may fail, may be wrong.
 
-
-def _starts(encoded, magic, place=0):
-    return tf.strings.substr(encoded, place, len(magic)) == magic
-
-
-def _is_any(encoded, kinds):
-    """Whether a file is of one of these kinds; it may be too short."""
-    padded = tf.strings.substr(encoded, 0, HEAD) + b"\0" * HEAD
-    found = [
-        tf.reduce_all([_starts(padded, magic, i) for i, magic in pattern])
-        for patterns in kinds.values()
-        for pattern in patterns
-    ]
-    return tf.reduce_any(found)
-
-
-def _other_kind(encoded):
-    """The code of a file that is of none of the kinds in `DECODED`."""
-    code = tf.where(tf.strings.length(encoded) > 0, UNKNOWN, EMPTY)
-    for name, patterns in CONVERTED.items():
-        code = tf.where(_is_any(encoded, {name: patterns}), CODES[name], code)
-    return code
-
-
-def _size(encoded):
-    """Height and width, int64[2], from the header; may fail, may be wrong."""
-
-    def field(position, dtype, *, little_endian=True):
-        raw = tf.strings.substr(encoded, position, 2 * dtype.size)
-        values = tf.io.decode_raw(raw, dtype, little_endian=little_endian)
-        # A header that ends too early fails here.
-        width, height = tf.unstack(tf.ensure_shape(values, [2]))
-        # The height of a BMP that is stored top down is negative.
-        return tf.stack([abs(tf.cast(x, tf.int64)) for x in (height, width)])
+    Args:
+        encoded: string[].
+        number: i32[], of the kind in `_KINDS`; of others the size is 0.
+        frame: i32[], where that of a GIF is described.
+    """
 
     def jpeg():
         return tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
 
-    size = tf.case(
-        [
-            (_starts(encoded, b"\xff\xd8"), jpeg),
-            (
-                _starts(encoded, b"\x89"),
-                lambda: field(16, tf.int32, little_endian=False),
-            ),
-            (_starts(encoded, b"BM"), lambda: field(18, tf.int32)),
-        ],
+    def other():
         # The screen of a GIF need not be that of its frame.
-        default=lambda: _frame_size(encoded),
-    )
+        places = [0, 16, 18, frame + 5]
+        position = tf.gather([*places, 0], tf.minimum(number, len(places)))
+        width = tf.gather([0, 4, 4, 2, 0], tf.minimum(number, len(places)))
+        raw = tf.strings.substr(encoded, position, 2 * width)
+        digits = tf.cast(tf.io.decode_raw(raw, tf.uint8), tf.int64)
+        # A header that ends too early fails here.
+        digits = tf.reshape(digits, [2, width])
+        big = number == _NUMBERS["PNG"]
+        digits = tf.where(big, digits[:, ::-1], digits)
+        units = 256 ** tf.range(tf.cast(width, tf.int64))
+        columns, rows = tf.unstack(tf.reduce_sum(digits * units, axis=1))
+        # The height of a BMP that is stored top down is negative.
+        return tf.stack([tf.where(rows >= 2**31, 2**32 - rows, rows), columns])
+
+    size = tf.cond(number == _NUMBERS["JPEG"], jpeg, other)
     return tf.ensure_shape(size, [2])
 
 
@@ -226,57 +225,53 @@ def _scans(encoded):
 # --- GIF --------------------------------------------------------------------
 # TensorFlow's decoder unpacks all frames, of which it is asked for the first.
 
+_EXTENSION = 0x21
+
+
+def _first_frame(encoded, number):
+    """Cuts off what follows the first frame of a GIF.
+
+    Blocks follow each other, and each says its length first, until one of
+    length 0: extensions, which begin with "!", then the frame.
+
+    Args:
+        encoded: string[].
+        number: i32[], of the kind in `_KINDS`.
+
+    Returns:
+        (the contents, of other kinds as they are; where the description of
+        the frame begins i32[], 0 for other kinds).
+    """
+
+    last = tf.strings.length(encoded) - 1
+
+    def table_ends(flags_at, begin):
+        flags = _byte(encoded, tf.minimum(flags_at, last))
+        entries = tf.bitwise.left_shift(2, tf.bitwise.bitwise_and(flags, 7))
+        return begin + tf.where(flags >= 128, 3 * entries, 0)
+
+    def step(position, frame, in_chain):
+        byte = _byte(encoded, position)  # fails behind the end
+        extends = byte == _EXTENSION
+        starts = ~in_chain & ~extends
+        data = table_ends(position + 9, position + 10) + 1
+        following = tf.where(extends, position + 2, data)
+        following = tf.where(in_chain, position + 1 + byte, following)
+        frame = tf.where(starts, position, frame)
+        return following, frame, ~in_chain | (byte > 0)
+
+    def cut():
+        end, frame, _ = tf.while_loop(
+            lambda _, frame, in_chain: (frame == 0) | in_chain,
+            step,
+            (table_ends(10, 13), 0, False),
+            parallel_iterations=1,
+        )
+        return tf.strings.substr(encoded, 0, end) + b";", frame
+
+    return tf.cond(number == _NUMBERS["GIF"], cut, lambda: (encoded, 0))
+
 
 def _byte(encoded, position):
     raw = tf.strings.substr(encoded, position, 1)
     return tf.cast(tf.io.decode_raw(raw, tf.uint8)[0], tf.int32)
-
-
-def _after_table(encoded, flags_at, begin):
-    """Where a colour table ends that starts at `begin`, if there is one."""
-    flags = _byte(encoded, flags_at)
-    entries = tf.bitwise.left_shift(2, tf.bitwise.bitwise_and(flags, 7))
-    return begin + tf.where(flags >= 128, 3 * entries, 0)
-
-
-def _after_blocks(encoded, begin):
-    """Where a chain of data blocks ends; each says its length first."""
-
-    def follow(position, _):
-        length = _byte(encoded, position)
-        return position + 1 + length, length > 0
-
-    return tf.while_loop(
-        lambda _, more: more, follow, (begin, True), parallel_iterations=1
-    )[0]
-
-
-def _frame_at(encoded):
-    """Where the description of the first frame begins."""
-    begin = _after_table(encoded, 10, 13)
-    return tf.while_loop(
-        lambda position: _byte(encoded, position) == 0x21,  # an extension
-        lambda position: (_after_blocks(encoded, position + 2),),
-        (begin,),
-        parallel_iterations=1,
-    )[0]
-
-
-def _frame_size(encoded):
-    raw = tf.strings.substr(encoded, _frame_at(encoded) + 5, 4)
-    width, height = tf.unstack(
-        tf.ensure_shape(tf.io.decode_raw(raw, tf.uint16), [2])
-    )
-    return tf.cast(tf.stack([height, width]), tf.int64)
-
-
-def first_frame(encoded):
-    """A GIF without all but its first frame; other files as they are."""
-
-    def cut():
-        frame = _frame_at(encoded)
-        data = _after_table(encoded, frame + 9, frame + 10) + 1
-        end = _after_blocks(encoded, data)
-        return tf.strings.substr(encoded, 0, end) + b";"
-
-    return tf.cond(_starts(encoded, b"GIF8"), cut, lambda: encoded)

@@ -149,7 +149,7 @@ def training_batches(
 
     def finish(batch):
         # From (parts of) groups of examples to examples.
-        outer = batch["valid"].shape.rank
+        outer = batch["code"].shape.rank
         batch = {
             name: tf.reshape(x, [-1, *x.shape[outer:]])
             for name, x in batch.items()

@@ -54,7 +54,7 @@ def _pixels(content, kind, rules):
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
 def _orientation(content):
-    return orientation.of_jpeg(content)
+    return orientation.of_files([content])[0]
 
 
 @tf.function(autograph=False)

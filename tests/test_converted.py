@@ -1,0 +1,271 @@
+"""Files that only Pillow can read, and files that were made to do harm."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from clsa_tf.augment import crop
+from clsa_tf.augment.views import View
+from clsa_tf.data import converted, decode, headers
+from clsa_tf.data.checks import check_sizes
+from clsa_tf.data.faults import Faults
+from clsa_tf.data.offload import Services
+from clsa_tf.data.pipeline import evaluation_batches, training_batches
+from clsa_tf.data.sources import open_source
+from clsa_tf.errors import UserError
+from tests.test_untrusted import png_of_zeros
+
+FORMATS = ("WEBP", "TIFF", "HEIF", "AVIF")
+VIEWS = (View("query", 8, 0.2, 1.0),)
+assert not converted.missing("HEIC"), "pillow-heif is part of the tests"
+
+
+def photo(number=0, size=(61, 40)):
+    coarse = np.random.default_rng(number).integers(0, 256, [4, 5, 3], np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.BICUBIC)
+
+
+def contents(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return contents(photo(), kind, exif=exif)
+
+
+def opened(encoded):
+    return Image.open(io.BytesIO(encoded))
+
+
+def read(path, content, **rules):
+    """Pixels of a file as training gets them, and the code."""
+    path.write_bytes(content)
+    rules = headers.DEFAULT._replace(**rules)
+    encoded, code = converted.read(str(path), rules)
+    assert bool(encoded) == (code == headers.OK)
+    return code, decode.decode(encoded).numpy() if encoded else None
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pixels_are_those_of_pillow(kind, tmp_path):
+    code, pixels = read(tmp_path / "x", contents(photo(), kind))
+    assert code == headers.OK
+    expected = np.asarray(opened(contents(photo(), kind)).convert("RGB"))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_rotation(kind, tmp_path):
+    code, pixels = read(tmp_path / "x", turned(kind))
+    assert code == headers.OK
+    # What HEIC files say in EXIF data was applied by whoever wrote them.
+    assert pixels.shape == ((40, 61, 3) if kind == "HEIF" else (61, 40, 3))
+    expected = ImageOps.exif_transpose(opened(turned(kind))).convert("RGB")
+    np.testing.assert_array_equal(pixels, expected)
+    _, pixels = read(tmp_path / "x", turned(kind), exif_rotation=False)
+    # Of TIFF files Pillow always applies it.
+    if kind == "WEBP":
+        assert pixels.shape == (40, 61, 3)
+
+
+def test_unusual_pixels(tmp_path):
+    values = np.arange(0, 65536, 97, dtype=np.uint16).reshape(26, 26)
+    _, deep = read(tmp_path / "x", contents(Image.fromarray(values), "TIFF"))
+    np.testing.assert_array_equal(deep[..., 1], values // 256)
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
+        image = photo().convert(mode)
+        _, pixels = read(tmp_path / "x", contents(image, "TIFF"))
+        np.testing.assert_array_equal(pixels, image.convert("RGB"))
+    floats = Image.fromarray(np.float32(values))
+    code, _ = read(tmp_path / "x", contents(floats, "TIFF"))
+    assert code == headers.DAMAGED
+    many = contents(
+        photo(), "WEBP", save_all=True, append_images=[photo(1)], lossless=True
+    )
+    _, pixels = read(tmp_path / "x", many)
+    np.testing.assert_array_equal(pixels, photo())
+
+
+def test_what_tensorflow_decodes_comes_as_it_is(tmp_path):
+    path = tmp_path / "x"
+    for content in (contents(photo(), "PNG"), b"no image", b""):
+        path.write_bytes(content)
+        assert converted.read(str(path), headers.DEFAULT) == (content, 0)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_limits_and_damage(kind, tmp_path):
+    path, whole = tmp_path / "x", contents(photo(), kind)
+    size = len(whole)
+    assert read(path, whole, image_bytes=size - 1)[0] == headers.BYTES
+    assert read(path, whole, image_bytes=size)[0] == headers.OK
+    assert read(path, whole, image_pixels=61 * 40 - 1)[0] == headers.PIXELS
+    assert read(path, whole, image_pixels=61 * 40)[0] == headers.OK
+    assert read(path, whole, image_bytes=0, image_pixels=0)[0] == headers.OK
+    for share in (0.2, 0.6):
+        code, _ = read(path, whole[: int(share * size)])
+        assert code == headers.DAMAGED
+
+
+def test_what_cannot_be_opened(tmp_path):
+    rules = headers.DEFAULT
+    absent = converted.read(str(tmp_path / "absent"), rules)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    found = [
+        converted.read(os.fsencode(tmp_path / name), rules)
+        for name in ("pipe", "loop", "folder")
+    ]
+    assert {absent, *found} == {(b"", headers.CLOSED)}
+
+
+def test_pillow_s_own_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    encoded = contents(photo(), "WEBP")
+    assert read(tmp_path / "x", encoded, image_pixels=999)[0] == headers.PIXELS
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    assert read(tmp_path / "x", encoded, image_pixels=10**6)[0] == headers.OK
+    assert Image.MAX_IMAGE_PIXELS == 10**6
+    assert read(tmp_path / "x", encoded, image_pixels=0)[0] == headers.OK
+    assert Image.MAX_IMAGE_PIXELS is None
+
+
+# ---- Folders
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One photograph in nine files, two of them turned; and bad ones."""
+    root = tmp_path_factory.mktemp("photos")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for name, encoded in {
+        "a.png": contents(photo(), "PNG"),
+        "b.jpg": contents(photo(), "JPEG", quality=95, exif=exif),
+        "c.webp": turned("WEBP"),
+        "d.tiff": contents(photo(), "TIFF"),
+        "e.HEIC": contents(photo(), "HEIF"),
+        "f.avif": contents(photo(), "AVIF"),
+        "g": contents(photo(), "PNG"),
+        "h": contents(photo(), "WEBP"),
+        "i.jpe": contents(photo(), "JPEG"),
+        "p.jpg": contents(photo(), "WEBP"),
+        "q.webp": b"RIFF\x24\0\0\0WEBPVP8 ",
+        "r.png": png_of_zeros(20_000, 20_000),
+        "s.jpg": b"",
+        "t.tif": b"no image",
+        "u.png": contents(photo(), "PNG")[:-60],
+        "x.txt": b"text",
+    }.items():
+        (root / name).write_bytes(encoded)
+    (root / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(root / "pipe.jpg")
+    return root
+
+
+BAD = {
+    "gone.jpg": "cannot be opened",
+    "p.jpg": "is a WebP file, not a JPEG, PNG, BMP or GIF file",
+    "q.webp": "is damaged or truncated",
+    "r.png": "has more than 50000000 pixels, 65535 in a row or column, or far "
+    "more scans than photographs have",
+    "s.jpg": "is empty",
+    "t.tif": "is not a JPEG, PNG, BMP or GIF file",
+    "u.png": "is damaged or truncated",
+}
+
+
+def test_training_and_evaluation_read_the_same(folder, tmp_path):
+    source = open_source(f"folder:{folder}")
+    assert source.size == 9 + len(BAD)
+    assert source.notes == (
+        f"left out of {folder}: 2 files: 1 .txt, 1 that are no files (pipes, "
+        "sockets, devices)",
+        f"taken for images by their content in {folder}: 3 files: 2 without "
+        "extension, 1 .jpe",
+    )
+    faults = Faults(max_bad_share=1.0)
+    faults.record(tmp_path)
+    batches = evaluation_batches(
+        source, image_size=32, keep=1.0, batch_size=99, faults=faults
+    )
+    ((images, _),) = batches.as_numpy_iterator()
+    assert faults.count == len(BAD)
+    upright = crop.central(np.asarray(photo()), size=32, keep=1.0)
+    right, left = (
+        crop.central(np.rot90(photo(), times), size=32, keep=1.0)
+        for times in (-1, 1)
+    )
+    expected = [upright, left, right] + 6 * [upright]
+    assert len(images) == 9
+    for image, wanted in zip(np.int32(images), expected):
+        assert np.abs(image - np.int32(wanted)).mean() < 8
+    lines = (tmp_path / "unreadable.txt").read_text().splitlines()
+    found = dict(line.split("\t") for line in lines)
+    assert found == {str(folder / name): why for name, why in BAD.items()}
+
+    again = Faults(max_bad_share=1.0)
+    again.record(tmp_path)
+    steps = training_batches(
+        source, VIEWS, batch_size=4, seed=0, start_step=0, faults=again
+    )
+    list(steps.take(8))  # two epochs
+    assert again.count == len(BAD)  # and of the same names
+    text = (tmp_path / "unreadable.txt").read_text()
+    assert text.splitlines() == lines
+
+
+def test_too_many_say_which_limit(folder):
+    source = open_source(f"folder:{folder}")
+    faults = Faults(max_bad_share=0.0)
+    batches = evaluation_batches(
+        source, image_size=8, keep=1.0, batch_size=99, faults=faults
+    )
+    with pytest.raises(tf.errors.OpError):
+        list(batches)
+    assert "gone.jpg, which cannot be opened" in str(faults.error())
+    rules = headers.DEFAULT._replace(image_pixels=100)
+    source = open_source(f"folder:{folder}", rules=rules)
+    faults = Faults(max_bad_share=0.5)
+    batches = evaluation_batches(
+        source, image_size=8, keep=1.0, batch_size=99, faults=faults
+    )
+    with pytest.raises(tf.errors.OpError):
+        list(batches)
+    assert "raise --max_bad_share, or --max_image_pixels" in str(faults.error())
+    with pytest.raises(UserError, match="more than 100 pixels"):
+        check_sizes(source, VIEWS, allow_upscaling=True)
+
+
+def test_without_more_formats(folder):
+    rules = headers.DEFAULT._replace(more_formats=False)
+    source = open_source(f"folder:{folder}", rules=rules)
+    assert source.size == 2 + 5 and not source.local  # a, b and the bad ones
+    assert "2 without extension" in source.notes[0]
+
+
+def test_services_cannot_convert(folder, tmp_path):
+    source = open_source(f"folder:{folder}")
+    options = dict(batch_size=4, seed=0, start_step=0)
+    with pytest.raises(UserError, match=r"\(7\) .*--nomore_formats"):
+        training_batches(
+            source,
+            VIEWS,
+            faults=Faults(max_bad_share=0.0),
+            services=Services(("grpc://localhost:1",)),
+            **options,
+        )
+
+
+def test_schemes_that_tensorflow_cannot_read():
+    with pytest.raises(UserError, match=r"file://.*received s3://bucket/x"):
+        open_source("folder:s3://bucket/x")
