@@ -65,17 +65,16 @@ def test_a_run_of_which_little_is_known(tmp_path):
 def poor(tmp_path_factory):
     """The export of a run that was neither finished nor any good."""
     workdir = tmp_path_factory.mktemp("run")
-    exported = exports.make(workdir)
     trained(workdir, spreads=())
     entry = {"step": 2, "epoch": 1.0, "spread": 0.02, "rank": 1.4}
     metrics.append(str(workdir), entry | {"uniformity": -0.1})
     change = {"step": 1, "flag": "total_epochs", "before": "5", "now": "200"}
     (workdir / "changes.jsonl").write_text(json.dumps(change) + "\n")
-    return exported
+    return exports.make(workdir)
 
 
 def test_export_and_card_say_so(poor, capsys):
-    path = savedmodel.export(str(poor.workdir), str(poor.base))
+    path = poor.path
     savedmodel.show(path)
     last = capsys.readouterr().out.strip().splitlines()
     assert "verified" not in last[-1] and last[-1].endswith(path)
@@ -102,7 +101,8 @@ def test_a_good_export_is_called_verified(exported, capsys):
 
 def test_the_report_says_so(tmp_path, capsys):
     summary = {f"knn_{x}": None for x in ("pixels", "untrained", "trained")}
-    summary |= {"train_seconds": 60.0, "savedmodel": None, "pictures": []}
+    summary |= {"no_knn_because": None, "train_seconds": 60.0}
+    summary |= {"savedmodel": None, "pictures": []}
     run = trained(tmp_path, step=8, spreads=(0.6, 0.02))
     report.show(summary | outcome.of(str(tmp_path), run))
     printed = capsys.readouterr().out
