@@ -332,6 +332,7 @@ WRONG = {
     "0..255": (of(np.float32(PIXELS)), ["[0, 1]", "255 in image 0", "uint8"]),
     "negative": (of(PIXELS / 255 - 0.1), ["[0, 1]", "from -0.1"]),
     "nan": (of(PIXELS * np.float32("nan")), ["[0, 1]", "nan in image 0"]),
+    "names": (of(["/a/b.JPG", "/a/c.webp"]), ["'/a/b.JPG'", "tf.io.read_file"]),
     "empty": (of(PIXELS).take(0), ["empty"]),
     "all left out": (of(PIXELS).filter(lambda _: False), ["empty"]),
     "triple": (of((PIXELS, LABELS, LABELS)), ["(image, label)", "map()"]),

@@ -1,11 +1,12 @@
 import pathlib
 import re
+from unittest import mock
 
 import pytest
 from absl import flags
 
 from clsa_tf import config as config_lib
-from clsa_tf import methods
+from clsa_tf import methods, train, workdir
 from clsa_tf.command_line import FlagError
 from clsa_tf.errors import UserError
 from clsa_tf.optimizer import make_schedule
@@ -411,6 +412,54 @@ def test_differences_ignore_what_may_change_between_two_starts():
         ("seed", "0", "4"),
         ("temperature", "0.2", "0.5"),
     ]
+
+
+NEW = {
+    "exif_rotation": False,
+    "more_formats": False,
+    "max_image_bytes": 0,
+    "max_image_pixels": 0,
+}
+
+
+def begun_before(path, config):
+    """A workdir as the version left it that had not the flags in `NEW`."""
+    path.mkdir()
+    (path / "run.flags").write_text(config_lib.to_flagfile(config, without=NEW))
+    return str(path)
+
+
+def test_runs_begun_before_a_flag_stay_as_they_were(tmp_path):
+    config = config_lib.default(workdir=str(tmp_path / "run"))
+    assert config.exif_rotation and config.max_image_bytes == 20_000_000
+    path = begun_before(tmp_path / "run", config)
+    for _ in range(2):  # the same command, again and again
+        assert config_lib.older_in(path) == NEW
+        found = config_lib.load(path)
+        assert found == config.replace(**NEW)
+        text = (tmp_path / "run" / "run.flags").read_text()
+        assert config_lib.differences(text, config_lib.to_flagfile(found)) == []
+        other = config_lib.differences(text, config_lib.to_flagfile(config))
+        assert {name for name, _, _ in other} == {*NEW}
+        with workdir.claim(found, images=5):
+            pass
+    with pytest.raises(UserError, match="exif_rotation"):
+        workdir.claim(found.replace(exif_rotation=True), images=5)
+    # Of a run that is begun now, all are written down.
+    with workdir.claim(config.replace(workdir=str(tmp_path / "new")), images=5):
+        pass
+    assert config_lib.older_in(str(tmp_path / "new")) == {}
+
+
+def test_a_training_goes_on_with_what_it_began_with(tmp_path, monkeypatch):
+    config = config_lib.default(workdir=str(tmp_path / "run"))
+    begun_before(tmp_path / "run", config)
+    met = []
+    monkeypatch.setattr(train, "_Run", lambda x: met.append(x) or mock.Mock())
+    train.run(config)
+    train.run(config.replace(workdir=str(tmp_path / "new")))
+    assert met[0] == config.replace(**NEW)
+    assert met[1].exif_rotation and met[1].max_image_pixels == 50_000_000
 
 
 def test_load_explains_what_is_wrong(tmp_path):

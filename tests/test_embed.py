@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import shutil
@@ -11,14 +12,16 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
+from clsa_tf.data import converted, decode, headers
 from clsa_tf.errors import UserError
 from clsa_tf.files import newest_savedmodel
 from export import embed
 from export.embedding import embeddings, encoders
 from export.embedding.in_order import in_order
 from export.embedding.parts import Parts
+from export.embedding.photographs import prepare
 from export.embedding.refusal import ModelError, embed_each, read_image
 from tests import exports
 from tests.runs import call, command, environment, start, wait_until
@@ -439,6 +442,20 @@ def test_fingerprints(exported, tmp_path):
     assert whole != of_files != encoders.fingerprint(str(copy))
 
 
+def test_a_run_gives_what_its_export_gives(exported):
+    images = [exports.encode(x) for x in exports.noise(3)]
+    run, model = open_encoder(exported.workdir), open_encoder(exported.path)
+    assert run.identity == model.identity and run.widths == model.widths
+    found, expected = run(images), model(images)
+    assert found.keys() == expected.keys()
+    for name, rows in expected.items():
+        np.testing.assert_allclose(found[name], rows, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ModelError, match="INVALID_ARGUMENT.*image 1"):
+        run([images[0], b"x"])
+    with pytest.raises(UserError, match="make nothing_such of image_bytes"):
+        open_encoder(exported.workdir, ["nothing_such"])
+
+
 def test_encoders_that_are_none(exported, tmp_path):
     with pytest.raises(UserError, match="no_such.*; name one"):
         open_encoder(tmp_path / "no_such")
@@ -462,23 +479,30 @@ def test_encoders_that_are_none(exported, tmp_path):
 
 def test_folders_without_images(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="with 1 other files; name one"):
-        embed.images(str(tmp_path))
-    with pytest.raises(UserError, match="with 0 other files"):
-        embed.images(str(tmp_path / "none"))
+
+    def refusal(path):
+        with pytest.raises(UserError) as error:
+            embed.images(str(path), more_formats=True)
+        return str(error.value)
+
+    assert "received other files: 1 file: 1 .txt;" in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "none")
+    assert "received the file" in refusal(tmp_path / "notes.txt")
+    assert "s3://bucket/x" in refusal("s3://bucket/x")
+    assert "gs://bucket/x" in refusal("gs://bucket/x")
 
 
 def test_an_empty_folder_ends_the_command(exported, tmp_path):
     result = call(
         arguments(exported.base, tmp_path, tmp_path / "e.npz"), status=1
     )
-    assert "Expected a folder with images" in refusal(result)
+    assert "Expected images in" in refusal(result)
     assert os.listdir(tmp_path) == []
 
 
 def test_what_a_folder_holds_is_told_apart(tmp_path):
     def described():
-        return embed.images(str(tmp_path))[1]
+        return embed.images(str(tmp_path), more_formats=True)[1]
 
     (tmp_path / "a.jpg").write_bytes(b"123")
     found = [described()]
@@ -545,6 +569,66 @@ def test_a_full_disk_keeps_the_parts_that_are_there(disk):
     assert e.value.errno == errno.ENOSPC
     parts.close()
     assert Parts(str(disk / "parts"), MANIFEST, {"e": 1000}).done == 50
+
+
+def written(path, image, kind, **options):
+    path.write_bytes(exports.encode(image, kind, **options))
+    return read_image(path)
+
+
+def test_photographs_are_made_what_models_take(tmp_path):
+    """So that the encoder gets the pixels that it was trained on."""
+    image = Image.fromarray(exports.noise(1, 6)[0]).resize([80, 50])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rules = headers.DEFAULT
+    for kind in ("JPEG", "PNG", "BMP", "GIF"):
+        content = written(tmp_path / "x", image, kind)
+        assert prepare(content, rules) is content
+    turned = written(tmp_path / "x", image, "JPEG", exif=exif)
+    found = Image.open(io.BytesIO(prepare(turned, rules)))
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "x"))
+    assert found.format == "PNG"
+    np.testing.assert_array_equal(found, expected)
+    as_stored = rules._replace(exif_rotation=False)
+    assert prepare(turned, as_stored) is turned
+    for kind in ("WEBP", "TIFF", "HEIF", "AVIF"):
+        content = written(tmp_path / "x", image, kind)
+        found = Image.open(io.BytesIO(prepare(content, rules)))
+        assert found.format == "PNG"
+        # As training does.
+        encoded, code = converted.read(str(tmp_path / "x"), rules)
+        assert code == headers.OK
+        np.testing.assert_array_equal(found, decode.decode(encoded))
+        plain = rules._replace(more_formats=False)
+        assert prepare(content, plain) is content
+
+
+def test_large_photographs_stay_small_files(tmp_path):
+    image = Image.fromarray(exports.noise(1, 40)[0])
+    image = image.resize([2400, 1800], Image.BICUBIC)
+    content = written(tmp_path / "x", image, "TIFF")
+    found = Image.open(io.BytesIO(prepare(content, headers.DEFAULT)))
+    assert found.format == "JPEG" and found.size == image.size
+    difference = np.int32(found) - np.int32(image)
+    assert np.abs(difference).mean() < 1 and np.abs(difference).max() < 8
+
+
+def test_photographs_that_cannot_be_made_so(tmp_path):
+    rules = headers.DEFAULT._replace(image_pixels=4000)
+    image = Image.fromarray(exports.noise(1, 80)[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("WEBP", "JPEG"):
+        content = written(tmp_path / "x", image, kind, exif=exif)
+        found = prepare(content, rules)
+        assert "more than 4000 pixels" in str(found)
+        found = prepare(content, rules._replace(image_bytes=10))
+        assert "more than 10 bytes" in str(found)
+        found = prepare(content[:-100], headers.DEFAULT)
+        assert "is damaged or truncated" in str(found)
+    error = OSError("gone")
+    assert prepare(error, rules) is error
 
 
 def test_files_that_are_no_images(tmp_path):

@@ -264,7 +264,7 @@ def _first_frame(encoded, number):
         end, frame, _ = tf.while_loop(
             lambda _, frame, in_chain: (frame == 0) | in_chain,
             step,
-            (table_ends(10, 13), 0, False),
+            (table_ends(10, 13), tf.constant(0), tf.constant(False)),
             parallel_iterations=1,
         )
         return tf.strings.substr(encoded, 0, end) + b";", frame

@@ -46,8 +46,8 @@ def _pixels(content, kind, rules):
     if rules.image_bytes and len(content) > rules.image_bytes:
         return headers.BYTES, None
     if kind == "JPEG":
-        code, pixels = _decoded(content, rules)
-        return int(code), pixels
+        code, pixels = _decoded(tf.constant(content), rules)
+        return int(code), pixels.numpy()
     pixels, code = converted.decode(content, rules)
     return code, pixels
 
