@@ -41,7 +41,7 @@ def read(directory):
     plain = tf.keras.models.load_model(directory / "keras" / "encoder.keras")
     return {
         "served": served(images=IMAGES)["embedding"],
-        "plain_keras": plain(np.float32(IMAGES / 255))["embedding"],
+        "plain_keras": plain(np.float32(IMAGES))["embedding"],
         **{
             name: clsa_tf.load_encoder(directory / path)(IMAGES)
             for name, path in {

@@ -4,7 +4,6 @@ CLSA_TF_OTHER_PYTHON names the Python of the other one (`make test-tf221`).
 """
 
 import os
-import signal
 import sys
 
 import numpy as np
@@ -88,9 +87,13 @@ FLAGS = ("--optimizer=lamb", "--base_lr=0.005", "--checkpoint_steps=1")
 def test_runs_go_on(first, second, photos, straight, tmp_path):
     arguments = runs.train(photos, tmp_path, *FLAGS)
     process = runs.start(on(first, arguments))
-    runs.wait_until(lambda: runs.saved(tmp_path, 4), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        assert runs.wait_until(
+            lambda: runs.saved(tmp_path, 4), process, seconds=600
+        )
+    finally:
+        process.kill()
+        process.wait()
     assert "resuming" in runs.call(on(second, arguments)).stdout
     (name, found), (expected_name, expected) = (
         runs.final_state(tmp_path),
