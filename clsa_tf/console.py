@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import errno
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def is_command():
 def begin():
     """Prepares the process of a command: streams, native log, signals."""
     quieten()
+    _quieten_libraries()
     _outlive_terminal()
     interruption.begin()
 
@@ -67,6 +69,21 @@ def quieten():
     os.environ[_LEVEL] = "2"
     with contextlib.suppress(OSError):  # then there is more to read
         _filter_native_log()
+
+
+def _quieten_libraries():
+    """Keeps two notes of Python libraries from the log, which warn of nothing.
+
+    Keras compares the time that our callbacks take with that of a step, which
+    on small networks or a slow disk is the shorter one; matplotlib tells that
+    it looks for fonts, once per machine.
+    """
+    logging.getLogger("tensorflow").addFilter(
+        lambda record: (
+            "is slow compared to the batch" not in record.getMessage()
+        )
+    )
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def _filter_native_log():

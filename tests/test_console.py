@@ -159,6 +159,17 @@ def test_a_program_that_imports_the_library_keeps_its_own():
     assert result.stderr == NOTES + MESSAGES
 
 
+def test_notes_of_libraries_are_left_out_and_warnings_are_not():
+    result = run(
+        "import logging; from clsa_tf import console; console.begin()\n"
+        "say = logging.getLogger('tensorflow').warning\n"
+        "say('Callback method `x` is slow compared to the batch time')\n"
+        "logging.getLogger('matplotlib.font_manager').warning('cache')\n"
+        "say('something %s', 'else'); sys.exit(3)\n"
+    )
+    assert result.returncode == 3 and result.stderr == b"something else\n"
+
+
 @pytest.mark.parametrize(
     "argv, started, expected",
     [
