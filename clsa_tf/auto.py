@@ -126,14 +126,15 @@ def reasons(config, resolved, *, images, replicas, recorded=None):
     return found
 
 
-def advice(config, *, images, replicas, labelled=True):
+def advice(config, *, images, replicas, bank=None):
     """What in a configuration does harm here: a list of sentences.
 
     Args:
         config: `clsa_tf.config.Config`, resolved.
         images: N, how many there are to train on.
         replicas: R, devices that share each batch.
-        labelled: whether there is a kNN evaluation.
+        bank: images that the kNN evaluation takes neighbours from; None: those
+            to train on; 0: there is no such evaluation.
 
     Returns:
         list of str, each with what to change; the run is possible anyway.
@@ -144,7 +145,7 @@ def advice(config, *, images, replicas, labelled=True):
         _on_loocs_queue(config),
         _on_momentum(config, images),
         _on_steps(config, images),
-        labelled and _on_neighbours(config, images),
+        _on_neighbours(config, images if bank is None else bank),
     )
     return [sentence for sentence in checks if sentence]
 
@@ -332,12 +333,15 @@ def _on_steps(config, images):
     )
 
 
-def _on_neighbours(config, images):
-    bank = min(images, config.knn_bank)
-    if not config.knn_epochs or config.knn_k * BANK_PER_NEIGHBOUR <= bank:
+def _on_neighbours(config, bank):
+    bank = min(bank, config.knn_bank)
+    if (
+        not (bank and config.knn_epochs)
+        or config.knn_k * BANK_PER_NEIGHBOUR <= bank
+    ):
         return ""
     return (
-        f"--knn_k={config.knn_k} of {bank:,} training images vote in the kNN "
+        f"--knn_k={config.knn_k} of {bank:,} images vote in the kNN "
         "evaluation, distant ones too; use --knn_k="
         f"{max(1, bank // BANK_PER_NEIGHBOUR // 5)} or so"
     )

@@ -325,7 +325,9 @@ class _Run:
         for sentence in self._chosen:
             print(f"  auto: {sentence}")
         for sentence in auto.advice(
-            config, **self._facts, labelled=self._has_accuracy()
+            config,
+            **self._facts,
+            bank=self._evaluation.bank.size if self._has_accuracy() else 0,
         ):
             print(f"  warning: {sentence}")
         for line in announcement(config, self._source, self._evaluation):

@@ -273,8 +273,11 @@ def test_advice(method, changes, data, words):
 def test_without_labels_there_is_no_advice_on_neighbours():
     resolved = auto.resolve(config_lib.default("moco"), **PHOTOS)
     assert "knn" in " ".join(auto.advice(resolved, **PHOTOS))
-    found = auto.advice(resolved, **PHOTOS, labelled=False)
+    found = auto.advice(resolved, **PHOTOS, bank=0)
     assert "knn" not in " ".join(found)
+    # Neighbours may come from another dataset.
+    found = auto.advice(resolved, **PHOTOS, bank=50)
+    assert "of 50 images vote" in " ".join(found)
 
 
 def test_a_run_keeps_what_it_was_begun_with():

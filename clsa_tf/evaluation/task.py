@@ -133,14 +133,14 @@ def announcement(config, train, evaluation):
         size = min(evaluation.bank.size, config.knn_bank)
         lines.append(
             f"kNN accuracy: of {size} images of {evaluation.bank.name}, each "
-            "among all others, because its classes are not those of the "
-            "training images"
+            "among all others, because the training images do not have its "
+            "classes"
         )
     elif evaluation.bank is not train:
         lines.append(
             f"kNN accuracy: of {evaluation.queries.size} images of "
             f"{evaluation.queries.name} among those of {evaluation.bank.name}, "
-            "because their classes are not those of the training images"
+            "because the training images do not have its classes"
         )
     elif config.eval_dataset:
         lines.append(
