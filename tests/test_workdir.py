@@ -70,8 +70,9 @@ def test_the_method_comes_first_and_many_are_counted(config):
     assert "received --method=moco instead of clsa, " in message
     assert f" and {len(found) - 6} more;" in message
     assert "None" not in message
-    other = other.replace(base_lr=1.0)
-    assert "--method=moco instead of clsa, --base_lr=1.0" in refusal(other)
+    # Which is declared before the method.
+    other = other.replace(holdout=0.5)
+    assert "--method=moco instead of clsa, --holdout=0.5" in refusal(other)
 
 
 # ---- More epochs
