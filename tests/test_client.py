@@ -610,8 +610,8 @@ def test_says_which_photographs_are_bad(photographs, tmp_path):
         sentence, printed = refused(
             server, "--batch_size=2", *photographs, missing
         )
-    assert f"first {photographs[1]} (HTTP 400: image 0 is none)" in sentence
-    assert "received 2 others" in sentence
+    assert f"as {photographs[1]} (HTTP 400: image 0 is none)" in sentence
+    assert "received 2 of 4" in sentence
     lines = [json.loads(line) for line in printed.splitlines()]
     assert [line["file"] for line in lines] == [
         *map(str, photographs),
