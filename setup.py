@@ -21,6 +21,8 @@ ONNX = [
     f"onnx>=1.19; {TF221}",
     "onnxruntime>=1.20",
 ]
+# Reads HEIC files of own folders.
+HEIF = ["pillow-heif>=0.18"]
 # The embedded server; an encoder can be exported without it.
 SERVE = [
     "grpcio-health-checking>=1.56",
@@ -102,7 +104,9 @@ setuptools.setup(
         ],
         "serve": SERVE,
         "onnx": ONNX,
+        "heif": HEIF,
         "dev": [
+            *HEIF,
             *SERVE,
             *ONNX,
             "hypothesis>=6.100",

@@ -161,7 +161,7 @@ def _kind_number(encoded):
     numbers, places, magics = zip(*_PATTERNS)
     padded = tf.strings.substr(encoded, 0, HEAD) + b"\0" * HEAD
     found = tf.strings.substr(
-        tf.repeat(padded, len(magics)), places, [len(x) for x in magics]
+        tf.fill([len(magics)], padded), places, [len(x) for x in magics]
     )
     matches = tf.concat([found == tf.constant(magics), [True]], axis=0)
     return tf.constant([*numbers, _NUMBERS["none"]])[tf.argmax(matches)]

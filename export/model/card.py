@@ -194,7 +194,9 @@ def _text(card):
             f"Encoded images are resized so that {card['image_size']} px are "
             f"{100 * card['keep']:g} % of their shorter side, and cut to "
             f"{card['image_size']} x {card['image_size']} px. A rotation "
-            "noted in EXIF data is not applied.",
+            "noted in EXIF data is not applied, and WebP, TIFF, HEIC and AVIF "
+            "files are refused: `export.embed` turns and converts photographs "
+            "before it sends them.",
             "",
             f"{bad} Refused: files of more than {limits['image_bytes']:,} "
             f"bytes or {limits['image_pixels']:,} pixels, requests of more "
