@@ -5,6 +5,7 @@ import pathlib
 import typing
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from clsa_tf import config as config_lib
@@ -54,6 +55,8 @@ def encode(pixels, kind="PNG", **options):
     """The bytes of an image file that holds `pixels`, array or Pillow image."""
     if not isinstance(pixels, Image.Image):
         pixels = Image.fromarray(pixels)
+    if kind == "HEIF":
+        pillow_heif.register_heif_opener()
     file = io.BytesIO()
     pixels.save(file, kind, **options)
     return file.getvalue()
