@@ -17,8 +17,7 @@ export PYTHON
 # What is tested on the second stack: what could come out differently there.
 TF221_TESTS := $(addprefix tests/test_,stacks.py versions.py optimizer.py \
 	methods.py losses.py losses_cacr.py augment_crop.py augment_strong.py \
-	augment_texture.py augment_weak.py augment_views.py checkpoint.py \
-	export.py load.py formats.py server.py server_rest.py)
+	augment_texture.py augment_weak.py)
 
 .PHONY: help setup demo test test-tf221 test-slow lint format wheel clean FORCE
 
