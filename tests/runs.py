@@ -66,7 +66,7 @@ def start(arguments, output=subprocess.DEVNULL, **variables):
     )
 
 
-def wait_until(condition, process, *, seconds=180, pause=0.01):
+def wait_until(condition, process, *, seconds=600, pause=0.01):
     """Waits while `process` runs; returns whether it still does."""
     deadline = time.time() + seconds
     while not condition():
