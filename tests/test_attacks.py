@@ -77,7 +77,7 @@ def b64(encoded):
 
 FILES = {
     "not an image": (b"#!/bin/sh", "is not a JPEG, PNG, BMP or GIF file"),
-    "nothing": (b"", "is not a JPEG, PNG, BMP or GIF file"),
+    "nothing": (b"", "is empty"),
     "truncated": (
         exports.encode(exports.noise(1)[0], "JPEG")[:300],
         "is damaged or truncated",
