@@ -5,11 +5,13 @@ the work that a set of crops needs. The functions that begin with `try_` keep
 to `headers.Rules` and report with a code of `headers` why an image is bad.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from clsa_tf.data import headers, orientation
+from clsa_tf.data.calls import attempt, opaque
 
 _REDUCTIONS = (1, 2, 4, 8)  # what libjpeg can divide sizes by as it decodes
 # Pixels that a reduction must leave per pixel of the result, in each
@@ -254,40 +256,6 @@ def _apply_palette(encoded, indices):
     return tf.gather(palette, tf.cast(indices, tf.int32))  # [H, W, 3]
 
 
-def opaque(function):
-    """Makes a function of tensors one node of the graphs that call it.
-
-    In a mapped function all nodes are looked at again, by name, in each call;
-    and what is called several times is optimized once.
-    """
-    return tf.function(
-        function, experimental_attributes={"_noinline": True}, autograph=False
-    )
-
-
-def attempt(function, arguments, *, otherwise):
-    """Calls a function of tensors that may fail, inside a graph.
-
-    It costs about 0.1 ms per call. (A dataset that drops errors is the only
-    place where TensorFlow lets a graph survive one.)
-
-    Args:
-        function: from `arguments` to a structure of tensors.
-        arguments: a tensor, or a tuple of tensors.
-        otherwise: the result if `function` fails; same structure and dtypes.
-
-    Returns:
-        (worked bool[], result).
-    """
-    called = opaque(function)
-    good = tf.data.Dataset.from_tensors(arguments).map(
-        lambda *tensors: (True, called(*tensors))
-    )
-    bad = tf.data.Dataset.from_tensors((False, otherwise))
-    both = good.ignore_errors().concatenate(bad)
-    return both.take(1).get_single_element()
-
-
 def try_decode(encoded, rules, *, code=headers.OK):
     """Decodes an image, or says why it could not.
 
@@ -303,20 +271,10 @@ def try_decode(encoded, rules, *, code=headers.OK):
         pixel otherwise).
     """
 
-    def good(decode):
-        return lambda *tensors: (tf.constant(headers.OK), decode(*tensors))
-
-    def read(encoded):
-        return headers.examine(
-            encoded,
-            code,
-            rules,
-            {kind: good(function) for kind, function in _DECODERS.items()},
-            lambda code: (code, _black()),
-        )
-
     _, (code, image) = attempt(
-        read, encoded, otherwise=(headers.DAMAGED, _black())
+        functools.partial(_read, rules=rules),
+        (encoded, tf.convert_to_tensor(code)),
+        otherwise=(headers.DAMAGED, _black()),
     )
     if rules.exif_rotation:
         image = orientation.upright(image, orientation.of_files([encoded])[0])
@@ -403,6 +361,17 @@ def _decode_large(opened, boxes, sizes):
         otherwise=(_black(), corner),
     )
     return tf.where(worked, headers.OK, headers.DAMAGED), image, inside
+
+
+@opaque
+def _read(encoded, code, rules):
+    def good(decode):
+        return lambda *tensors: (tf.constant(headers.OK), decode(*tensors))
+
+    readers = {kind: good(function) for kind, function in _DECODERS.items()}
+    return headers.examine(
+        encoded, code, rules, readers, lambda code: (code, _black())
+    )
 
 
 @opaque

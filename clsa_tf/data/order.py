@@ -11,7 +11,7 @@ from typing import Callable, Dict, Optional, Tuple
 import tensorflow as tf
 
 from clsa_tf.data import headers
-from clsa_tf.data.decode import attempt
+from clsa_tf.data.calls import attempt
 
 Example = Dict[str, tf.Tensor]
 

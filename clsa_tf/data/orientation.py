@@ -6,6 +6,8 @@ numbers how the photograph was held: 1 is upright, 6 and 8 are quarter turns.
 
 import tensorflow as tf
 
+from clsa_tf.data.calls import opaque
+
 _TAG = 0x0112
 _SHORT = 3
 # EXIF data that begin later are not found; they are in one of the first
@@ -15,6 +17,7 @@ _MOST_SEGMENTS = 32
 _MOST_ENTRIES = 128
 
 
+@opaque
 def of_files(files) -> tf.Tensor:
     """Reads the orientations of JPEGs.
 
@@ -119,6 +122,7 @@ def _parts(orientation):
     return transpose, columns, rows
 
 
+@opaque
 def upright(image, orientation) -> tf.Tensor:
     """Turns pixels as stored, u8[H, W, 3], upright.
 

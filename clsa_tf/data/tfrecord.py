@@ -6,7 +6,7 @@ from typing import Tuple
 import tensorflow as tf
 
 from clsa_tf.data import fingerprint
-from clsa_tf.data.decode import attempt
+from clsa_tf.data.calls import attempt
 from clsa_tf.data.order import Source
 from clsa_tf.data.records import (
     MEMORY_BYTES,

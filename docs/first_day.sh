@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Types the commands of docs/first-day.md, and prints that page anew.
+#
+#   docs/first_day.sh PHOTOS > docs/first-day.md
+#
+# in a fresh clone; PHOTOS is any folder. Takes half an hour on two cores.
+set -euo pipefail
+photos=$1
+export PATH=$PWD/.venv/bin:$PATH
+
+say() { printf '\n%s\n' "$*"; }
+
+# What a terminal of 80 columns shows once a command has ended.
+terminal() {
+    script -qec "stty cols 80; $1" /dev/null </dev/null |
+        sed -E 's/\r+$//; s/.*\r//; s/\x1b\[[0-9;?]*[A-Za-z]//g; s/^/    /; s/ +$//'
+}
+
+# show COMMAND [HOW IT IS STARTED HERE]: the command and what it prints.
+show() {
+    say "    $ $1"
+    terminal "${2:-$1}"
+}
+
+train="python -m clsa_tf.train --flagfile=quickstart \\
+        --dataset=folder:photos --workdir=runs/photos \\
+        --batch_size=32 --total_epochs=60 --knn_k=20 --eval_keep=0.875"
+
+cat <<'PAGE'
+# A first day
+
+What a newcomer types, and what is printed: a terminal of 80 columns, two CPU
+cores, nothing left out but the steps of progress bars, of which the last is
+shown. `docs/first_day.sh` typed it.
+
+## The demonstration
+PAGE
+show "make demo"
+
+rm -rf photos
+cp -r "$photos" photos
+say "## A folder of photographs"
+say "\`photos\` holds $(find photos -type f | wc -l) files, as they gather on a" \
+    "disk: JPEG, PNG, WebP, TIFF and HEIC, some turned by a note in their EXIF" \
+    "data, some without an extension, some damaged, and some that are no images." \
+    "A forgotten flag:"
+show "python -m clsa_tf.train --flagfile=quickstart --dataset=photos --workdir=runs/photos" || true
+say "Settings for so few photographs are in the README's table. Ctrl-C after a" \
+    "while:"
+show "$train" "timeout --foreground -s INT 60 $train" || true
+say "The same command goes on:"
+show "$train"
+say "## What it has learned"
+show "python -m clsa_tf.report --workdir=runs/photos"
+say "## Into service"
+show "python -m export.savedmodel --workdir=runs/photos --output=models/photos"
+say "A server for this machine, and one request to it; a production server is" \
+    "TensorFlow Serving, with the same files and requests" \
+    "([export/README.md](../export/README.md))."
+server="python -m export.server --model_base_path=$PWD/models/photos --model_name=photos"
+say "    $ ${server//$PWD/\$PWD} &"
+$server >server.log 2>&1 &
+trap 'kill %1' EXIT
+until grep -q ":8501" server.log; do sleep 1; done
+sleep 1
+sed "s#$PWD#…#g; s/^/    /" server.log
+photo=$(find photos -name '*.jpg' -size +1k | sort | tail -1)
+show "python -m export.client --server=localhost:8500 --model=photos $photo | cut -c1-200"
+say "All photographs at once, in a file of NumPy's:"
+show "python -m export.embed --encoder=models/photos --images=photos --output=embeddings.npz"
