@@ -1,6 +1,6 @@
 # What people type. `make demo` and `make test` each work on a fresh machine
-# with one of Python 3.9 to 3.13; everything they create stays inside this
-# directory. PYTHON=/path/to/python takes that one.
+# with Python 3.11, 3.12 or 3.13 (others: BUILD.md); everything they create
+# stays inside this directory. PYTHON=/path/to/python takes that one.
 
 # In the order in which they are looked for; BUILD.md says what each gives.
 PYTHONS := 3.11 3.13 3.12 3.10 3.9

@@ -225,10 +225,18 @@ def _why_batch_norm(config, replicas):
             "those of the whole, a network can recognise the batch instead of "
             "the image"
         )
+    in_parts = config.accumulation_steps > 1
     if config.batch_norm == "sync":
+        if in_parts:
+            return "statistics of each micro-batch, over all devices"
         return "statistics of the whole batch, as published"
     if replicas > 1:
-        return "statistics of each device, as published"
+        wanted = methods.load(config.method).METHOD.batch_statistics
+        return (
+            "statistics of each device"
+            + (" and micro-batch" if in_parts else "")
+            + (", as published" if wanted == "parts" else "")
+        )
     return f"a batch of {config.batch_size} does not divide into parts"
 
 

@@ -262,6 +262,7 @@ class Config:
         "a tenth at each of --lr_milestones (steps), or stays (constant)",
         choices=SCHEDULES,
         group="optimization",
+        on_resume="with a larger --total_epochs",
     )
     lr_per: str = option(
         "epoch",
@@ -275,6 +276,7 @@ class Config:
         "epochs, from the start of the run, for --lr_schedule=steps, such as "
         "120,160",
         group="optimization",
+        on_resume="with a larger --total_epochs",
     )
     warmup_epochs: float = option(
         0.0,
@@ -282,6 +284,7 @@ class Config:
         "linearly from 0",
         minimum=0.0,
         group="optimization",
+        on_resume="with a larger --total_epochs",
     )
     sgd_momentum: float = option(
         0.9,

@@ -12,6 +12,7 @@ import errno
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -38,8 +39,13 @@ def is_command():
         return name.startswith("clsa-")
     # Python 3.9 does not tell which module it starts.
     started = getattr(sys, "orig_argv", ["-m", _PACKAGES[0]])
-    module = started[started.index("-m") + 1] if "-m" in started else ""
-    return module.startswith(_PACKAGES)
+    for i, argument in enumerate(started):
+        # Joined with other options or with its value: -um, -mclsa_tf.train.
+        option = re.fullmatch(r"-[A-Za-z]*?m(.*)", argument)
+        if option:
+            module = option[1] or "".join(started[i + 1 : i + 2])
+            return module.startswith(_PACKAGES)
+    return False
 
 
 def begin():
@@ -66,9 +72,18 @@ def quieten():
     """
     if _LEVEL in os.environ or "tensorflow" in sys.modules:
         return
+    if not _is_descriptor_2(sys.stderr):  # closed, or a notebook's
+        return
     os.environ[_LEVEL] = "2"
     with contextlib.suppress(OSError):  # then there is more to read
         _filter_native_log()
+
+
+def _is_descriptor_2(stream):
+    try:
+        return stream.fileno() == 2
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def _quieten_libraries():

@@ -4,7 +4,14 @@ import sys
 
 from absl import app, flags, logging
 
-from clsa_tf import command_line, copyable, help_page, progress, stack
+from clsa_tf import (
+    command_line,
+    copyable,
+    help_page,
+    interruption,
+    progress,
+    stack,
+)
 from clsa_tf.errors import (
     Stopped,
     UserError,
@@ -12,7 +19,6 @@ from clsa_tf.errors import (
     first_line,
     is_of_disk,
 )
-from clsa_tf.interruption import Interruption
 
 
 def launch(main, define_flags, *, positional=False):
@@ -59,7 +65,8 @@ def launch(main, define_flags, *, positional=False):
         # Whole lines of the log above a progress bar.
         logging.get_absl_handler().python_handler.stream = progress.Above()
         try:
-            with Interruption("stopping", stop=True):
+            with interruption.Interruption("stopping", stop=True):
+                interruption.started()
                 main(argv[1:]) if positional else main()
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)

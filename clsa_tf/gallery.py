@@ -18,6 +18,7 @@ from clsa_tf import entry, methods, pictures
 from clsa_tf.augment import crop, strong, weak
 from clsa_tf.augment.views import params_key, unpack
 from clsa_tf.data import headers
+from clsa_tf.data.checks import check_drawn_sizes
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import training_batches
@@ -44,8 +45,16 @@ def gallery(config, path, *, images):
     Raises:
         UserError: the dataset cannot be opened, or its images not be read.
     """
-    source = open_train_source(config)
+    if not config.dataset:
+        raise UserError(
+            "Expected --dataset, received none; name what the images are "
+            "taken from, such as folder:/photos."
+        )
     views = methods.load(config.method).METHOD.views(config.options)
+    check_drawn_sizes(
+        config.dataset, views, allow_upscaling=config.allow_upscaling
+    )
+    source = open_train_source(config)
     for note in source.notes:
         print(note)
     images = min(images, source.size)

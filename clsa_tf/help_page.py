@@ -30,8 +30,9 @@ _RECIPES = "; recipes are found by name, such as clsa or cifar10/byol"
 
 def asked(arguments):
     """Whether a command is asked for its help."""
-    flags = arguments[: arguments.index("--")] if "--" in arguments else None
-    return any(argument in _ASKS for argument in flags or arguments)
+    if "--" in arguments:
+        arguments = arguments[: arguments.index("--")]
+    return any(argument in _ASKS for argument in arguments)
 
 
 def render(text, flag_values, arguments=(), width=None):
@@ -98,10 +99,11 @@ def _method(flag_values, arguments):
     flag = flag_values["method"]
     names = flag.field.metadata["choices"]
     chosen = flag.default
-    for text, _ in flagfiles.expand(list(arguments)):
-        name, _, value = text.lstrip("-").partition("=")
-        if name == "method" and value in names:
-            chosen = value
+    words = [text for text, _ in flagfiles.expand(list(arguments))]
+    for word, following in zip(words, [*words[1:], ""]):
+        name, told, value = word.lstrip("-").partition("=")
+        if name == "method" and (value if told else following) in names:
+            chosen = value if told else following
     return chosen, [name for name in names if name != chosen]
 
 

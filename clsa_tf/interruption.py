@@ -31,8 +31,9 @@ class Interruption:
     * With `stop` it raises `Stopped` in the main thread, as Ctrl-C raises
       KeyboardInterrupt.
 
-    After the first one a SIGINT ends the program at once. A SIGHUP that is
-    ignored when it is entered, as under `nohup`, stays ignored.
+    After the first one a SIGINT ends a command at once; in a program of
+    somebody else it raises KeyboardInterrupt in the main thread. A SIGHUP that
+    is ignored when it is entered, as under `nohup`, stays ignored.
 
     Args:
         doing: what is done about a signal, in words.
@@ -47,6 +48,7 @@ class Interruption:
         self.signal = 0
         self._doing = doing
         self._stop = stop
+        self._obeyed = False
         self._losing_nothing = ""
         self._before = {}
         self._acknowledged = threading.Event()
@@ -117,7 +119,7 @@ class Interruption:
 
     def _acknowledge(self, number):
         if self.signal:
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and ends_process():
                 _end(number)
             return
         self.signal = number
@@ -126,7 +128,8 @@ class Interruption:
             _say(f"{name}: {self._losing_nothing}")
             _end(number)
         doing = self._losing_nothing or self._doing
-        _say(f"{name}: {doing}; Ctrl-C ends at once")
+        again = "ends at once" if ends_process() else "again does not wait"
+        _say(f"{name}: {doing}; Ctrl-C {again}")
         if self._stop and ends_process():
             timer = threading.Timer(_GRACE_SECONDS, _end, [number])
             timer.daemon = True
@@ -134,6 +137,9 @@ class Interruption:
 
     def _obey(self, number, _):
         """Python calls this in the main thread when that has its turn."""
+        again, self._obeyed = self._obeyed, True
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
         if self._stop or (self._losing_nothing and not ends_process()):
             # Whoever handles it looks at `signal`, or prints something.
             self._acknowledged.wait(_GRACE_SECONDS)
@@ -155,6 +161,13 @@ def begin():
     _of_process = Interruption()
     _of_process.lose_nothing("ended while starting; nothing was begun")
     _of_process.__enter__()
+
+
+def started():
+    """To be called by a command that has taken the signals over itself."""
+    if _of_process:
+        # What is left for `_of_process` is what comes after the command.
+        _of_process.lose_nothing("ended while leaving")
 
 
 def _say(words):

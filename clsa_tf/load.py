@@ -132,7 +132,7 @@ def image_size(path):
     Raises:
         UserError: the flags of the run cannot be read.
     """
-    path = os.fspath(path)
+    path = os.path.expanduser(os.fspath(path))
     if os.path.exists(os.path.join(path, config_lib.RUN_FLAGS)):
         return config_lib.load(path).image_size
     if os.path.exists(os.path.join(path, KERAS_FILE)):

@@ -15,6 +15,8 @@ CHANGES = "changes.jsonl"
 
 # Differing flags that a message lists one by one.
 _LISTED = 6
+# May change with the number of epochs: `length.adapt` fits recipes to it.
+_OF_LENGTH = ("lr_schedule", "lr_milestones", "warmup_epochs")
 # Recorded for a run's history; they act before its first checkpoint only.
 _INITIAL = ("init_from", "init_what")
 
@@ -153,21 +155,18 @@ def _changes(path, config, step, steps_per_epoch, same):
         found = clsa_tf.config.differences(
             file.read(), clsa_tf.config.to_flagfile(config)
         )
-    accepted, refused, shorter = [], [], False
-    for change in map(Change._make, found):
-        if change.flag in _INITIAL:
-            continue
-        if change.flag == "total_epochs" and change.before is not None:
-            longer = int(change.now) > int(change.before)
-            shorter = 0 < int(change.now) * steps_per_epoch <= step
-            if shorter and not longer:
-                continue
-            shorter = False
-            (accepted if longer else refused).append(change)
-        elif change.flag in same:
-            accepted.append(change)
-        else:
-            refused.append(change)
+    changes = {c.flag: c for c in map(Change._make, found)}
+    longer = shorter = False
+    length = changes.get("total_epochs")
+    if length and length.before is not None:
+        longer = int(length.now) > int(length.before)
+        shorter = not longer and 0 < int(length.now) * steps_per_epoch <= step
+    ignored = _INITIAL + (("total_epochs", *_OF_LENGTH) if shorter else ())
+    free = same | ({"total_epochs", *_OF_LENGTH} if longer else set())
+    accepted, refused = [], []
+    for change in changes.values():
+        if change.flag not in ignored:
+            (accepted if change.flag in free else refused).append(change)
     if refused:
         raise UserError(_refusal(config.workdir, refused, step))
     return accepted, shorter
@@ -207,7 +206,9 @@ def _flagfile(path, config, step, shorter):
     # What it was begun without stays out: a run of its version.
     older = clsa_tf.config.older_in(config.workdir)
     text = clsa_tf.config.to_flagfile(config, without=older)
-    kept = (_INITIAL if step else ()) + (("total_epochs",) if shorter else ())
+    kept = _INITIAL if step else ()
+    if shorter:
+        kept += ("total_epochs", *_OF_LENGTH)
     if not kept or not os.path.exists(path):
         return text
     with open(path, encoding="utf-8") as file:

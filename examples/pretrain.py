@@ -47,7 +47,9 @@ def pretrain(arguments):
 def read(folder, *, image_size):
     """Images float32 `[N, S, S, 3]` in 0..255, and their paths.
 
-    Files that cannot be read are left out, as they were in training.
+    Files that cannot be read are left out, as they were in training. (That
+    also reads WebP, TIFF and HEIC files, and turns photographs upright;
+    `python -m export.embed` does the same and looks at all files.)
     """
     images, paths = [], []
     for path in files(folder):

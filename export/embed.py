@@ -9,8 +9,8 @@ http://host:port/MODEL. The output is .npz, .parquet or .tfrecord;
 `export.embedding.embeddings` tells how to read it.
 
 Photographs are turned upright, and WebP, TIFF, HEIC and AVIF files converted,
-as in training (`--exif_rotation`, `--more_formats`), before the encoder gets
-them.
+before the encoder gets them, as training does unless told otherwise. Of a run
+that was (`--noexif_rotation`, `--nomore_formats`), say the same here.
 
 What is done is kept in OUTPUT.parts: after a kill, a crash or a full disk the
 same command goes on from there. Images that cannot be read, and those that

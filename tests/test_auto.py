@@ -280,6 +280,28 @@ def test_without_labels_there_is_no_advice_on_neighbours():
     assert "of 50 images vote" in " ".join(found)
 
 
+@pytest.mark.parametrize(
+    "method, replicas, accumulation, words",
+    [
+        ("byol", 1, 1, "the whole batch, as published"),
+        ("byol", 1, 2, "each micro-batch"),
+        ("byol", 2, 2, "each device and micro-batch"),
+        ("clsa", 2, 1, "each device, as published"),
+        ("clsa", 2, 2, "each device and micro-batch, as published"),
+    ],
+)
+def test_statistics_are_called_what_they_are(
+    method, replicas, accumulation, words
+):
+    config = config_lib.default(method, accumulation_steps=accumulation)
+    facts = PHOTOS | {"replicas": replicas}
+    resolved = auto.resolve(config, **facts)
+    reason = auto.reasons(config, resolved, **facts)[0]
+    assert reason.startswith("--batch_norm="), reason
+    found = reason.partition("statistics of ")[2]
+    assert found.removesuffix(", over all devices") == words
+
+
 def test_a_run_keeps_what_it_was_begun_with():
     """On another number of devices, and where an earlier version began it."""
     config = config_lib.default("clsa")

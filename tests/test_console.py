@@ -159,6 +159,20 @@ def test_a_program_that_imports_the_library_keeps_its_own():
     assert result.stderr == NOTES + MESSAGES
 
 
+def test_streams_that_are_not_the_terminal_s_stay_as_they_are():
+    result = run(
+        "import io; sys.stderr = notebook = io.StringIO()\n"
+        + QUIETEN
+        + "print(sys.stderr is notebook)"
+    )
+    assert result.stdout == b"True\n"
+    closed = run(
+        "sys.stderr = None\n"
+        "from clsa_tf import console; console.begin(); print('here')"
+    )
+    assert closed.stdout == b"here\n"
+
+
 def test_notes_of_libraries_are_left_out_and_warnings_are_not():
     result = run(
         "import logging; from clsa_tf import console; console.begin()\n"
@@ -176,6 +190,9 @@ def test_notes_of_libraries_are_left_out_and_warnings_are_not():
         (["-m", "--x"], ["python", "-m", "clsa_tf.train", "--x"], True),
         (["-m"], ["python", "-W", "error", "-m", "export.server"], True),
         (["-m"], ["python", "-m", "pytest", "-m", "slow"], False),
+        (["-m"], ["python", "-um", "clsa_tf.train"], True),
+        (["-m"], ["python", "-mclsa_tf.train"], True),
+        (["-m"], ["python", "-um", "pytest", "clsa_tf.train"], False),
         (["-m"], None, True),  # Python 3.9
         (["/bin/clsa-train"], ["python", "/bin/clsa-train"], True),
         (["-c"], ["python", "-c", "import clsa_tf"], False),

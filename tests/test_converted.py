@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -50,8 +52,9 @@ def read(path, content, **rules):
     path.write_bytes(content)
     rules = headers.DEFAULT._replace(**rules)
     encoded, code = converted.read(str(path), rules)
-    assert bool(encoded) == (code == headers.OK)
-    return code, decode.decode(encoded).numpy() if encoded else None
+    assert bool(encoded) == (code == headers.CHECKED)
+    code, pixels = decode.try_decode(encoded, rules, code=code)
+    return code, pixels.numpy()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -103,6 +106,7 @@ def test_what_tensorflow_decodes_comes_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_limits_and_damage(kind, tmp_path):
+    # (TIFF files are larger than those that are made of them.)
     path, whole = tmp_path / "x", contents(photo(), kind)
     size = len(whole)
     assert read(path, whole, image_bytes=size - 1)[0] == headers.BYTES
@@ -113,6 +117,34 @@ def test_limits_and_damage(kind, tmp_path):
     for share in (0.2, 0.6):
         code, _ = read(path, whole[: int(share * size)])
         assert code == headers.DAMAGED
+
+
+def test_the_limit_of_bytes_is_for_the_file_and_not_its_pixels(tmp_path):
+    encoded = contents(photo(size=(400, 300)), "WEBP")
+    limit = 2 * len(encoded)
+    assert limit < 3 * 400 * 300
+    code, pixels = read(tmp_path / "x", encoded, image_bytes=limit)
+    assert code == headers.OK and pixels.shape == (300, 400, 3)
+    # Of what nobody has looked at it still is.
+    big = contents(photo(size=(400, 300)), "BMP")
+    assert read(tmp_path / "x", big, image_bytes=limit)[0] == headers.BYTES
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_kind_depends_on_what_else_was_read(kind, tmp_path):
+    """In a process that has met no other kind yet."""
+    (tmp_path / "x").write_bytes(contents(photo(), kind))
+    script = (
+        "import sys\n"
+        "from clsa_tf.data import converted, headers\n"
+        "print(converted.read(sys.argv[1], headers.DEFAULT)[1])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x")],
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == f"{headers.CHECKED}\n", result.stderr
 
 
 def test_what_cannot_be_opened(tmp_path):

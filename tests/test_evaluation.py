@@ -254,13 +254,17 @@ def test_sheet_abbreviates_lines_that_are_too_long(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["run", "version", "versions"])
-def test_size_of_the_images_of_an_encoder(exported, tmp_path, kind):
+def test_size_of_the_images_of_an_encoder(
+    exported, tmp_path, kind, monkeypatch
+):
     path = {
         "run": exported.workdir,
         "version": exported.path,
         "versions": exported.base,
     }[kind]
     assert load.image_size(path) == exports.SIZE
+    monkeypatch.setenv("HOME", os.path.dirname(path))
+    assert load.image_size(f"~/{os.path.basename(path)}") == exports.SIZE
     assert load.image_size(tmp_path) is None
     (tmp_path / "encoder.keras").touch()
     for text in ("", "[]", "{}", '{"encoder.keras": {"image_size": "a"}}'):

@@ -243,6 +243,11 @@ def test_command_draws_and_prints_the_path(photos, tmp_path):
     [
         (["--output={tmp}/no/views.png"], ["--output", "No such", "no/views"]),
         (["--output={tmp}/views.png", "--images=0"], ["images", "1, 64"]),
+        (["--output={tmp}/views.png"], ["--dataset, received none"]),
+        (
+            ["--output={tmp}/v.png", "--dataset=shapes", "--data_dir={tmp}"],
+            ["at least 224 px", "received in shapes"],
+        ),
     ],
 )
 def test_wrong_flags_end_in_one_sentence(flags, words, tmp_path):

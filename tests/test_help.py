@@ -136,8 +136,14 @@ def test_a_flagfile_chooses_the_method_whose_flags_are_shown():
     found = entries(page(train.define_flags, "--flagfile=byol", "--help"))
     assert "default: 4096" in found["projection_hidden"][1]
     assert "view_solarize" in found and "temperature" not in found
-    again = page(train.define_flags, "--flagfile=byol", "--method=moco")
-    assert "temperature" in entries(again)
+    for flags in (["--method=moco"], ["--method", "moco"]):
+        again = page(train.define_flags, "--flagfile=byol", *flags)
+        assert "temperature" in entries(again)
+
+
+def test_behind_two_dashes_nobody_asks_for_help():
+    assert help_page.asked(["--x", "-h"])
+    assert not help_page.asked(["--", "--help"])
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])

@@ -48,7 +48,7 @@ def test_a_signal_is_noted_and_acknowledged(number, capfd):
         time.sleep(0.1)
     name = signal.Signals(number).name
     printed = capfd.readouterr().err
-    assert printed == f"\n{name}: finishing; Ctrl-C ends at once\n"
+    assert printed == f"\n{name}: finishing; Ctrl-C again does not wait\n"
     assert handlers() == before
 
 
@@ -163,6 +163,26 @@ def test_a_second_ctrl_c_ends_what_cannot_be_interrupted():
     assert answer == "SIGINT: saving; Ctrl-C ends at once\n"
     status, seconds, _ = command.end(signal.SIGINT)
     assert status == 130 and seconds < 2
+
+
+def test_a_second_ctrl_c_leaves_a_program_of_somebody_else_its_end(capfd):
+    with pytest.raises(KeyboardInterrupt):
+        with Interruption("saving") as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_for(lambda: interruption.signal)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+    printed = capfd.readouterr().err
+    assert printed == "\nSIGINT: saving; Ctrl-C again does not wait\n"
+
+
+def test_after_its_work_a_command_says_nothing_about_its_start():
+    command = Command(
+        "with interruption.Interruption(stop=True): interruption.started()\n"
+        "busy()"
+    )
+    assert command.send(signal.SIGINT) == "SIGINT: ended while leaving\n"
+    assert command.end()[0] == 130
 
 
 def test_a_command_tidies_up_if_it_can():

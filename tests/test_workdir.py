@@ -92,6 +92,27 @@ def test_more_epochs_are_accepted_and_recorded(config):
     ]
 
 
+def test_the_schedule_may_follow_the_number_of_epochs(config):
+    steps = dict(lr_schedule="steps", lr_milestones=(1, 2))
+    config = config.replace(**steps, warmup_epochs=0.5)
+    claim(config)
+    other = dict(lr_milestones=(2, 4), warmup_epochs=1.0)
+    message = refusal(config.replace(**other))
+    assert "--lr_milestones=2,4 instead of 1,2" in message
+    assert "--lr_milestones (with a larger --total_epochs)" in message
+    claimed = claim(config.replace(total_epochs=6, **other), 6)
+    assert {change.flag for change in claimed.changes} == {
+        "total_epochs",
+        "lr_milestones",
+        "warmup_epochs",
+    }
+    assert "--lr_milestones=2,4" in flags_of(config)
+    # Nothing to do: what is recorded stays, whatever would fit fewer epochs.
+    assert claim(config.replace(total_epochs=2), step=6).shorter
+    assert "--lr_milestones=2,4" in flags_of(config)
+    assert "--warmup_epochs=1.0" in flags_of(config)
+
+
 def test_a_change_is_recorded_once_though_killed_in_between(config):
     claim(config)
     before = (config.workdir, "\n".join(flags_of(config)) + "\n")

@@ -29,8 +29,8 @@ _MISSING = {
     "HEIC": "needs pip install 'clsa_tf[heif]'",
     "AVIF": "needs Pillow 11.3 or newer",
 }
-# Those of Pillow; no other of its decoders ever sees a file.
-_FORMATS = ("WEBP", "TIFF", "HEIF", "AVIF")
+# Kind -> format of Pillow; no other of its decoders ever sees a file.
+_FORMATS = {"WebP": "WEBP", "TIFF": "TIFF", "HEIC": "HEIF", "AVIF": "AVIF"}
 
 
 @functools.lru_cache(maxsize=None)  # asked for every file
@@ -45,7 +45,8 @@ def missing(kind) -> str:
     elif kind == "TIFF":
         there = True
     else:
-        there = bool(features.check(kind.lower()))
+        name = kind.lower()
+        there = name in features.modules and features.check_module(name)
     return "" if there else _MISSING[kind]
 
 
@@ -67,8 +68,9 @@ def read(path, rules):
 
     Returns:
         (bytes that `decode.decode` takes, a code of `headers`). JPEGs and
-        other files that TensorFlow decodes come as they are. Where the code is
-        not `headers.OK`, the bytes are empty.
+        other files that TensorFlow decodes come as they are, with
+        `headers.OK`; converted ones with `headers.CHECKED`. With other codes
+        the bytes are empty.
     """
     try:
         content = _content(os.fsdecode(path), rules.image_bytes)
@@ -79,7 +81,9 @@ def read(path, rules):
     if headers.kind(content[: headers.HEAD]) not in headers.CONVERTED:
         return content, headers.OK
     pixels, code = decode(content, rules)
-    return _bmp(pixels) if code == headers.OK else b"", code
+    if code != headers.OK:
+        return b"", code
+    return _bmp(pixels), headers.CHECKED
 
 
 def _content(path, most):
@@ -110,11 +114,13 @@ def decode(content, rules):
         (u8[H, W, 3], `headers.OK`) or (None, another code).
     """
     kind = headers.kind(content[: headers.HEAD])
-    if kind in headers.CONVERTED and missing(kind):
+    if kind not in headers.CONVERTED:
+        return None, headers.UNKNOWN
+    if missing(kind):
         return None, headers.CODES[kind]
     _allow(rules.image_pixels)
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=[_FORMATS[kind]]) as image:
             width, height = image.size
             if width * height > (rules.image_pixels or np.inf) or (
                 max(width, height) > headers.MAX_SIDE

@@ -27,6 +27,10 @@ OK, UNKNOWN, BYTES, PIXELS, DAMAGED, CLOSED, EMPTY, WEBP, TIFF, HEIC, AVIF = (
     range(11)
 )
 
+# Not wrong: a converted file, which was within the limits as it was. As a BMP
+# it may have more bytes than a file may.
+CHECKED = -1
+
 # Bytes of a file that tell its kind.
 HEAD = 32
 # (place, bytes there) of each kind: first what TensorFlow decodes, then what
@@ -121,7 +125,7 @@ def examine(encoded, code, limits, readers, refuse):
 
     Args:
         encoded: string[], the contents of the file.
-        code: i32[], why there are no contents, or `OK`.
+        code: i32[], why there are no contents, or `OK` or `CHECKED`.
         limits: `Rules`, or another object with these limits.
         readers: for each key of `DECODED`, a function from the contents (of a
             GIF with its first frame only) and height and width i64[2] as
@@ -140,8 +144,9 @@ def examine(encoded, code, limits, readers, refuse):
     number = _kind_number(encoded)
     codes = tf.constant([OK] * len(DECODED) + [*CODES.values(), UNKNOWN])
     found = tf.where(length > 0, tf.gather(codes, number), EMPTY)
-    found = tf.where(length <= most, found, BYTES)
-    code = tf.where(code == OK, found, code)
+    checked = tf.equal(code, CHECKED)
+    found = tf.where((length <= most) | checked, found, BYTES)
+    code = tf.where((code == OK) | checked, found, code)
     number = tf.where(code == OK, number, _NUMBERS["none"])
     encoded, frame = _first_frame(encoded, number)
     size = _size(encoded, number, frame)
