@@ -46,7 +46,7 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 	$(BIN)/python -m clsa_tf.report --workdir=$(WORKDIR)
 
 test: setup  ## the default tests, about 40 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=30
 
 test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \

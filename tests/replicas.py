@@ -1,9 +1,10 @@
 """Trains a few steps on R replicas, in each way that has to come out equal.
 
-`python -m tests.replicas METHOD PHOTOS OUTPUT R`: in a process of its own,
-since the number of devices is fixed at the start; with `TF_CONFIG` it is one
-of several workers of R replicas each. A directory of checkpoints and metrics
-is left for each of `CASES`.
+`python -m tests.replicas METHOD PHOTOS OUTPUT R CASES`: in a process of its
+own, since the number of devices is fixed at the start; with `TF_CONFIG` it is
+one of several workers of R replicas each. A directory of checkpoints and
+metrics is left for each of CASES (names of `CASES`, between commas) that is
+possible there.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ def possible(case, replicas):
     }[case]
 
 
-def main(method, photos, output, replicas):
+def main(method, photos, output, replicas, cases):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
@@ -66,7 +67,7 @@ def main(method, photos, output, replicas):
     strategy = make_strategy(kind)
     # Several strategies in one process disturb each other's collectives.
     train.make_strategy = lambda *_, **__: strategy
-    for case, changes in CASES.items():
+    for case in cases.split(","):
         if possible(case, strategy.num_replicas_in_sync):
             workdir = pathlib.Path(output, case)
             runs.leave_out_pictures(workdir)
@@ -80,7 +81,7 @@ def main(method, photos, output, replicas):
                     log_steps=1,
                     checkpoint_steps=1,
                     keep_checkpoints=STEPS,
-                    **GENTLER.get(method, {}) | changes,
+                    **GENTLER.get(method, {}) | CASES[case],
                 )
             )
             worker = strategy.extended.worker_devices[0].count("task:1")
@@ -103,4 +104,4 @@ def digests(strategy, model):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]))
+    main(*sys.argv[1:4], int(sys.argv[4]), sys.argv[5])

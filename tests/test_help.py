@@ -136,8 +136,8 @@ def test_a_flagfile_chooses_the_method_whose_flags_are_shown():
     found = entries(page(train.define_flags, "--flagfile=byol", "--help"))
     assert "default: 4096" in found["projection_hidden"][1]
     assert "view_solarize" in found and "temperature" not in found
-    for flags in (["--method=moco"], ["--method", "moco"]):
-        again = page(train.define_flags, "--flagfile=byol", *flags)
+    for words in (["--method=moco"], ["--method", "moco"]):
+        again = page(train.define_flags, "--flagfile=byol", *words)
         assert "temperature" in entries(again)
 
 
