@@ -3,7 +3,8 @@
 #
 #   docs/first_day.sh PHOTOS > docs/first-day.md
 #
-# in a fresh clone; PHOTOS is any folder. Takes half an hour on two cores.
+# in a fresh clone; PHOTOS is any folder. It takes about half an hour on two
+# cores.
 set -euo pipefail
 photos=$1
 export PATH=$PWD/.venv/bin:$PATH
@@ -20,6 +21,12 @@ terminal() {
 show() {
     say "    $ $1"
     terminal "${2:-$1}"
+}
+
+# Sends Ctrl-C's signal to the training ten seconds after its first steps.
+interrupter() {
+    echo '(until [ -s runs/photos/metrics.jsonl ]; do sleep 1; done; sleep 10;' \
+        'pkill -INT -f "^python -m clsa_tf.train .*runs/photos") & exec'
 }
 
 train="python -m clsa_tf.train --flagfile=quickstart \\
@@ -47,7 +54,7 @@ say "\`photos\` holds $(find photos -type f | wc -l) files, as they gather on a"
 show "python -m clsa_tf.train --flagfile=quickstart --dataset=photos --workdir=runs/photos" || true
 say "Settings for so few photographs are in the README's table. Ctrl-C after a" \
     "while:"
-show "$train" "timeout --foreground -s INT 60 $train" || true
+show "$train" "$(interrupter) $train" || true
 say "The same command goes on:"
 show "$train"
 say "## What it has learned"
