@@ -98,7 +98,9 @@ PROCESSES = ("clsa", "simclr", "cacr_moco")
 def comparisons():
     """A method, topologies and cases that one test compares."""
     for method in methods.NAMES:
-        quick = (QUICK, ("split", "sync"))
+        # As it is published.
+        parts = methods.load(method).METHOD.batch_statistics == "parts"
+        quick = (QUICK, ("split" if parts else "sync",))
         if method in PROCESSES:
             quick = ((*QUICK, "2 workers"), tuple(replicas.CASES))
         yield pytest.param(method, *quick, id=method)
