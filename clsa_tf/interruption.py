@@ -138,7 +138,7 @@ class Interruption:
     def _obey(self, number, _):
         """Python calls this in the main thread when that has its turn."""
         again, self._obeyed = self._obeyed, True
-        if again and number == signal.SIGINT:
+        if again and number == signal.SIGINT and not ends_process():
             raise KeyboardInterrupt
         if self._stop or (self._losing_nothing and not ends_process()):
             # Whoever handles it looks at `signal`, or prints something.
