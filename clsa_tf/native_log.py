@@ -5,8 +5,8 @@ a pipe, so that what a dying process still writes is not lost with it. It needs
 the standard library only.
 
 Only whole lines in the form of a log message of severity INFO or WARNING are
-left out, and the errors listed here, each of which comes with every start that
-goes well. Everything else passes unchanged: errors, fatal errors, messages of
+left out, and the errors listed here: those that come with every start that goes
+well, and those of decoders, of which a command says more itself. Everything else passes unchanged: errors, fatal errors, messages of
 `assert` and of the operating system, reports of sanitizers.
 """
 
@@ -26,9 +26,11 @@ _NOTE = re.compile(
     rb"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] [\w./-]+:\d+\] "
     # I0000 00:00:1795891145.393970    8047 cudart_stub.cc:31] …
     rb"|[IW]\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+\] "
-    rb"|(\d{4}-\d\d-\d\d \S+ E|E\d{4} \S+ +\d+) [\w./-]+:\d+\] "
-    rb"(Unable to register cu\w+ (factory|plugin)"
-    rb"|SetPriority unimplemented for this stream" + _NO_GPU + rb")"
+    rb"|(\d{4}-\d\d-\d\d \S+ E|E\d{4} \S+ +\d+) ("
+    # Of images, which come once per attempt, without a name. We name each.
+    rb"([\w./-]*/)?(jpeg_mem|jpeg_handle|png_io|gif_io)\.cc:\d+\] "
+    rb"|[\w./-]+:\d+\] (Unable to register cu\w+ (factory|plugin)"
+    rb"|SetPriority unimplemented for this stream" + _NO_GPU + rb"))"
     # TFLite, of what it was asked for.
     rb"|INFO: Created TensorFlow Lite \w+ delegate for CPU\."
     rb"|fully_quantize: \d, inference_type: \d+, input_inference_type: \w+, "

@@ -9,17 +9,17 @@ set -euo pipefail
 photos=$1
 export PATH=$PWD/.venv/bin:$PATH
 
-say() { printf '\n%s\n' "$*"; }
+say() { printf '\n%s\n' "$*" | fold -s -w 80 | sed 's/ $//'; }
 
 # What a terminal of 80 columns shows once a command has ended.
 terminal() {
     script -qec "stty cols 80; $1" /dev/null </dev/null |
-        sed -E 's/\r+$//; s/.*\r//; s/\x1b\[[0-9;?]*[A-Za-z]//g; s/^/    /; s/ +$//'
+        expand | sed -E 's/\r+$//; s/.*\r//; s/\x1b\[[0-9;?]*[A-Za-z]//g; s/^/    /; s/ +$//'
 }
 
 # show COMMAND [HOW IT IS STARTED HERE]: the command and what it prints.
 show() {
-    say "    $ $1"
+    printf '\n    $ %s\n' "$1"
     terminal "${2:-$1}"
 }
 
@@ -31,7 +31,8 @@ interrupter() {
 
 train="python -m clsa_tf.train --flagfile=quickstart \\
         --dataset=folder:photos --workdir=runs/photos \\
-        --batch_size=32 --total_epochs=60 --knn_k=20 --eval_keep=0.875"
+        --queue_size=auto --key_momentum=auto --eval_keep=0.875 \\
+        --batch_size=32 --total_epochs=60 --knn_k=20"
 
 cat <<'PAGE'
 # A first day
@@ -65,7 +66,7 @@ say "A server for this machine, and one request to it; a production server is" \
     "TensorFlow Serving, with the same files and requests" \
     "([export/README.md](../export/README.md))."
 server="python -m export.server --model_base_path=$PWD/models/photos --model_name=photos"
-say "    $ ${server//$PWD/\$PWD} &"
+printf '\n    $ %s &\n' "${server//$PWD/\$PWD}"
 $server >server.log 2>&1 &
 trap 'kill %1' EXIT
 until grep -q ":8501" server.log; do sleep 1; done

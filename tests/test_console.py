@@ -10,8 +10,9 @@ import threading
 import pytest
 
 from clsa_tf import console, native_log
+from tests import exports
 
-# Each is from a run in which nothing was wrong.
+# Each is from a run in which nothing was wrong, or but for a damaged image.
 NOTES = b"""\
 2026-11-28 18:35:39.602838: I external/local_tsl/tsl/cuda/cudart_stub.cc:31] C
 2026-11-28 18:35:39.822641: E external/local_xla/xla/stream_executor/cuda/cuda_\
@@ -33,6 +34,9 @@ Summary on the non-converted ops:
 INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
 fully_quantize: 0, inference_type: 6, input_inference_type: UINT8, output_infer\
 ence_type: FLOAT32
+2026-11-29 00:51:17.763269: E tensorflow/core/lib/jpeg/jpeg_mem.cc:327] Prematu\
+re end of JPEG data. Stopped at line 14/300
+E0000 00:00:1795890998.745820    7359 png_io.cc:98] PNG error: CRC error
 """
 MESSAGES = b"""\
 2026-11-28 18:35:39.822641: E tensorflow/core/x.cc:9] Could not create handle
@@ -133,6 +137,22 @@ def test_what_a_dying_process_prints_is_not_lost():
     assert MESSAGES in result.stderr  # by native code
     assert b"Fatal Python error: Aborted" in result.stderr
     assert not {*NOTES.splitlines()} & {*result.stderr.splitlines()}
+
+
+def test_a_damaged_image_is_left_to_us(tmp_path):
+    image = exports.encode(exports.noise(1)[0], "JPEG")
+    (tmp_path / "x.jpg").write_bytes(image[: len(image) // 2])
+    script = (
+        "import tensorflow as tf\n"
+        f"content = tf.io.read_file({str(tmp_path / 'x.jpg')!r})\n"
+        "try: tf.io.decode_jpeg(content)\n"
+        "except tf.errors.InvalidArgumentError: print('refused')"
+    )
+    for prefix, said in (("", b"Premature end"), (QUIETEN, b"")):
+        result = run(prefix + script)
+        assert result.stdout == b"refused\n"
+        assert said in result.stderr
+    assert b"jpeg" not in result.stderr
 
 
 def test_errors_of_python_stay_visible():
