@@ -13,7 +13,7 @@ say() { printf '\n%s\n' "$*" | fold -s -w 80 | sed 's/ $//'; }
 
 # What a terminal of 80 columns shows once a command has ended.
 terminal() {
-    script -qec "stty cols 80; $1" /dev/null </dev/null |
+    script -qec "stty cols 80 rows 24; $1" /dev/null </dev/null |
         expand | sed -E 's/\r+$//; s/.*\r//; s/\x1b\[[0-9;?]*[A-Za-z]//g; s/^/    /; s/ +$//'
 }
 
