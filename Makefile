@@ -17,7 +17,8 @@ export PYTHON
 # What is tested on the second stack: what could come out differently there.
 TF221_TESTS := $(addprefix tests/test_,stacks.py versions.py optimizer.py \
 	methods.py losses.py losses_cacr.py augment_crop.py augment_strong.py \
-	augment_texture.py augment_weak.py)
+	augment_texture.py augment_weak.py checkpoint.py load.py export.py \
+	server.py)
 
 .PHONY: help setup demo test test-tf221 test-slow lint format wheel clean FORCE
 
