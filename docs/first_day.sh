@@ -20,7 +20,7 @@ terminal() {
 # show COMMAND [HOW IT IS STARTED HERE]: the command and what it prints.
 show() {
     printf '\n    $ %s\n' "$1"
-    terminal "${2:-$1}"
+    terminal "${2:-$1}" | sed "s#$PWD#…#g"
 }
 
 # Sends Ctrl-C's signal to the training ten seconds after its first steps.
