@@ -90,9 +90,10 @@ def assert_same_copies(workdir):
 
 QUICK = ("1", "2")
 REST = ("4", "2 workers", "2 workers of 2")
-# One for each way in which processes exchange something: shuffled keys; rows
-# with gradient; both.
-PROCESSES = ("clsa", "simclr", "cacr_moco")
+# Those that the quick tests take to two processes: one exchanges shuffled keys,
+# the other one rows with gradient. (Slow: all, such as cacr_moco, which does
+# both.)
+PROCESSES = {"clsa": ("split", "sync"), "simclr": ("split", "accumulated")}
 
 
 def comparisons():
@@ -102,7 +103,7 @@ def comparisons():
         parts = methods.load(method).METHOD.batch_statistics == "parts"
         quick = (QUICK, ("split" if parts else "sync",))
         if method in PROCESSES:
-            quick = ((*QUICK, "2 workers"), tuple(replicas.CASES))
+            quick = ((*QUICK, "2 workers"), PROCESSES[method])
         yield pytest.param(method, *quick, id=method)
         rest = ((*QUICK, *REST), tuple(replicas.CASES))
         slow = pytest.mark.slow

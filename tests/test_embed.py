@@ -598,7 +598,7 @@ def test_photographs_are_made_what_models_take(tmp_path):
         assert found.format == "PNG"
         # As training does.
         encoded, code = converted.read(str(tmp_path / "x"), rules)
-        assert code == headers.OK
+        assert code == headers.CHECKED
         np.testing.assert_array_equal(found, decode.decode(encoded))
         plain = rules._replace(more_formats=False)
         assert prepare(content, plain) is content
