@@ -6,8 +6,9 @@ the standard library only.
 
 Only whole lines in the form of a log message of severity INFO or WARNING are
 left out, and the errors listed here: those that come with every start that goes
-well, and those of decoders, of which a command says more itself. Everything else passes unchanged: errors, fatal errors, messages of
-`assert` and of the operating system, reports of sanitizers.
+well, and those of decoders, of which a command says more itself. Everything
+else passes unchanged: errors, fatal errors, messages of `assert` and of the
+operating system, reports of sanitizers.
 """
 
 import contextlib
