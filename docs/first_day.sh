@@ -7,6 +7,13 @@
 # cores.
 set -euo pipefail
 photos=$1
+for made in photos models runs server.log embeddings.npz; do
+    if [ -e "$made" ]; then
+        echo "error: Expected a fresh clone, received one with $made, which" \
+            "would be written to; make another clone." >&2
+        exit 1
+    fi
+done
 export PATH=$PWD/.venv/bin:$PATH
 
 say() { printf '\n%s\n' "$*" | fold -s -w 80 | sed 's/ $//'; }
@@ -45,7 +52,6 @@ shown. `docs/first_day.sh` typed it.
 PAGE
 show "make demo"
 
-rm -rf photos
 cp -r "$photos" photos
 say "## A folder of photographs"
 say "\`photos\` holds $(find photos -type f | wc -l) files, as they gather on a" \
