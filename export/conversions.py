@@ -82,8 +82,17 @@ def _spell_as_keras_2_15(path):
 
 
 def write_weights(source, path):
-    """Writes the weights alone."""
-    source.model.save_weights(path)
+    """Writes the weights alone.
+
+    Keras composes those in a `.keras` file in memory. If the HDF5 library
+    itself meets a full disk, it keeps a file that it can never close, and the
+    process may crash much later, in Python's garbage collection.
+    """
+    draft = f"{path}.keras"
+    source.model.save(draft)
+    with zipfile.ZipFile(draft) as whole, open(path, "wb") as file:
+        file.write(whole.read("model.weights.h5"))
+    os.remove(draft)
     model = keras.models.clone_model(source.model)  # with initial weights
     model.load_weights(path)
     return _run_keras(model)

@@ -1,9 +1,20 @@
 """What several files of tests need, made once per process of tests."""
 
+import signal
+
 import pytest
 
 from tests import exports, runs
 from tests.photos import write_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals():
+    """Those that `nohup` or a shell's `&` has us ignore count in the tests."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            default = number == signal.SIGINT and signal.default_int_handler
+            signal.signal(number, default or signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -256,6 +257,8 @@ def test_full_disk_of_an_export(exported, disk, room, export):
     with pytest.raises(Exception) as error:
         export(str(exported.workdir), str(disk / "out"))
     assert is_of_disk(error.value), repr(error.value)
+    # A file that HDF5 cannot close would crash the process later.
+    assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == 0
     # (Without any room there is not even the directory.)
     assert not room or os.listdir(disk / "out") == []
 
