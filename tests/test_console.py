@@ -139,20 +139,23 @@ def test_what_a_dying_process_prints_is_not_lost():
     assert not {*NOTES.splitlines()} & {*result.stderr.splitlines()}
 
 
-def test_a_damaged_image_is_left_to_us(tmp_path):
+@pytest.mark.parametrize(
+    "length, words", [(0.5, b"Premature end"), (0.2, b"Improper call")]
+)
+def test_a_damaged_image_is_left_to_us(tmp_path, length, words):
     image = exports.encode(exports.noise(1)[0], "JPEG")
-    (tmp_path / "x.jpg").write_bytes(image[: len(image) // 2])
+    (tmp_path / "x.jpg").write_bytes(image[: int(length * len(image))])
     script = (
         "import tensorflow as tf\n"
         f"content = tf.io.read_file({str(tmp_path / 'x.jpg')!r})\n"
         "try: tf.io.decode_jpeg(content)\n"
         "except tf.errors.InvalidArgumentError: print('refused')"
     )
-    for prefix, said in (("", b"Premature end"), (QUIETEN, b"")):
+    for prefix, said in (("", words), (QUIETEN, b"")):
         result = run(prefix + script)
         assert result.stdout == b"refused\n"
         assert said in result.stderr
-    assert b"jpeg" not in result.stderr
+    assert b"jpeg" not in result.stderr.lower()
 
 
 def test_errors_of_python_stay_visible():

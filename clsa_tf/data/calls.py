@@ -1,4 +1,8 @@
-"""Functions that a graph calls: as one node, or guarded against errors."""
+"""Functions that a graph calls: as one node, in Python, or guarded."""
+
+import atexit
+import gc
+import sys
 
 import tensorflow as tf
 
@@ -12,6 +16,27 @@ def opaque(function):
     return tf.function(
         function, experimental_attributes={"_noinline": True}, autograph=False
     )
+
+
+def in_python(function, inputs, dtypes, *, stateful):
+    """Calls a Python function of NumPy arrays inside a graph.
+
+    As `tf.numpy_function`, but a process can end while such calls are under
+    way (`_end_pipelines`).
+    """
+    return tf.numpy_function(function, inputs, dtypes, stateful=stateful)
+
+
+@atexit.register
+def _end_pipelines():
+    """Ends pipelines that nobody holds, as long as Python answers them.
+
+    Afterwards a thread that calls Python is ended in the middle, and whoever
+    waits for it, such as the pipeline's own end, waits for ever. What holds one
+    after an error is a cycle of frames, or the traceback that was printed last.
+    """
+    sys.last_exc = sys.last_value = sys.last_traceback = None
+    gc.collect()
 
 
 def attempt(function, arguments, *, otherwise):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from clsa_tf.data import headers
+from clsa_tf.data.calls import in_python
 from clsa_tf.data.order import Source
 from clsa_tf.errors import UserError
 
@@ -134,7 +135,9 @@ class Faults:
             )
 
         # An error raised in there would be logged with tracebacks, repeatedly.
-        fine = tf.numpy_function(report, [names, codes, seen, lost], tf.bool)
+        fine = in_python(
+            report, [names, codes, seen, lost], tf.bool, stateful=True
+        )
         return tf.debugging.Assert(fine, ["Too many unreadable images."])
 
     def _note(self, name, reason):

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from clsa_tf.data import converted, fingerprint, headers
+from clsa_tf.data.calls import in_python
 from clsa_tf.data.listing import Listing, list_images
 from clsa_tf.data.order import Absent, Source, indexed
 from clsa_tf.errors import UserError, first_line
@@ -309,7 +310,7 @@ def _loader(rules):
         return content, np.int32(code)
 
     def convert(place):
-        content, code = tf.numpy_function(
+        content, code = in_python(
             read,
             [tf.strings.substr(place, len(_CONVERT), -1)],
             (tf.string, tf.int32),

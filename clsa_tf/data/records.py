@@ -6,6 +6,7 @@ from typing import Callable, Sequence, Tuple
 import numpy as np
 import tensorflow as tf
 
+from clsa_tf.data.calls import in_python
 from clsa_tf.data.order import (
     ALONE,
     SHARDS,
@@ -117,7 +118,7 @@ def from_getter(
     """
 
     def read(index):
-        record = tf.numpy_function(
+        record = in_python(
             lambda i: get(int(i)), [index], tf.string, stateful=False
         )
         return _example(name, index, tf.ensure_shape(record, []), form)

@@ -1,0 +1,43 @@
+"""Calls of a graph that return to Python, and the end of the process."""
+
+import subprocess
+import sys
+
+# A pipeline that a traceback still holds when the process ends, with calls
+# under way.
+SCRIPT = """
+import time
+
+import tensorflow as tf
+
+from clsa_tf.data.calls import in_python
+
+
+def slow(i):
+    time.sleep(0.2)
+    return i
+
+
+def fail():
+    calls = tf.data.Dataset.range(1000).map(
+        lambda i: in_python(slow, [i], tf.int64, stateful=False),
+        num_parallel_calls=4,
+    )
+    batches = iter(calls.batch(2).prefetch(4))
+    next(batches)
+    raise ValueError("failed with a pipeline")
+
+
+fail()
+"""
+
+
+def test_a_process_ends_with_calls_under_way():
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "ValueError: failed with a pipeline" in ended.stderr
