@@ -86,6 +86,11 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
             another process, or cannot be written.
     """
     directory = config.workdir
+    if "://" in directory:
+        raise UserError(
+            f"Expected a directory of this machine as --workdir, received "
+            f"{directory!r}; mount it, or copy the run there afterwards."
+        )
     flagfile = os.path.join(directory, clsa_tf.config.RUN_FLAGS)
     dataset = os.path.join(directory, DATASET)
     recorded = _recorded(dataset)
@@ -93,7 +98,7 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
     found = dict(fingerprints or {})
     same = {name for name in found if known.get(name) == found[name]}
     changes, shorter = _changes(flagfile, config, step, steps_per_epoch, same)
-    _check_images(recorded, config, images)
+    _check_images(recorded, config, images, step)
     try:
         os.makedirs(directory, exist_ok=True)
         lock = files.lock(os.path.join(directory, LOCK))
@@ -177,12 +182,7 @@ def _refusal(directory, refused, step):
     more = len(refused) - _LISTED
     if more > 0:
         listed += f" and {more} more"
-    way_on = (
-        f"choose another --workdir with --init_from={directory}, which starts "
-        "a new run from its weights"
-        if step
-        else "choose another --workdir"
-    )
+    way_on = _another(directory, step)
     free = {
         name: condition
         for name, condition in clsa_tf.config.changeable().items()
@@ -225,6 +225,16 @@ def _flagfile(path, config, step, shorter):
     return "\n".join(lines) + "\n"
 
 
+def _another(directory, step):
+    """What to do instead of going on with a run at `step`."""
+    if not step:
+        return "choose another --workdir"
+    return (
+        f"choose another --workdir with --init_from={directory}, which starts "
+        "a new run from its weights"
+    )
+
+
 def _append_changes(directory, step, changes):
     lines = read_changes(directory)
     for change in changes:
@@ -259,7 +269,7 @@ def _recorded(path):
     return recorded
 
 
-def _check_images(recorded, config, images):
+def _check_images(recorded, config, images, step):
     """With another number of them the order and the epochs would be others."""
     before = recorded.get("images", images)
     if before != images:
@@ -267,5 +277,5 @@ def _check_images(recorded, config, images):
             f"Expected the {before} images that {config.workdir} was started "
             f"with, received {images}; take out what was added, put back what "
             "is gone (empty files of the same names will do, which are left "
-            "out as unreadable), or choose another --workdir."
+            f"out as unreadable), or {_another(config.workdir, step)}."
         )

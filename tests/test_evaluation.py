@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import warnings
 
@@ -16,6 +17,7 @@ from clsa_tf.data import from_dataset
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
 from clsa_tf.evaluation.task import announcement, plan
+from clsa_tf.errors import UserError
 from clsa_tf.text import abbreviated, listed, printable
 from tests import exports, tiny
 from tests.photos import write_folder
@@ -93,6 +95,34 @@ def test_a_stray_image_is_named(animals):
     # It can be printed, in one line.
     assert "\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}xx" in line
     assert "…" in line and ".jpg" in line and line.encode() and "\n" not in line
+
+
+def stray(folder):
+    """Adds an image beside the folders."""
+    Image.fromarray(exports.noise(1)[0]).save(folder / "stray.jpg")
+
+
+def test_a_stray_image_is_named_whatever_is_evaluated(animals, tmp_path):
+    words = "1 image lies beside its 2 folders (stray.jpg)"
+    other = write_folder(tmp_path / "mine", classes=("cat", "dog"), each=3)
+    stray(other)
+    _, _, lines = planned(f"folder:{other}", eval_dataset=f"folder:{animals}")
+    assert words in lines[-1]
+    _, _, lines = planned(f"folder:{other}", knn_epochs=0)
+    assert words in lines[-1]
+
+
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_a_stray_image_in_one_of_two_splits_is_named(tmp_path, where):
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, classes=("cat", "dog"), each=3)
+    stray(tmp_path / where)
+    words = "1 image lies beside its 2 folders (stray.jpg)"
+    _, _, lines = planned(f"folder:{tmp_path}")
+    assert words in lines[-1]
+    if where == "val":
+        with pytest.raises(UserError, match=re.escape(words)):
+            planned(f"folder:{tmp_path}", eval_split="val")
 
 
 @pytest.mark.parametrize("labels", ["auto", "none"])

@@ -447,8 +447,18 @@ def test_nothing_is_written_before_there_is_something_to_do(elsewhere):
 def test_folders_are_told_from_names(elsewhere, name):
     (elsewhere / "photos").mkdir()
     path = parse(f"--dataset={name.format(elsewhere)}").dataset
-    with pytest.raises(UserError, match=f"write --dataset=folder:{path}"):
+    with pytest.raises(UserError, match=f"write folder:{path}"):
         sources.open_source(path, data_dir="data")
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    ["s3://bucket/x", "http://host/photos", "tfrecord:s3://bucket/x-*"],
+)
+def test_places_that_cannot_be_read_are_explained(elsewhere, dataset):
+    words = "s3://bucket/x|http://host/photos"
+    with pytest.raises(UserError, match=rf"received.*({words}).*(scheme|File)"):
+        sources.open_source(dataset, data_dir="data")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,13 @@ def flags_of(config):
         return file.read().splitlines()
 
 
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_directory_of_a_network_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    assert "directory of this machine" in refusal(tiny.config(workdir=place))
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- Other flags
 
 
@@ -155,8 +162,15 @@ def test_images_may_move_if_they_are_the_same(config):
     assert "--dataset=folder:/there" in flags_of(config)
     assert claim(there, 6, dataset="a", eval_dataset="b").changes == []
     # The number counts as well.
-    with pytest.raises(UserError, match="54 images .* received 55"):
-        workdir.claim(there, images=55, fingerprints={"dataset": "a"})
+    for step, way_on in (
+        (0, "--workdir.$"),
+        (6, f"--init_from={there.workdir}"),
+    ):
+        words = f"54 images .* received 55.*{way_on}"
+        with pytest.raises(UserError, match=words):
+            workdir.claim(
+                there, images=55, step=step, fingerprints={"dataset": "a"}
+            )
 
 
 def test_other_images_at_the_same_path_are_noted(config):

@@ -226,13 +226,14 @@ def _open_split(source, root, images, splits, split, labels, role):
         others = [name for name in splits if name != TRAIN]
         labelled = [name for name in others if classes(splits[name])]
         if not labelled and labels == "auto":
-            return Absent(
-                f"no labels in {root}: {' and '.join(others)} have no folders "
-                "that could be classes"
+            reasons = (
+                f"{root}/{name}, {why_unlabelled(splits[name])}"
+                for name in others
             )
+            return Absent(f"no labels in {'; nor in '.join(reasons)}")
         split = (labelled or others)[0]
     if names:
-        _check_classes(root, split, classes(splits[split]), names)
+        _check_classes(root, split, splits[split], names)
     elif split != TRAIN:  # it may be labelled all the same
         names, why = _labels(splits[split], labels)
     if role == "eval" and not names:
@@ -248,13 +249,15 @@ def _open_split(source, root, images, splits, split, labels, role):
     return source(f"{split}/", chosen, names, unlabelled=why, about=about)
 
 
-def _check_classes(root, split, found, class_names):
+def _check_classes(root, split, paths, class_names):
+    found = classes(paths)
     unknown = sorted(set(found or ()) - set(class_names))
     if unknown or not found:
+        received = ", ".join(unknown[:3]) or f"none: {why_unlabelled(paths)}"
         raise UserError(
             f"Expected in {root}/{split} the class folders of {root}/{TRAIN}, "
-            f"received {', '.join(unknown[:3]) or 'none'}; make the folder "
-            "names agree, or pass --labels=none."
+            f"received {received}; make the folder names agree, or pass "
+            "--labels=none."
         )
 
 

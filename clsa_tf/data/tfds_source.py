@@ -21,7 +21,7 @@ from clsa_tf.data.records import (
     from_getter,
     from_shards,
 )
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, first_line
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(rf"(\w+)(?:/([\w.+-]+))?(?::({VERSION.pattern}))?")
@@ -100,6 +100,8 @@ def _builder(dataset, data_dir, download):
     )
     if dataset == "shapes":
         return shapes.prepare(data_dir)
+    if "://" in dataset:
+        _check_reachable(dataset)
     if tf.io.gfile.exists(posixpath.join(dataset, INFO)):
         return tfds.builder_from_directory(dataset)
     match = NAME.fullmatch(dataset)
@@ -201,12 +203,24 @@ def _near(name):
     return difflib.get_close_matches(name, _known(), cutoff=0.7)
 
 
+def _check_reachable(directory):
+    """Raises `UserError` if TensorFlow cannot look at a place of a network."""
+    try:
+        tf.io.gfile.exists(directory)
+    except tf.errors.OpError as e:
+        raise UserError(
+            f"Expected a directory with {INFO} that TensorFlow can read, "
+            f"received {directory} ({first_line(e).rstrip('.')}); copy or "
+            "mount it."
+        ) from e
+
+
 def _check_no_folder(dataset):
     """Raises `UserError` if somebody names a folder as if it were a dataset."""
     if os.path.isdir(dataset):
         raise UserError(
-            "Expected folder:PATH for a folder of images, received "
-            f"--dataset={dataset}; write --dataset=folder:{dataset}."
+            f"Expected folder:PATH for a folder of images, received {dataset}; "
+            f"write folder:{dataset}."
         )
 
 

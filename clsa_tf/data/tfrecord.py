@@ -15,7 +15,7 @@ from clsa_tf.data.records import (
     Shard,
     from_shards,
 )
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, first_line
 
 IMAGE_KEYS = ("image/encoded", "image")
 LABEL_KEYS = ("image/class/label", "label")
@@ -101,16 +101,18 @@ def _why_unlabelled(form, labels, counted, highest):
 
 
 def _match(pattern):
-    paths = []
+    paths, why = [], ""
     for part in pattern.split(","):
         try:
             paths += tf.io.gfile.glob(part)
-        except tf.errors.OpError:  # such as a folder or bucket that is absent
+        except tf.errors.NotFoundError:  # a folder or bucket that is absent
             continue
+        except tf.errors.OpError as e:
+            why = f" ({first_line(e).rstrip('.')})"
     if not paths:
         raise UserError(
             f"Expected TFRecord files, received the pattern {pattern}, which "
-            "matches no file; check it, and quote it in the shell."
+            f"matches no file{why}; check it, and quote it in the shell."
         )
     return sorted(paths)
 

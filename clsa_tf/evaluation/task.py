@@ -123,24 +123,28 @@ def announcement(config, train, evaluation):
             f": {train.held_out} of {train.held_out + train.size} images are "
             f"held out {purpose}; --labels=none or --holdout=0 trains on all"
         )
+    other = "the training images do not have its classes"
+    if train.unlabelled:
+        other = f"the training images have no labels: {train.unlabelled}"
     if config.eval_dataset and evaluation and not evaluation.no_accuracy:
         lines += (evaluation.queries or evaluation.bank).notes
     if evaluation is None:
         lines.append("no kNN accuracy while training: --knn_epochs=0")
+        if train.unlabelled:
+            lines.append(f"no labels in {train.name}: {train.unlabelled}")
     elif evaluation.no_accuracy:
         lines.append(f"no kNN accuracy: {evaluation.no_accuracy}")
     elif evaluation.queries is None:
         size = min(evaluation.bank.size, config.knn_bank)
         lines.append(
             f"kNN accuracy: of {size} images of {evaluation.bank.name}, each "
-            "among all others, because the training images do not have its "
-            "classes"
+            f"among all others, because {other}"
         )
     elif evaluation.bank is not train:
         lines.append(
             f"kNN accuracy: of {evaluation.queries.size} images of "
             f"{evaluation.queries.name} among those of {evaluation.bank.name}, "
-            "because the training images do not have its classes"
+            f"because {other}"
         )
     elif config.eval_dataset:
         lines.append(
