@@ -59,8 +59,8 @@ say "\`photos\` holds $(find photos -type f | wc -l) files, as they gather on a"
     "data, some without an extension, some damaged, and some that are no images." \
     "A forgotten flag:"
 show "python -m clsa_tf.train --flagfile=quickstart --dataset=photos --workdir=runs/photos" || true
-say "Settings for so few photographs are in the README's table. Ctrl-C after a" \
-    "while:"
+say "The README's table has settings for so few photographs; this is a shorter" \
+    "run. Ctrl-C after a while:"
 show "$train" "$(interrupter) $train" || true
 say "The same command goes on:"
 show "$train"

@@ -17,6 +17,8 @@ The classifier is written to `--output`; plain Keras loads it, without clsa_tf:
 """
 
 import argparse
+import os
+import sys
 
 from clsa_tf import console
 
@@ -27,6 +29,7 @@ console.quieten()
 from tensorflow import keras
 
 import clsa_tf
+from clsa_tf.errors import UserError
 
 
 def read(folder, *, image_size, batch_size):
@@ -115,7 +118,12 @@ def parse():
     )
     add = parser.add_argument
     add("--encoder", required=True, help="what was pretrained")
-    add("--images", required=True, help="folder with a folder per class")
+    add(
+        "--images",
+        required=True,
+        type=os.path.expanduser,
+        help="folder with a folder per class",
+    )
     add("--output", default="classifier.keras", help="file to write")
     add("--epochs", type=int, default=5, help="of each of the two phases")
     add("--batch_size", type=int, default=32, help="images per step")
@@ -130,4 +138,7 @@ def parse():
 
 
 if __name__ == "__main__":
-    main(parse())
+    try:
+        main(parse())
+    except UserError as e:
+        sys.exit(f"error: {e}")

@@ -9,6 +9,7 @@ Settings are those of a small network on small images, for a CPU; any flag of
 
 import argparse
 import os
+import sys
 
 from clsa_tf import console
 
@@ -21,6 +22,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 import clsa_tf
+from clsa_tf.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
@@ -64,6 +66,11 @@ def read(folder, *, image_size):
             keras.preprocessing.image.smart_resize(image, [image_size] * 2)
         )
         paths.append(path)
+    if not images:
+        raise UserError(
+            f"Expected images that TensorFlow decodes in {folder}, received "
+            "none; `python -m export.embed` reads other kinds, too."
+        )
     return np.stack(images), paths
 
 
@@ -100,7 +107,12 @@ def parse():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--images", required=True, help="folder of images")
+    add(
+        "--images",
+        required=True,
+        type=os.path.expanduser,
+        help="folder of images",
+    )
     add("--workdir", required=True, help="directory for the run")
     add("--epochs", type=int, default=20, help="passes over the images")
     add("--batch_size", type=int, default=32, help="images per step")
@@ -109,4 +121,7 @@ def parse():
 
 
 if __name__ == "__main__":
-    main(parse())
+    try:
+        main(parse())
+    except UserError as e:
+        sys.exit(f"error: {e}")

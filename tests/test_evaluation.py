@@ -16,8 +16,8 @@ from clsa_tf import load, pictures, report
 from clsa_tf.data import from_dataset
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
-from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.errors import UserError
+from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.text import abbreviated, listed, printable
 from tests import exports, tiny
 from tests.photos import write_folder

@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorflow import keras
 
 from clsa_tf import load
 from clsa_tf.data import shapes
 from clsa_tf.networks.heads import Head
 from tests import runs
+from tests.photos import write_folder
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,31 @@ def test_pretrain(photos, here, tmp_path):
     assert len(pairs) == 5
     assert all(one == other for one, other in pairs)  # bright, dark
     assert printed.count("left out, since") == 1 and f": {bad}\n" in printed
+
+
+def test_pretrain_explains_what_it_cannot_use(here, tmp_path):
+    folder = f"--images={tmp_path / 'none'}"
+    arguments = [folder, f"--workdir={tmp_path / 'run'}"]
+    error = call("pretrain.py", here, *arguments, status=1).stderr
+    assert error.startswith("error: Expected a directory of images, ")
+    arguments = [folder, f"--encoder={tmp_path / 'none'}"]
+    error = call("finetune.py", here, *arguments, status=1).stderr
+    assert error.startswith("error: Expected ") and error.count("\n") == 1
+
+
+def test_pretrain_on_images_of_other_kinds(here, tmp_path, monkeypatch):
+    """It trains on them; it cannot look for similar ones, and says so."""
+    monkeypatch.setitem(here, "HOME", str(tmp_path))
+    write_folder(tmp_path / "photos", each=20)
+    for path in (tmp_path / "photos").rglob("*.jpg"):
+        Image.open(path).save(path.with_suffix(".webp"))
+        path.unlink()
+    runs.leave_out_pictures(tmp_path / "run")
+    arguments = ["--images=~/photos", f"--workdir={tmp_path / 'run'}"]
+    arguments += ["--epochs=1", "--batch_size=16", "--image_size=32"]
+    error = call("pretrain.py", here, *arguments, status=1).stderr
+    assert "Expected images that TensorFlow decodes" in error
+    assert "Traceback" not in error
 
 
 def test_own_loop(here, tmp_path):
