@@ -504,9 +504,29 @@ def from_flags(flag_values=flags.FLAGS):
     fitted, sentence = length.adapt(flag_values)
     config = Config(**common | fitted, options=options(**own))
     check(config)
-    if sentence:
-        print(sentence)
+    for line in (*_overridden(flag_values), sentence):
+        if line:
+            print(line)
     return config
+
+
+def _overridden(flag_values):
+    """Sentences about typed flags whose values a flagfile behind them changes.
+
+    Args:
+        flag_values: the parsed flags.
+    """
+    found = []
+    for flag in map(flag_values.__getitem__, flag_values):
+        written = getattr(flag, "written", ())
+        typed = [w.value for w in written if not w.files]
+        if typed and written[-1].files and typed[-1] != written[-1].value:
+            found.append(
+                f"warning: --{flag.name}={typed[-1]} stands before "
+                f"--flagfile={written[-1].files[0]}, which sets "
+                f"{written[-1].value}; type it behind to override that"
+            )
+    return found
 
 
 def _not_of_method(flag_values, foreign):

@@ -88,5 +88,6 @@ def _sentence(flag_values, changed, lengths, end):
         parts.append(f"--{name} {before} -> {spell(value) or 'none'}")
     why = f"--lr_schedule={flag_values['lr_schedule'].value}"
     if lengths:
-        why = f"{end} epochs instead of the recipe's {lengths[0]}"
+        unit = "epoch" if end == 1 else "epochs"
+        why = f"{end} {unit} instead of the recipe's {lengths[0]}"
     return f"{why}: {', '.join(parts)} (type a flag to set it yourself)"

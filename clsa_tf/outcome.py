@@ -89,6 +89,14 @@ def warnings(outcome):
     return found
 
 
+def show(outcome):
+    """Prints `warnings`, and returns them."""
+    found = warnings(outcome)
+    for _, sentence in found:
+        print(f"warning: {sentence}")
+    return found
+
+
 def history(outcome):
     """Sentences about flags that were changed while the run went on."""
     return [

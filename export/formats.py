@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import entry, files, load
+from clsa_tf import entry, files, load, outcome
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import evaluation_batches
@@ -175,6 +175,7 @@ def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
             "none that can be written here; install what is missing or choose "
             "other --formats."
         )
+    outcome.show(outcome.of(workdir, trained))
     return written
 
 

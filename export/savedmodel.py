@@ -263,12 +263,10 @@ def main():
 def show(path):
     """Prints what was exported, and what is wrong with it."""
     with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
-        warnings = outcome.warnings(json.load(file))
+        warnings = outcome.show(json.load(file))
     if not warnings:
         print(f"exported and verified: {path}")
         return
-    for _, sentence in warnings:
-        print(f"warning: {sentence}")
     print(f"exported ({'; '.join(short for short, _ in warnings)}): {path}")
 
 

@@ -322,6 +322,16 @@ def test_every_method_has_a_recipe_to_suggest(method):
         assert name.startswith("cifar10/") == ("cifar10" in like)
 
 
+def test_what_a_flagfile_overrides_is_said(capsys):
+    assert parse("--seed=5", "--batch_size=64", "--flagfile=clsa").seed == 5
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: --batch_size=64 stands before --flagfile=")
+    assert "which sets 256; type it behind" in line
+    assert parse("--flagfile=clsa", "--batch_size=64").batch_size == 64
+    assert parse("--batch_size=256", "--flagfile=clsa").batch_size == 256
+    assert capsys.readouterr().out == ""
+
+
 # ---- Other lengths
 
 

@@ -7,7 +7,8 @@ import pytest
 from clsa_tf import config as config_lib
 from clsa_tf import metrics, outcome, report
 from clsa_tf.checkpoint import Trained
-from export import savedmodel
+from export import formats, savedmodel
+from export.embedding import encoders
 from export.model import card
 from tests import exports
 
@@ -90,6 +91,14 @@ def test_export_and_card_say_so(poor, capsys):
     assert text.count("> **Warning:**") == 2
     assert "spread 0.020 of 1" in text and "| steps | 2 of 400 |" in text
     assert "--total_epochs=200 instead of 5" in text
+
+
+def test_other_formats_and_embeddings_of_a_run_say_so(poor, capsys, tmp_path):
+    formats.export(str(poor.workdir), str(tmp_path), formats=["weights"])
+    encoders.Checkpoint(str(poor.workdir), ["embedding"])
+    printed = capsys.readouterr().out
+    assert printed.count("warning: the run is not finished (2 of 400 st") == 2
+    assert printed.count("the features hardly tell images apart") == 2
 
 
 def test_a_good_export_is_called_verified(exported, capsys):

@@ -126,11 +126,13 @@ class Checkpoint:
 
     def __init__(self, workdir, outputs):
         """See the class."""
+        from clsa_tf import outcome
         from clsa_tf.checkpoint import load_trained
         from export.model import card, served
 
         self._workdir = workdir
         trained = load_trained(workdir)
+        outcome.show(outcome.of(workdir, trained))
         config, encoder = trained.config, trained.encoder
         known = {
             "embedding": [None, encoder.features],
