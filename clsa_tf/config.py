@@ -538,6 +538,13 @@ def _not_of_method(flag_values, foreign):
     """
     method = flag_values["method"]
     typed = [flag for flag in foreign if not flag.files]
+    names = ", ".join(f"--{flag.name}" for flag in foreign)
+    if not typed and method.files[-1:] not in ([], foreign[0].files[-1:]):
+        return (
+            f"Expected one flagfile, received {method.files[-1]} with "
+            f"--method={method.value} behind {foreign[0].files[-1]} with "
+            f"{names}; take one of the two."
+        )
     if typed or method.files:
         flag, *others = typed or foreign
         chosen = f" of {method.files[-1]}" if method.files else ""
@@ -559,7 +566,6 @@ def _not_of_method(flag_values, foreign):
         and flag is not method
     ]
     command = shlex.join([f"--flagfile={recipe}", *rest])
-    names = ", ".join(f"--{flag.name}" for flag in foreign)
     return (
         f"Expected a flagfile for --method={method.value}, which was typed, "
         f"received {file} for "

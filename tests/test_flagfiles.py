@@ -322,6 +322,15 @@ def test_every_method_has_a_recipe_to_suggest(method):
         assert name.startswith("cifar10/") == ("cifar10" in like)
 
 
+def test_two_recipes_are_told_from_typed_flags():
+    with pytest.raises(UserError) as error:
+        parse("--flagfile=clsa", "--flagfile=byol")
+    message = str(error.value)
+    assert re.search(r"received \S*byol.flags with --method=byol ", message)
+    assert re.search(r"behind \S*clsa.flags with --temperature", message)
+    assert "take one of the two" in message and "typed" not in message
+
+
 def test_what_a_flagfile_overrides_is_said(capsys):
     assert parse("--seed=5", "--batch_size=64", "--flagfile=clsa").seed == 5
     (line,) = capsys.readouterr().out.splitlines()
