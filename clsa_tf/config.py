@@ -539,10 +539,11 @@ def _not_of_method(flag_values, foreign):
     method = flag_values["method"]
     typed = [flag for flag in foreign if not flag.files]
     names = ", ".join(f"--{flag.name}" for flag in foreign)
-    if not typed and method.files[-1:] not in ([], foreign[0].files[-1:]):
+    # (The first of them is the one that was typed; it may include others.)
+    if not typed and method.files and method.files[0] != foreign[0].files[0]:
         return (
-            f"Expected one flagfile, received {method.files[-1]} with "
-            f"--method={method.value} behind {foreign[0].files[-1]} with "
+            f"Expected one flagfile, received {method.files[0]} with "
+            f"--method={method.value} behind {foreign[0].files[0]} with "
             f"{names}; take one of the two."
         )
     if typed or method.files:
