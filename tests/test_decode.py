@@ -335,6 +335,23 @@ def test_no_image_at_all(encoded):
             in_graph(function, encoded)
 
 
+def test_damage_beside_good_files_never_ends_a_dataset(tmp_path):
+    """Whichever of several calls at once ends first."""
+    good = save(tmp_path / "a.jpg", picture())
+    damaged = good[: len(good) // 5]
+
+    def four(number):
+        contents = [
+            tf.where((number + i) % 4 == 0, damaged, good) for i in range(4)
+        ]
+        opened = decode.try_open(contents, rules=headers.DEFAULT)
+        return [one.code == headers.OK for one in opened]
+
+    groups = tf.data.Dataset.range(2000).map(four, num_parallel_calls=8)
+    for worked in groups.as_numpy_iterator():
+        assert sum(worked) == 3
+
+
 @pytest.mark.parametrize("whole_below", [0, 1000])
 def test_damage_does_not_end_a_guarded_dataset(tmp_path, whole_below):
     jpeg = save(tmp_path / "a.jpg", picture())

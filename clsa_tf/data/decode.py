@@ -309,8 +309,17 @@ def try_open(stored, *, rules, load=None, whole_below=0):
         nothing = _nothing(headers.DAMAGED)
         return attempt(open_one, contents, otherwise=nothing)[1]
 
+    def open_all(*items):
+        # One after the other: a call that fails cancels those beside it, and an
+        # error that says that a call was cancelled is not dropped.
+        found = []
+        for item in items:
+            with tf.control_dependencies(tf.nest.flatten(found[-1:])):
+                found.append(open_one(*load_one(item)))
+        return tuple(found)
+
     all_worked, together = attempt(
-        lambda *items: tuple(open_one(*load_one(item)) for item in items),
+        open_all,
         tuple(stored),
         otherwise=(_nothing(headers.DAMAGED),) * len(stored),
     )
