@@ -24,7 +24,7 @@ _NO_GPU = (
 _NOTE = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called"
     # 2026-11-28 18:35:39.602838: I external/local_tsl/tsl/cuda/x.cc:31] …
-    # Of libjpeg, likewise without a name.
+    # Of libjpeg, which comes once per attempt as well.
     rb"|Improper call to JPEG library in state \d+$"
     rb"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] [\w./-]+:\d+\] "
     # I0000 00:00:1795891145.393970    8047 cudart_stub.cc:31] …

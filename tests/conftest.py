@@ -11,10 +11,13 @@ from tests.photos import write_folder
 @pytest.fixture(scope="session", autouse=True)
 def signals():
     """Those that `nohup` or a shell's `&` has us ignore count in the tests."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    for number, handler in usual.items():
         if signal.getsignal(number) == signal.SIG_IGN:
-            default = number == signal.SIGINT and signal.default_int_handler
-            signal.signal(number, default or signal.SIG_DFL)
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

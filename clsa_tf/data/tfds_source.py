@@ -100,9 +100,7 @@ def _builder(dataset, data_dir, download):
     )
     if dataset == "shapes":
         return shapes.prepare(data_dir)
-    if "://" in dataset:
-        _check_reachable(dataset)
-    if tf.io.gfile.exists(posixpath.join(dataset, INFO)):
+    if _is_prepared(dataset):
         return tfds.builder_from_directory(dataset)
     match = NAME.fullmatch(dataset)
     if not match:
@@ -203,10 +201,10 @@ def _near(name):
     return difflib.get_close_matches(name, _known(), cutoff=0.7)
 
 
-def _check_reachable(directory):
-    """Raises `UserError` if TensorFlow cannot look at a place of a network."""
+def _is_prepared(directory):
+    """Whether it is the directory of a prepared dataset."""
     try:
-        tf.io.gfile.exists(directory)
+        return tf.io.gfile.exists(posixpath.join(directory, INFO))
     except tf.errors.OpError as e:
         raise UserError(
             f"Expected a directory with {INFO} that TensorFlow can read, "
