@@ -9,7 +9,8 @@ def describe():
     """Returns one line for each method, with its recipes for `--flagfile=`."""
     recipes = {}
     for name, path in flagfiles.recipes().items():
-        recipes.setdefault(flagfiles.method_of(path), []).append(name)
+        method = flagfiles.values_of(path).get("method")
+        recipes.setdefault(method, []).append(name)
     width = max(map(len, methods.NAMES))
     lines = []
     for name in methods.NAMES:

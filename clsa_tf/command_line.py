@@ -12,7 +12,7 @@ from absl import flags
 
 from clsa_tf import flagfiles
 from clsa_tf.errors import UserError
-from clsa_tf.spelling import Flag, Written, is_required
+from clsa_tf.spelling import Flag, Written, is_required, spell
 
 # How other programs call it -> how it is called here; the first that a command
 # has is suggested.
@@ -196,4 +196,5 @@ def _illegal(message, flag_values):
         expected = flag.parser.syntactic_help
     else:  # by a validator, whose words say what is expected
         expected = problem
+        value = spell(flag.value)
     return f"Expected {expected}, received {value!r} for --{name}; correct it."

@@ -8,13 +8,12 @@ else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
 import copy
 import dataclasses
 import os
-import shlex
 import typing
 import zlib
 
 from absl import flags
 
-from clsa_tf import command_line, flagfiles, length, methods
+from clsa_tf import command_line, length, methods, other_method
 from clsa_tf.data import offload
 from clsa_tf.data.headers import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from clsa_tf.errors import UserError
@@ -496,7 +495,7 @@ def from_flags(flag_values=flags.FLAGS):
         if name not in mine and flag_values[name].present
     ]
     if foreign:
-        raise UserError(_not_of_method(flag_values, foreign))
+        raise UserError(other_method.refusal(flag_values, foreign))
     # A flag that two methods share has one default per method: only what the
     # person wrote overrides it.
     own = {n: flag_values[n].value for n in mine if flag_values[n].present}
@@ -527,53 +526,6 @@ def _overridden(flag_values):
                 f"{written[-1].value}; type it behind to override that"
             )
     return found
-
-
-def _not_of_method(flag_values, foreign):
-    """Says which flags are not of the method, whose they are and what to do.
-
-    Args:
-        flag_values: the parsed flags.
-        foreign: list of `Flag`.
-    """
-    method = flag_values["method"]
-    typed = [flag for flag in foreign if not flag.files]
-    names = ", ".join(f"--{flag.name}" for flag in foreign)
-    # (The first of them is the one that was typed; it may include others.)
-    if not typed and method.files and method.files[0] != foreign[0].files[0]:
-        return (
-            f"Expected one flagfile, received {method.files[0]} with "
-            f"--method={method.value} behind {foreign[0].files[0]} with "
-            f"{names}; take one of the two."
-        )
-    if typed or method.files:
-        flag, *others = typed or foreign
-        chosen = f" of {method.files[-1]}" if method.files else ""
-        more = f" and {len(others)} more" if others else ""
-        return (
-            f"Expected flags of --method={method.value}{chosen}, received "
-            f"--{flag.name}{more}, which belongs to "
-            f"{' and '.join(flag.owners)}; remove it or change --method."
-        )
-    file = foreign[0].files[-1]
-    before = [w.value for w in method.written if w.files]
-    recipe = flagfiles.recipe_for(method.value, like=file)
-    rest = [
-        f"--{flag.name}={spell(flag.value)}"
-        for flag in map(flag_values.__getitem__, flag_values)
-        if isinstance(flag, Flag)
-        and flag.written
-        and not flag.files
-        and flag is not method
-    ]
-    command = shlex.join([f"--flagfile={recipe}", *rest])
-    return (
-        f"Expected a flagfile for --method={method.value}, which was typed, "
-        f"received {file} for "
-        f"{before[-1] if before else 'another method'}, with {names}; "
-        + (f"write `{command}` instead, or " if recipe else "")
-        + f"take these lines out of a copy of {file}."
-    )
 
 
 def parse(arguments):

@@ -19,6 +19,22 @@ def of_module(module, **flags):
     return shlex.join([_python(), "-m", module, *words])
 
 
+def arguments(module, words):
+    """What a person types to start one of our modules with other arguments.
+
+    Args:
+        module: such as "clsa_tf.train".
+        words: list of its arguments.
+
+    Returns:
+        string, quoted for a shell: the whole command, or only the arguments if
+        this process is something else, such as a program of the person's own.
+    """
+    if _module() == module:
+        words = [_python(), "-m", module, *words]
+    return shlex.join(words)
+
+
 def this():
     """The command that started this process."""
     module = _module()

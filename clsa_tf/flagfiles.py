@@ -85,35 +85,20 @@ def recipes():
     return {}
 
 
-def method_of(path):
-    """The method that a flagfile chooses; "" if it chooses none."""
-    chosen = [
-        argument.text.partition("=")[2]
-        for argument in expand([f"--flagfile={path}"])
-        if argument.text.startswith("--method=")
-    ]
-    return chosen[-1] if chosen else ""
-
-
-def recipe_for(method, like=""):
-    """Name, for `--flagfile=`, of a recipe of `method`, or "".
+def values_of(path):
+    """The flags of a flagfile.
 
     Args:
-        method: name of the method.
-        like: path of a flagfile; a recipe from the same folder is preferred.
+        path: a path or the name of a recipe.
+
+    Returns:
+        dictionary: name -> value as it is spelled, the last one.
     """
-    known = recipes()
-    names = [name for name, path in known.items() if method_of(path) == method]
-    folder = os.path.dirname(os.path.realpath(like)) if like else ""
-    # Of the same folder first, then the one that is called like the method.
-    names.sort(
-        key=lambda name: (
-            str(known[name].resolve().parent) != folder,
-            "/" in name,
-            name.rpartition("/")[2] != method,
-        )
-    )
-    return names[0] + SUFFIX if names else ""
+    found = {}
+    for text, _ in expand([f"--flagfile={path}"]):
+        name, _, value = text.lstrip("-").partition("=")
+        found[name] = value
+    return found
 
 
 def _read(name, including):

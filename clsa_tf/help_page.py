@@ -6,6 +6,7 @@ import shutil
 import textwrap
 
 from clsa_tf import flagfiles
+from clsa_tf.errors import UserError
 from clsa_tf.options import GROUPS
 from clsa_tf.spelling import Flag, is_required, spell
 
@@ -46,7 +47,7 @@ def render(text, flag_values, arguments=(), width=None):
         width: columns; None: the terminal's, 80 if there is none.
 
     Raises:
-        UserError: see `flagfiles.expand`.
+        UserError: there is no such method, or see `flagfiles.expand`.
     """
     width = width or min(shutil.get_terminal_size((80, 24)).columns, 100)
     method, others = _method(flag_values, arguments)
@@ -102,8 +103,11 @@ def _method(flag_values, arguments):
     words = [text for text, _ in flagfiles.expand(list(arguments))]
     for word, following in zip(words, [*words[1:], ""]):
         name, told, value = word.lstrip("-").partition("=")
-        if name == "method" and (value if told else following) in names:
+        if name == "method":
             chosen = value if told else following
+    problem = flag.field.metadata["check"](chosen)
+    if problem:
+        raise UserError(f"{problem} for --method; choose one of these.")
     return chosen, [name for name in names if name != chosen]
 
 

@@ -3,18 +3,20 @@
 import os
 import pathlib
 import re
+import shlex
 
 import pytest
 from absl import flags
 
-from clsa_tf import command_line, flagfiles, methods, train
+from clsa_tf import command_line, flagfiles, methods, other_method, train
 from clsa_tf import config as config_lib
 from clsa_tf.command_line import FlagError
 from clsa_tf.data import sources
 from clsa_tf.errors import UserError
 from clsa_tf.load import load_encoder
 from clsa_tf.pretraining import make_config
-from export import client, embed, savedmodel, server
+from export import client, embed, formats, savedmodel, server
+from tests import runs
 
 CHECKOUT = pathlib.Path(flagfiles.__file__).parents[1]
 
@@ -251,6 +253,11 @@ def test_every_suggestion_exists():
             ["--workdir=a", "--output=b", "--outputs=x"],
             "names of embedding, projection, separated by commas, received",
         ),
+        (
+            formats,
+            ["--workdir=a", "--output=b", "--formats=keras,tflite"],
+            "separated by commas, received 'keras,tflite' for --formats",
+        ),
         (server, ["--enable_batching=x"], "true or false, received 'x'"),
         (server, ["--noport"], "a flag of this command, received --noport;"),
         (embed, ["--model=a"], "received --model; did you mean --encoder?"),
@@ -276,6 +283,7 @@ def test_wrong_flags_of_other_commands(module, arguments, words):
         ("configs/cifar10/clsa.flags", "simclr", "cifar10/simclr.flags"),
         ("cifar10/byol", "moco", "cifar10/moco.flags"),
         ("clsa", "moco", "moco_v1.flags"),
+        ("quickstart", "byol", "cifar10/byol.flags"),
     ],
 )
 def test_another_method_than_the_recipes(recipe, method, better):
@@ -283,6 +291,7 @@ def test_another_method_than_the_recipes(recipe, method, better):
         f"--flagfile={recipe}",
         f"--method={method}",
         "--dataset=folder:/my photos",
+        "--data_dir=there",
         "--workdir=runs/photos",
     )
     assert f"--method={method}, which was typed" in message
@@ -290,14 +299,34 @@ def test_another_method_than_the_recipes(recipe, method, better):
     (command,) = re.findall("`(.*)`", message)
     assert command == (
         f"--flagfile={better} '--dataset=folder:/my photos' "
-        "--workdir=runs/photos"
+        "--data_dir=there --workdir=runs/photos"
     )
-    config = parse(
-        f"--flagfile={better}",
-        "--dataset=folder:/my photos",
-        "--workdir=runs/photos",
+    assert parse(*shlex.split(command)).method == method
+
+
+def test_another_recipe_keeps_the_data_and_no_flag_of_other_methods():
+    message = refused(
+        "--flagfile=quickstart",
+        "--method=byol",
+        "--temperature=0.3",
+        "--total_epochs=9",
     )
-    assert config.method == method
+    (command,) = re.findall("`(.*)`", message)
+    assert command == (
+        "--flagfile=cifar10/byol.flags --dataset=shapes --data_dir=runs/data "
+        "--total_epochs=9"
+    )
+    config = parse(*shlex.split(command))
+    assert (config.method, config.dataset) == ("byol", "shapes")
+
+
+def test_the_command_that_works_is_a_whole_one():
+    words = ["--flagfile=clsa", "--method=byol", "--workdir=my run"]
+    result = runs.call(runs.command("clsa_tf.train", *words), status=1)
+    assert (
+        " -m clsa_tf.train --flagfile=byol.flags '--workdir=my run'`, or"
+        in result.stderr
+    )
 
 
 def test_all_foreign_flags_are_named_at_once():
@@ -315,11 +344,15 @@ def test_a_typed_flag_of_another_method():
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_every_method_has_a_recipe_to_suggest(method):
-    for like in ("configs/clsa.flags", "configs/cifar10/clsa.flags"):
-        name = flagfiles.recipe_for(method, like=like)
-        assert parse(f"--flagfile={name}").method == method
-        assert name.startswith("cifar10/") == ("cifar10" in like)
+@pytest.mark.parametrize("like", ["clsa", "cifar10/clsa"])
+def test_every_method_has_a_recipe_to_suggest(method, like):
+    values = flags.FlagValues()
+    config_lib.define_flags(values)
+    command_line.parse([f"--method={method}"], values)
+    path = flagfiles.recipes()[like]
+    name = other_method.recipe_for(values, like=path)
+    assert parse(f"--flagfile={name}").method == method
+    assert name.startswith("cifar10/") == ("cifar10" in like)
 
 
 def test_two_recipes_are_told_from_typed_flags():

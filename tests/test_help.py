@@ -11,6 +11,7 @@ from absl import flags
 
 from clsa_tf import config as config_lib
 from clsa_tf import gallery, help_page, methods, train
+from clsa_tf.errors import UserError
 from clsa_tf.options import GROUPS
 from clsa_tf.spelling import spell
 from export import savedmodel
@@ -139,6 +140,13 @@ def test_a_flagfile_chooses_the_method_whose_flags_are_shown():
     for words in (["--method=moco"], ["--method", "moco"]):
         again = page(train.define_flags, "--flagfile=byol", *words)
         assert "temperature" in entries(again)
+
+
+def test_help_of_a_method_that_there_is_not():
+    with pytest.raises(UserError) as error:
+        page(train.define_flags, "--method=nope", "--help")
+    assert "Expected one of byol, cacr" in str(error.value)
+    assert "received 'nope' for --method" in str(error.value)
 
 
 def test_behind_two_dashes_nobody_asks_for_help():
