@@ -6,9 +6,9 @@ the standard library only.
 
 Only whole lines in the form of a log message of severity INFO or WARNING are
 left out, and the errors listed here: those that come with every start that goes
-well, and those of decoders, of which a command says more itself. Everything
-else passes unchanged: errors, fatal errors, messages of `assert` and of the
-operating system, reports of sanitizers.
+well, and those of decoders, of which a command says more itself; and lines
+with nothing in them. Everything else passes unchanged: errors, fatal errors,
+messages of `assert` and of the operating system, reports of sanitizers.
 """
 
 import contextlib
@@ -37,7 +37,9 @@ _NOTE = re.compile(
     # TFLite, of what it was asked for.
     rb"|INFO: Created TensorFlow Lite \w+ delegate for CPU\."
     rb"|fully_quantize: \d, inference_type: \d+, input_inference_type: \w+, "
-    # A table that its converter prints of what it need not convert.
+    # A table that its converter prints of what it need not convert, with empty
+    # lines in it; these are left out wherever they are.
+    rb"|$"
     rb"|Summary on the non-converted ops:$|-{33}$"
     rb"| \* (Accepted dialects: |Non-Converted Ops: \d|\d+ [A-Z]+ ops$)"
     rb"|- [a-z]+\.\w+: +\d+ occurrences  \(|  \((\w+: \d+(, )?)+\)$"

@@ -29,6 +29,7 @@ from absl import flags
 from clsa_tf import entry, progress
 from clsa_tf.data import headers
 from clsa_tf.data.folder import list_folder
+from clsa_tf.data.sources import FOLDER
 from clsa_tf.errors import Stopped, UserError
 from clsa_tf.interruption import Interruption
 from clsa_tf.spelling import define_path, require
@@ -59,6 +60,11 @@ def images(root, *, more_formats):
         raise UserError(
             f"Expected a folder of this machine as --images, received {root}; "
             "copy or mount it."
+        )
+    if root.startswith(FOLDER):  # as --dataset has it
+        raise UserError(
+            f"Expected a folder as --images, received {root}; write the path "
+            f"alone: --images={root[len(FOLDER) :]}."
         )
     listing = list_folder(root, more_formats=more_formats)
     files = listing.images

@@ -56,6 +56,13 @@ def call(arguments, status=0, timeout=900):
     return result
 
 
+def assert_only_a_bar(errors):
+    """Nothing is on stderr but progress bars, which overwrite themselves."""
+    for line in errors.splitlines():
+        for part in line.split("\r"):
+            assert not part.strip() or "%|" in part, part
+
+
 def start(arguments, output=subprocess.DEVNULL, **variables):
     """Starts a command; what it prints goes to the file `output`."""
     return subprocess.Popen(

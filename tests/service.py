@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import tempfile
 
 from tests import runs
 
@@ -13,10 +14,11 @@ class Service:
     """Runs while it is entered (`with`), on free ports unless told."""
 
     def __init__(self, *flags):
+        self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [*COMMAND, "--expose", "--host=localhost", "--port=0", *flags],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
             env=runs.environment(),
         )
@@ -34,6 +36,11 @@ class Service:
     def __exit__(self, *_):
         self._process.kill()
         self._process.wait()
+
+    def errors(self):
+        """What it printed to stderr so far."""
+        self._errors.seek(0)
+        return self._errors.read()
 
     def send(self, number):
         self._process.send_signal(number)

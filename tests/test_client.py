@@ -584,6 +584,7 @@ def test_prints_a_line_per_photograph(protocol, photographs):
         result = ask(server, *photographs, "--batch_size=2")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["file"] for line in lines] == [*map(str, photographs)]
+    assert not result.stderr
     for path, line in zip(photographs, lines):
         want = expected(path.read_bytes())
         np.testing.assert_array_equal(np.float32(line["embedding"]), want)

@@ -167,7 +167,7 @@ def test_a_service_started_anew_does_not_go_on():
     with Service() as first:
         found = iter(Services((first.address,)).distribute(numbers))
         assert int(next(found)) == 0
-        assert first.end() == 0
+        assert first.end() == 0 and first.errors() == ""
         with Service(f"--port={first.address.split(':')[-1]}") as second:
             assert second.address == first.address
             with pytest.raises(tf.errors.NotFoundError):

@@ -24,7 +24,14 @@ from export.embedding.parts import Parts
 from export.embedding.photographs import prepare
 from export.embedding.refusal import ModelError, embed_each, read_image
 from tests import exports
-from tests.runs import call, command, environment, start, wait_until
+from tests.runs import (
+    assert_only_a_bar,
+    call,
+    command,
+    environment,
+    start,
+    wait_until,
+)
 from tests.server import Server
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="root mounts a disk")
@@ -117,6 +124,7 @@ def test_equals_the_encoder(exported, folder, straight):
     summary = result.stdout.splitlines()[-1]
     assert f"{GOOD + BAD} images, 0 of them done before; {BAD} bad" in summary
     assert "images/s" in summary
+    assert_only_a_bar(result.stderr)
 
 
 def test_lists_bad_images(straight):
@@ -459,6 +467,10 @@ def test_a_run_gives_what_its_export_gives(exported):
 def test_encoders_that_are_none(exported, tmp_path):
     with pytest.raises(UserError, match="no_such.*; name one"):
         open_encoder(tmp_path / "no_such")
+    with pytest.raises(UserError, match="did you mean grpc://host:8500/MODEL"):
+        open_encoder("host:8500")
+    with pytest.raises(UserError, match="did you mean grpc://10.0.0.1:1/m "):
+        open_encoder("10.0.0.1:1/m")
     with pytest.raises(UserError, match="make nothing_such of image_bytes"):
         open_encoder(exported.base, ["nothing_such"])
     broken = tmp_path / "broken"
@@ -488,6 +500,7 @@ def test_folders_without_images(tmp_path):
     assert "received other files: 1 file: 1 .txt;" in refusal(tmp_path)
     assert "does not exist" in refusal(tmp_path / "none")
     assert "received the file" in refusal(tmp_path / "notes.txt")
+    assert refusal("folder:~/x").endswith("the path alone: --images=~/x.")
     assert "s3://bucket/x" in refusal("s3://bucket/x")
     assert "gs://bucket/x" in refusal("gs://bucket/x")
 

@@ -13,6 +13,7 @@ from clsa_tf.checkpoint import list_checkpoints
 from tests.photos import write_folder
 from tests.runs import (
     assert_equal_states,
+    assert_only_a_bar,
     call,
     command,
     final_state,
@@ -50,9 +51,7 @@ def test_nothing_is_printed_that_is_not_ours(finished):
     # What was done first, then the bar, which overwrites itself.
     drawn, compiled, *bar = result.stderr.splitlines()
     assert drawn == "drawing views.png …" and compiled.startswith("compiling")
-    for line in bar:
-        for part in line.split("\r"):
-            assert not part.strip() or "%|" in part, part
+    assert_only_a_bar("\n".join(bar))
 
 
 def test_killed_run_resumes_exactly(photos, finished, tmp_path):

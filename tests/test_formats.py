@@ -73,6 +73,7 @@ def written(run, tmp_path_factory):
     result = runs.call(
         runs.command("export.formats", f"--workdir={run}", f"--output={output}")
     )
+    assert not result.stderr
     return output, result.stdout
 
 

@@ -49,11 +49,17 @@ def open_encoder(name, *, outputs, batch_size, timeout, attempts):
         return SavedModel(path, outputs)
     if os.path.exists(os.path.join(name, RUN_FLAGS)):
         return Checkpoint(name, outputs)
+    advice = "name one"
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", name):
+        place, _, model = name.partition("/")
+        advice = (
+            f"did you mean grpc://{place}/{model or 'MODEL'} (the port of gRPC)"
+        )
     raise UserError(
         "Expected an --encoder that is the directory of a SavedModel, of its "
         "versions or of a run, or the address of a server, "
         f"grpc://host:port/MODEL or http://host:port/MODEL, received {name!r}; "
-        "name one."
+        f"{advice}."
     )
 
 
