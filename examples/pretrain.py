@@ -3,7 +3,8 @@
     python examples/pretrain.py --images=photos --workdir=runs/photos
 
 The images need no labels. The same command again goes on where it stopped.
-Settings are those of a small network on small images, for a CPU; any flag of
+Settings are those of a small network on small images, for a CPU; queue and
+momentum follow from the number of images and steps. Any flag of
 `python -m clsa_tf.train` can be set in the same way.
 """
 
@@ -40,8 +41,6 @@ def pretrain(arguments):
         key_crop=f"{size}:0.3:1",
         query_crops=f"{size}:0.3:1",
         strong_crops=f"{size // 2}:0.2:0.8",
-        queue_size=16 * arguments.batch_size,
-        key_momentum=0.98,
         image_size=size,
     )
 

@@ -106,13 +106,13 @@ def test_its_commands_run_elsewhere(wheel, tmp_path):
     (info,) = tmp_path.glob("*.dist-info")
     entries = configparser.ConfigParser()
     entries.read(info / "entry_points.txt")
-    for name, target in entries["console_scripts"].items():
+    targets = entries["console_scripts"]
+    for name, target in targets.items():
         module, _, function = target.partition(":")
         assert module == "clsa_tf.commands"
         (started,) = getattr(commands, function).args
         assert (ROOT / f"{started.replace('.', '/')}.py").exists()
         assert (tmp_path / "bin" / name).exists()
-    assert len(entries["console_scripts"]) == 10
 
     def run(*arguments):
         return subprocess.run(
@@ -127,6 +127,24 @@ def test_its_commands_run_elsewhere(wheel, tmp_path):
     printed = run(tmp_path / "bin" / "clsa-deploy", "--version")
     assert printed == stack.describe() + "\n"
     assert f"clsa_tf {clsa_tf.__version__}\n" in printed
+    # All of them start, in one process, to be done sooner.
+    code = (
+        "import sys\n"
+        "from clsa_tf import commands\n"
+        "for name in sys.argv[1].split():\n"
+        "    sys.argv = [name, '--help']\n"
+        "    try:\n"
+        "        getattr(commands, name)()\n"
+        "    except SystemExit as end:\n"
+        "        print('status', end.code, commands.__file__)\n"
+    )
+    names = [target.partition(":")[2] for target in targets.values()]
+    printed = run(sys.executable, "-c", code, " ".join(names))
+    ended = f"status 0 {tmp_path}/clsa_tf/commands.py\n"
+    assert printed.count(ended) == len(names) == 10
+    for name in names:
+        (started,) = getattr(commands, name).args
+        assert f"\n    python -m {started} --" in printed
     code = (
         "from clsa_tf import flagfiles\n"
         "print(*flagfiles.recipes().values())\n"

@@ -207,7 +207,8 @@ class Server:
                     "let --file_system_poll_wait_seconds look again."
                 )
             _say(
-                f"waiting for a version of {config.name} in {config.base_path}"
+                f"waiting for a version of {config.name}, such as "
+                f"{config.base_path}/1 (Ctrl-C ends)"
             )
 
     async def _follow_file(self):
