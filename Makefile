@@ -53,10 +53,8 @@ test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
 		.venv-tf221/bin/python -m pytest -n 2 $(TF221_TESTS)
 
-test-slow: setup .venv-tf221/ready  ## the tests that take minutes each
+test-slow: setup  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
-	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
-		.venv-tf221/bin/python -m pytest -m slow tests/test_stacks.py
 
 lint: setup  ## style
 	$(BIN)/ruff check .

@@ -83,7 +83,6 @@ def straight(photos, tmp_path_factory):
 FLAGS = ("--optimizer=lamb", "--base_lr=0.005", "--checkpoint_steps=1")
 
 
-@pytest.mark.slow
 @BOTH
 def test_runs_go_on(first, second, photos, straight, tmp_path):
     arguments = runs.train(photos, tmp_path, *FLAGS)
