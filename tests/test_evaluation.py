@@ -97,6 +97,14 @@ def test_a_stray_image_is_named(animals):
     assert "…" in line and ".jpg" in line and line.encode() and "\n" not in line
 
 
+def test_what_is_left_out_of_the_evaluation_set_is_named(animals, flat):
+    (animals / "cat" / "clip.mp4").write_bytes(b"no image")
+    _, _, lines = planned(f"folder:{flat}", eval_dataset=f"folder:{animals}")
+    (said, asked) = lines
+    assert f"left out of {animals}: 1 file: 1 .mp4" in said
+    assert asked.startswith("kNN accuracy: ")
+
+
 def stray(folder):
     """Adds an image beside the folders."""
     Image.fromarray(exports.noise(1)[0]).save(folder / "stray.jpg")

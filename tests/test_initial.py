@@ -102,6 +102,14 @@ def test_a_head_that_does_not_fit_is_left_out(source, what, names):
     )
 
 
+def test_a_queue_of_another_head_is_left_out_though_it_fits(source):
+    path, trained = source
+    method, left_out = start(path, init_what="all", projection_hidden=24)
+    assert method.queue.keys.shape == trained.queue.keys.shape
+    assert left_out["queue"] == "made for another projection head"
+    assert np.any(method.queue.keys != trained.queue.keys)
+
+
 def test_another_method_takes_the_encoder(source):
     path, trained = source
     method, _ = start(path, "byol")
