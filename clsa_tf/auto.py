@@ -36,6 +36,8 @@ LEAST_MOMENTUM = 0.9
 FEW_STEPS = 1000
 INITIAL_SHARE = 0.05  # of the weights, at the end of a run
 BANK_PER_NEIGHBOUR = 10
+# What a processor is too slow for: views of so many px, a network so wide.
+PROCESSOR_SIZE, PROCESSOR_WIDTH = 96, 0.5
 SMALL_QUEUE = 1024  # of LooC, whose run with so many keys collapsed
 
 
@@ -128,7 +130,7 @@ def reasons(config, resolved, *, images, replicas, recorded=None):
     return found
 
 
-def advice(config, *, images, replicas, bank=None):
+def advice(config, *, images, replicas, bank=None, accelerated=True):
     """What in a configuration does harm here: a list of sentences.
 
     Args:
@@ -137,11 +139,13 @@ def advice(config, *, images, replicas, bank=None):
         replicas: R, devices that share each batch.
         bank: images that the kNN evaluation takes neighbours from; None: those
             to train on; 0: there is no such evaluation.
+        accelerated: whether the replicas are GPUs or TPUs.
 
     Returns:
         list of str, each with what to change; the run is possible anyway.
     """
     checks = (
+        "" if accelerated else _on_processor(config),
         _on_batch_norm(config, replicas),
         _on_queue(config, images),
         _on_loocs_queue(config),
@@ -262,6 +266,19 @@ def _why_momentum(config, images):
     return (
         f"for a run of {_steps(config, images):,} steps (published: {usual}), "
         "within which the momentum encoder has to leave its initial weights"
+    )
+
+
+def _on_processor(config):
+    views = methods.load(config.method).METHOD.views(config.options)
+    size = max(view.size for view in views)
+    if size < PROCESSOR_SIZE or config.width < PROCESSOR_WIDTH:
+        return ""
+    return (
+        f"without a GPU or TPU a step of {config.backbone} on "
+        f"{config.batch_size} images at {size} px takes minutes; a small "
+        "network on small views is for processors: --flagfile=photos in place "
+        "of this recipe"
     )
 
 

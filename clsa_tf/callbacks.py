@@ -103,7 +103,7 @@ class Log(StepCallback):
     def begin(self):
         """Says that the first step takes its time; to be called before it."""
         if self.chief:
-            what = "compiling the training step (once per start)"
+            what = "compiling the training step and taking the first one"
             self._compiling.enter_context(progress.waiting(what))
 
     def _open_bar(self):
@@ -274,35 +274,41 @@ class Save(StepCallback):
 
 
 class Monitor(StepCallback):
-    """Evaluates the encoder after every `every` epochs.
+    """Evaluates the encoder after every `every` epochs, and at the end.
 
     Args:
         log: the `Log` that the result is written to.
         task: the `KnnTask`.
         snapshot: `Snapshot` of the encoder.
         every: epochs.
+        last: epochs of the run.
         interruption: `Interruption`, which need not wait for an evaluation.
     """
 
-    def __init__(self, log, task, snapshot, *, every, interruption):
+    def __init__(self, log, task, snapshot, *, every, last, interruption):
         """See the class."""
         super().__init__(log.step)
         self._log = log
         self._task = task
         self._snapshot = snapshot
         self._every = every
+        self._last = last
         self._interruption = interruption
 
     def catch_up(self):
         """Evaluates if the run was stopped between saving and evaluating."""
-        steps = self._every * self._log.steps_per_epoch
-        if self.step and self.step % steps == 0:
+        epochs, within = divmod(self.step, self._log.steps_per_epoch)
+        if self.step and not within and self._is_due(epochs):
             self._evaluate()
 
     def on_epoch_end(self, epoch, logs=None):
         """Evaluates and writes."""
-        if (epoch + 1) % self._every == 0:
+        if self._is_due(epoch + 1):
             self._evaluate()
+
+    def _is_due(self, epochs):
+        """Whether to evaluate after so many epochs."""
+        return epochs % self._every == 0 or epochs == self._last
 
     def _evaluate(self):
         self._snapshot.take()  # by all workers

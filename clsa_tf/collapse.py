@@ -7,6 +7,8 @@ import tensorflow as tf
 # Where words begin: below, the embeddings are as good as one, or as a line.
 _LOW_SPREAD = 0.05
 _LOW_RANK = 2.0
+# Above, words say so without reserve; networks begin anywhere below.
+_HIGH_SPREAD = 0.5
 # Below this share of the best so far there is something to be said, too.
 _FALL = 0.5
 # Steps after which a narrow cone is no longer a beginning, or an epoch's if
@@ -157,7 +159,7 @@ class Watch:
             f"uniformity {values['uniformity']:.2f}"
         )
         return Verdict(
-            self._state, step, f"{self._sentence(self._state)} ({figures})"
+            self._state, step, f"{self._sentence(spread)} ({figures})"
         )
 
     def _judge(self, step, spread, rank):
@@ -171,7 +173,10 @@ class Watch:
         limit = _FALL if self._state != "falling" else 0.75
         return "falling" if spread < limit * self._best else "open"
 
-    def _sentence(self, state):
+    def _sentence(self, spread):
+        state = self._state
+        if state == "open" and spread < _HIGH_SPREAD:
+            state = "partly"
         return {
             "narrow": "all embeddings still point almost the same way, as "
             "those of untrained networks do",
@@ -180,6 +185,8 @@ class Watch:
             "try a lower --base_lr or higher temperatures",
             "line": "all embeddings lie near one line: they tell images apart "
             "by one property only, such as brightness; compare kNN accuracies",
+            "partly": "the embeddings of different images differ, as those of "
+            "some untrained networks do",
             "open": "the embeddings have spread out",
             "falling": "the embeddings are drawing together: their spread is "
             f"below half of its best of {self._best:.3f}; a collapse may be "

@@ -149,6 +149,8 @@ def _find(name, including):
     stem = name.removeprefix(_FOLDER).removesuffix(SUFFIX)
     if stem in known:
         return str(known[stem])
+    # (Some are only parts of recipes.)
+    known = [n for n, path in known.items() if "method" in values_of(path)]
     near = difflib.get_close_matches(stem, known, n=1)
     asked = f"did you mean {near[0]}? " if near else ""
     run = os.path.join(name, "run.flags")

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import flags
 
 import clsa_tf.config
-from clsa_tf import entry, methods, pictures
+from clsa_tf import entry, methods, pictures, progress
 from clsa_tf.augment import crop, strong, weak
 from clsa_tf.augment.views import params_key, unpack
 from clsa_tf.data import headers
@@ -56,7 +56,7 @@ def gallery(config, path, *, images):
     )
     source = open_train_source(config)
     for note in source.notes:
-        print(note)
+        progress.say(note)
     images = min(images, source.size)
     batch = first_batch(config, source, views, images)
     originals = first_images(config, source, images)
@@ -296,7 +296,9 @@ def main():
     """Reads the flags, draws and prints the path."""
     values = flags.FLAGS
     check_output(values.output)
-    gallery(clsa_tf.config.from_flags(), values.output, images=values.images)
+    config = clsa_tf.config.from_flags()
+    with progress.waiting("drawing views"):
+        gallery(config, values.output, images=values.images)
     print(values.output)
 
 

@@ -128,6 +128,16 @@ class Above(io.TextIOBase):
         sys.stderr.flush()
 
 
+def say(text, file=None):
+    """Prints a line above bars and what is being waited for.
+
+    Args:
+        text: the line.
+        file: stream; None: standard output.
+    """
+    tqdm.tqdm.write(text, file=file or sys.stdout)
+
+
 @contextlib.contextmanager
 def waiting(what):
     """Says what is being waited for, while entered.

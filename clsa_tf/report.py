@@ -12,7 +12,16 @@ import os
 import numpy as np
 from absl import flags
 
-from clsa_tf import copyable, entry, files, methods, metrics, outcome, pictures
+from clsa_tf import (
+    copyable,
+    entry,
+    files,
+    methods,
+    metrics,
+    outcome,
+    pictures,
+    progress,
+)
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.sources import open_train_source
@@ -40,25 +49,26 @@ def report(workdir, *, savedmodel=""):
         or None), `savedmodel` (path or None), `train_seconds`, `pictures`
         (list of paths), and those of `clsa_tf.outcome.of`.
     """
-    trained = load_trained(workdir)
+    with progress.waiting("loading the encoder"):
+        trained = load_trained(workdir)
     config = trained.config
     faults = Faults(max_bad_share=config.max_bad_share)
     source = open_train_source(config)
     evaluation = plan(config, source)
     title = f"{config.method}, {config.backbone}, {describe(trained, source)}"
 
-    print("encoding images, for the nearest neighbours of each")
     task = evaluation.task(faults)
-    found = task.features(features.compiled(trained.encoder))
+    with progress.waiting("encoding images, for the neighbours of each"):
+        found = task.features(features.compiled(trained.encoder))
     accuracies = {}
     if not evaluation.no_accuracy:
-        print("kNN of raw pixels, of the untrained and of the trained encoder")
-        untrained = make_encoder(config, name="untrained")
-        accuracies = {
-            "pixels": task.accuracy(features.pixels),
-            "untrained": task.accuracy(features.compiled(untrained)),
-            "trained": task.accuracy_of(*found),
-        }
+        with progress.waiting("kNN accuracy of raw pixels"):
+            accuracies["pixels"] = task.accuracy(features.pixels)
+        with progress.waiting("kNN accuracy of the untrained encoder"):
+            untrained = make_encoder(config, name="untrained")
+            untrained = features.compiled(untrained)
+            accuracies["untrained"] = task.accuracy(untrained)
+        accuracies["trained"] = task.accuracy_of(*found)
 
     names = ("views.png", "neighbours.png", "curves.png")
     views, neighbours, curves = (os.path.join(workdir, name) for name in names)

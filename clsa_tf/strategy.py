@@ -67,6 +67,11 @@ def make_strategy(name, *, tpu=""):
     return tf.distribute.OneDeviceStrategy(devices[0].name)
 
 
+def is_accelerated(strategy):
+    """Whether the replicas of a strategy are GPUs or TPUs."""
+    return not any("CPU" in d for d in strategy.extended.worker_devices)
+
+
 class Workers:
     """The processes that train together, and what they tell one another.
 

@@ -4,6 +4,7 @@ import os
 import statistics
 
 from clsa_tf import collapse, copyable, methods, metrics
+from clsa_tf.text import counted
 
 
 def of_run(config, *, step, steps_per_epoch, seconds, unreadable=""):
@@ -21,9 +22,8 @@ def of_run(config, *, step, steps_per_epoch, seconds, unreadable=""):
     """
     entries = metrics.read(config.workdir)
     lines = [
-        f"trained for {step / steps_per_epoch:g} epochs, {step} steps, in "
-        + _duration(seconds)
-        + _speed(entries),
+        f"trained for {counted(step / steps_per_epoch, 'epoch')}, "
+        f"{counted(step, 'step')}, in {_duration(seconds)}" + _speed(entries),
         *_loss(config, entries),
         *_knn(entries),
         *_embeddings(config, entries),
@@ -53,7 +53,9 @@ def _speed(entries):
         e["images_per_second"] for e in entries if "images_per_second" in e
     ]
     # Not the mean: the first ones are of a step that was compiled.
-    return f", {statistics.median(found):,.0f} images/s" if found else ""
+    if not found:
+        return ""
+    return f", {statistics.median(found):,.0f} images/s once under way"
 
 
 def _loss(config, entries):

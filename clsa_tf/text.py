@@ -39,6 +39,12 @@ def abbreviated(text, fits):
     return "…"
 
 
+def counted(number, noun):
+    """Returns such as `1 step` or `2 steps`."""
+    number = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{number} {noun}{'' if number == '1' else 's'}"
+
+
 def listed(names, *, most=3, width=24):
     """Returns the first of several names, such as `2019, 2020, 2021, …`.
 

@@ -1,11 +1,14 @@
 """Pretrains an image encoder without labels.
 
     python -m clsa_tf.train --flagfile=quickstart
+    python -m clsa_tf.train --flagfile=photos --dataset=folder:/photos \\
+        --workdir=runs/photos
     python -m clsa_tf.train --flagfile=clsa --dataset=folder:/photos \\
-        --workdir=runs/photos --total_epochs=100
+        --workdir=runs/photos
 
 The first trains on small pictures that are drawn for it (minutes on a CPU), the
-second on your own images. The same command again resumes where it stopped.
+second on your own images with a small network (for a CPU), the third with that
+of the paper (for GPUs). The same command again resumes where it stopped.
 Everything that a run leaves is in --workdir; --flagfile=WORKDIR/run.flags
 repeats it.
 """
@@ -43,7 +46,13 @@ from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.features import Snapshot
 from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.interruption import Interruption, ends_process
-from clsa_tf.strategy import LOST, Workers, make_strategy
+from clsa_tf.strategy import (
+    LOST,
+    Workers,
+    is_accelerated,
+    make_strategy,
+)
+from clsa_tf.text import counted
 
 # Several workers ask each other whether to stop every so many steps.
 _STEPS_BETWEEN_TALKS = 10
@@ -128,7 +137,9 @@ class _Run:
         with contextlib.ExitStack() as stack:
             if self._workers.chief:
                 self._claim = stack.enter_context(self._claimed())
-                self._faults.record(self._config.workdir)
+                self._faults.record(
+                    self._config.workdir, moved=self._claim.moved
+                )
             if self._services:
                 stack.enter_context(self._services)
             stack.enter_context(self._interruption)
@@ -241,6 +252,7 @@ class _Run:
             self._evaluation.task(self._faults),
             Snapshot(method, self._strategy),
             every=self._config.knn_epochs,
+            last=self._config.total_epochs,
             interruption=self._interruption,
         )
         monitor.catch_up()
@@ -310,9 +322,10 @@ class _Run:
         total = config.total_epochs * self._steps_per_epoch
         print(
             f"{config.method}: {config.backbone} on {self._source.size} images "
-            f"of {self._source.name}, {config.total_epochs} epochs of "
-            f"{self._steps_per_epoch} steps of {config.batch_size} images on "
-            f"{self._strategy.num_replicas_in_sync} device(s)"
+            f"of {self._source.name}, {counted(config.total_epochs, 'epoch')} "
+            f"of {counted(self._steps_per_epoch, 'step')} of "
+            f"{config.batch_size} images on "
+            + counted(self._strategy.num_replicas_in_sync, "device")
         )
         for note in self._source.notes:
             print(f"  {note}")
@@ -324,17 +337,16 @@ class _Run:
         print(f"  {learner.useless_words.format(learner.useless(config))}")
         for sentence in self._chosen:
             print(f"  auto: {sentence}")
-        for sentence in auto.advice(
-            config,
-            **self._facts,
-            bank=self._evaluation.bank.size if self._has_accuracy() else 0,
-        ):
+        for sentence in self._advice() if step < total else ():
             print(f"  warning: {sentence}")
         for line in announcement(config, self._source, self._evaluation):
             print(f"  {line}")
         if step >= total:
+            done = counted(step, "step")
+            if step > total:
+                done += f", more than the {total} asked for"
             print(
-                f"  {config.workdir} is complete ({step} steps); raise "
+                f"  {config.workdir} is complete ({done}); raise "
                 "--total_epochs to go on, or choose another --workdir to train "
                 "again"
             )
@@ -348,6 +360,14 @@ class _Run:
             print(f"  note: {note}")
         for change in self._claim.changes:
             print(f"  changed: {change}{self._consequence(change, step)}")
+
+    def _advice(self):
+        return auto.advice(
+            self._config,
+            **self._facts,
+            bank=self._evaluation.bank.size if self._has_accuracy() else 0,
+            accelerated=is_accelerated(self._strategy),
+        )
 
     def _consequence(self, change, step):
         """What another --total_epochs does, in words."""
@@ -367,9 +387,8 @@ class _Run:
         )
         return (
             f"; from step {step} on, the learning rate follows --lr_schedule="
-            f"{config.lr_schedule} of {change.now} epochs from their start: "
-            f"{rates[1]:.4g} in the next step, {rates[0]:.4g} in the last one"
-            + momentum
+            f"{config.lr_schedule} over {change.now} epochs: {rates[1]:.4g} in "
+            f"the next step, after {rates[0]:.4g} in step {step}" + momentum
         )
 
     def _sum_up(self, checkpoints):
@@ -436,8 +455,7 @@ def check_batch(config, size, strategy):
             "several replicas, which cannot share the statistics of a micro-"
             "batch, received sync; change one."
         )
-    on_cpu = any("CPU" in d for d in strategy.extended.worker_devices)
-    if config.jit_compile and on_cpu:
+    if config.jit_compile and not is_accelerated(strategy):
         raise UserError(
             "Expected one replica, GPUs or TPUs with --jit_compile, received "
             f"{replicas} CPUs, between which XLA cannot compile an exchange; "
@@ -520,10 +538,12 @@ def check_told(config):
         raise UserError(
             f"Expected {' and '.join(missing)}, received none; type one of"
             f"{command}quickstart"
+            f"{command}photos --dataset=folder:/photos --workdir=runs/photos"
             f"{command}clsa --dataset=folder:/photos --workdir=runs/photos"
             f"{command}clsa"
             "\nfor the embedded pictures (minutes on a CPU), a folder of your "
-            "own, or a prepared ImageNet; `--help` lists the flags."
+            "own on a CPU, the same on GPUs, or a prepared ImageNet; `--help` "
+            "lists the flags."
         )
 
 

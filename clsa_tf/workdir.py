@@ -45,11 +45,18 @@ class Claim:
         shorter: whether fewer epochs are asked for than the run has done, so
             that there is nothing to do.
         notes: sentences to print.
+        moved: list of (before, now): datasets, as flags spell them, that are
+            the same images at another place.
     """
 
     def __init__(self, lock, changes, shorter, notes):
         """See the class."""
         self._lock = lock
+        self.moved = [
+            (change.before, change.now)
+            for change in changes
+            if change.flag in ("dataset", "eval_dataset")
+        ]
         self.changes = changes
         self.shorter = shorter
         self.notes = notes

@@ -255,6 +255,7 @@ def main(photographs):
         blocks = [rows for rows in blocks if rows]
         widths = {name: x.shape[1] for name, x in blocks[0].items()}
         embeddings.write(values.output, files, widths, lambda _: blocks)
+        print(f"the embeddings of {len(files)} images are in {values.output}")
     if bad:
         raise UserError(
             "Expected photographs that the model takes, received "

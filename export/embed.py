@@ -348,6 +348,9 @@ def main():
         f"{len(files)} images, {before} of them done before; {bad} bad; "
         f"{seconds:.1f} s, {new / seconds:.1f} images/s"
     )
+    print(f"the embeddings of {len(files) - bad} images are in {values.output}")
+    if bad:
+        print(f"the bad images, and why: {values.output}.unreadable.txt")
 
 
 if __name__ == "__main__":

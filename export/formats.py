@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import entry, files, load, outcome
+from clsa_tf import entry, files, load, outcome, progress
 from clsa_tf.checkpoint import load_trained
 from clsa_tf.data.faults import Faults
 from clsa_tf.data.pipeline import evaluation_batches
@@ -162,7 +162,10 @@ def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
     for name in formats:
         form = FORMATS[name]
         try:
-            found = _write(form, source, trained, output, compared, accuracy)
+            with progress.waiting(f"writing {form.file}, and comparing it"):
+                found = _write(
+                    form, source, trained, output, compared, accuracy
+                )
         except conversions.Unavailable as e:
             print(f"left {form.file} out: {e}")
             continue
@@ -175,6 +178,7 @@ def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
             "none that can be written here; install what is missing or choose "
             "other --formats."
         )
+    print(f"all of it is in {output}; {SUMMARY} has what was measured")
     outcome.show(outcome.of(workdir, trained))
     return written
 

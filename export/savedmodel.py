@@ -14,8 +14,9 @@ import tempfile
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import copyable, entry, outcome
+from clsa_tf import config, copyable, entry, outcome, progress
 from clsa_tf.checkpoint import load_trained
+from clsa_tf.data.sources import FOLDER
 from clsa_tf.errors import UserError
 from clsa_tf.files import MODEL_CARD, flush_to_disk
 from clsa_tf.precision import PRECISIONS
@@ -135,8 +136,12 @@ def _exists(target):
     )
 
 
-def _next_steps(output, path):
+def _next_steps(workdir, output, path):
     """What to type next, in lines of text."""
+    dataset = config.load(workdir).dataset
+    images = "/photos"
+    if dataset.startswith(FOLDER):
+        images = dataset[len(FOLDER) :]
     base = os.path.abspath(output)  # which servers want
     serve = copyable.of_module(
         "export.server",
@@ -145,17 +150,22 @@ def _next_steps(output, path):
         port=8500,
         rest_api_port=8501,
     )
+    ask = copyable.of_module(
+        "export.client", server="localhost:8500", model="encoder"
+    )
+    ask += " photo.jpg"
     embed = copyable.of_module(
         "export.embed",
         encoder=path,
-        images="/photos",
+        images=images,
         output="embeddings.npz",
     )
     return "\n".join(
         [
-            "to serve it, to embed the images of a folder, and to go on from "
-            "it in Python, type",
+            "to serve it and to ask that server, to embed the images of a "
+            "folder, and to go on from it in Python, type",
             f"  {serve}",
+            f"  {ask}",
             f"  {embed}",
             f"  clsa_tf.load_encoder({path!r})",
         ]
@@ -245,19 +255,20 @@ def main():
     limits = untrusted.Limits(
         **{n: values[f"max_{n}"].value for n in untrusted.Limits._fields}
     )
-    path = export(
-        values.workdir,
-        values.output,
-        version=values.version,
-        image_size=values.image_size,
-        precision=values.precision,
-        outputs=values.outputs,
-        bad_images=values.bad_images,
-        limits=limits,
-        license_=values.license,
-    )
+    with progress.waiting("exporting, and checking what was exported"):
+        path = export(
+            values.workdir,
+            values.output,
+            version=values.version,
+            image_size=values.image_size,
+            precision=values.precision,
+            outputs=values.outputs,
+            bad_images=values.bad_images,
+            limits=limits,
+            license_=values.license,
+        )
     show(path)
-    print(_next_steps(values.output, path))
+    print(_next_steps(values.workdir, values.output, path))
 
 
 def show(path):

@@ -270,6 +270,19 @@ def test_advice(method, changes, data, words):
     assert not re.search(r"[.]\Z|\n", found[0])
 
 
+@pytest.mark.parametrize(
+    "recipe, slow",
+    [("clsa", True), ("byol", True), ("quickstart", False), ("photos", False)],
+)
+def test_without_an_accelerator_large_networks_are_warned_of(recipe, slow):
+    config = auto.resolve(parse(f"--flagfile={recipe}"), **PHOTOS)
+    new = set(auto.advice(config, **PHOTOS, accelerated=False)) - set(
+        auto.advice(config, **PHOTOS)
+    )
+    assert len(new) == slow
+    assert all("resnet50" in x and "--flagfile=photos" in x for x in new)
+
+
 def test_without_labels_there_is_no_advice_on_neighbours():
     resolved = auto.resolve(config_lib.default("moco"), **PHOTOS)
     assert "knn" in " ".join(auto.advice(resolved, **PHOTOS))
@@ -371,8 +384,14 @@ def test_a_run_prints_and_records_it(photos, tmp_path, capsys):
     (tmp_path / "run.flags").write_text(text)
     train.run(parse(*arguments))
     printed = capsys.readouterr().out
-    assert "is complete" in printed and "as this run was begun" in printed
+    assert "is complete (3 steps)" in printed
+    assert "as this run was begun" in printed and "warning" not in printed
+    arguments.append("--total_epochs=2")
+    train.run(parse(*arguments))
+    printed = capsys.readouterr().out
+    assert "as this run was begun" in printed
     assert "warning: --batch_norm=local on 1 device(s)" in printed
+    text = text.replace("--total_epochs=1\n", "--total_epochs=2\n")
     assert (tmp_path / "run.flags").read_text() == text
     assert json.loads((tmp_path / "dataset.json").read_text())["images"]
     with pytest.raises(UserError, match="--queue_size=40 instead of 16"):

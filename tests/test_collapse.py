@@ -72,6 +72,15 @@ def test_a_collapse_is_told_as_it_develops():
     assert [bool(w) for w in words] == [1, 0, 1, 0, 0, 1, 0, 1, 0]
 
 
+def test_a_small_spread_is_not_praised():
+    words = said([0.02, 0.2, 0.9])
+    assert "some untrained networks do" in words[1]
+    for spread, expected in ((0.2, "some untrained"), (0.9, "have spread out")):
+        last = collapse.verdict(entries([0.1, spread]), 32)
+        assert last.state == "open" and not last.useless
+        assert expected in last.words
+
+
 def test_a_cone_that_is_never_left_becomes_a_warning():
     words = said([0.02] * 12)
     assert "untrained" in words[0] and "not learning" in words[10]

@@ -16,12 +16,9 @@ CONFIGS = pathlib.Path("configs")
 FLAGFILES = sorted(CONFIGS.rglob("*.flags"))
 CIFAR = sorted((CONFIGS / "cifar10").glob("*.flags"))
 COMMON = CONFIGS / "cifar10/common.flags"
-# Of a paper, or for comparing them: neither what others include, nor the demo.
-RECIPES = [
-    path
-    for path in FLAGFILES
-    if path not in (COMMON, CONFIGS / "quickstart.flags")
-]
+SMALL = [CONFIGS / "quickstart.flags", CONFIGS / "photos.flags"]
+# Of a paper, or for comparing them: neither what others include, nor for a CPU.
+RECIPES = [path for path in FLAGFILES if path not in (COMMON, *SMALL)]
 CIFAR_RECIPES = [path for path in RECIPES if path in CIFAR]
 
 

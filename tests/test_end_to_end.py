@@ -98,7 +98,7 @@ def test_services_change_nothing(photos, finished, tmp_path):
     assert "Traceback" not in error
 
 
-def test_export_and_report(finished):
+def test_export_and_report(photos, finished):
     workdir, _ = finished
     output = workdir / "savedmodel"
     exported = call(
@@ -111,11 +111,21 @@ def test_export_and_report(finished):
         exported.stdout
     )
     assert f"--encoder={output}/1" in exported.stdout
-    assert not exported.stderr
+    assert exported.stderr.startswith("exporting, and checking")
+    assert len(exported.stderr.splitlines()) == 1
+    assert f"--images={photos} --output=embeddings.npz" in exported.stdout
+    assert "-m export.client --server=localhost:8500 --model=encoder" in (
+        exported.stdout
+    )
     result = call(command("clsa_tf.report", f"--workdir={workdir}"))
     printed = result.stdout
-    assert printed.startswith("encoding images") and not result.stderr
-    assert "kNN of raw pixels" in printed
+    assert printed.startswith("  kNN accuracy, pixels ")
+    assert result.stderr.splitlines() == [
+        "loading the encoder …",
+        "encoding images, for the neighbours of each …",
+        "kNN accuracy of raw pixels …",
+        "kNN accuracy of the untrained encoder …",
+    ]
     assert "Using" not in printed  # the backend of a library's
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["savedmodel"] == f"{output}/1"

@@ -232,7 +232,8 @@ def test_command_draws_and_prints_the_path(photos, tmp_path):
             "--images=64",  # more than there are
         )
     )
-    assert result.stdout == f"{path}\n" and not result.stderr
+    assert result.stdout == f"{path}\n"
+    assert result.stderr == "drawing views …\n"
     assert path.stat().st_size > 5000
     assert not workdir.exists()
     assert tf.io.decode_png(tf.io.read_file(str(path))).shape[1] > 400

@@ -2,12 +2,13 @@
 
 import itertools
 import os
+import sys
 import threading
 from typing import Mapping, Optional
 
 import tensorflow as tf
-from absl import logging
 
+from clsa_tf import files, progress
 from clsa_tf.data import headers
 from clsa_tf.data.calls import in_python
 from clsa_tf.data.order import Source
@@ -44,7 +45,7 @@ class Faults:
         self._noted = set()  # names in that file
         self._logged = 0
 
-    def record(self, directory: str):
+    def record(self, directory: str, moved=()):
         """Writes further names to a file there, and reads those it has.
 
         These are counted, too, but say nothing about the share: what was seen
@@ -52,12 +53,19 @@ class Faults:
 
         Args:
             directory: of the run; it exists.
+            moved: pairs (before, now) of datasets that are at another place
+                now, as flags spell them. Names below it change with it.
         """
         self._path = os.path.join(directory, FILE)
-        if os.path.exists(self._path):
-            with open(self._path, encoding="utf-8", errors="replace") as file:
-                lines = file.read().splitlines()
-            self._noted.update(line.split("\t")[0] for line in lines)
+        if not os.path.exists(self._path):
+            return
+        with open(self._path, encoding="utf-8", errors="replace") as file:
+            before = file.read().splitlines()
+        lines = [_follow(line, moved) for line in before]
+        if lines != before:
+            text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
+            files.write_atomically(self._path, text)
+        self._noted.update(line.split("\t")[0] for line in lines)
 
     @property
     def count(self) -> int:
@@ -147,11 +155,9 @@ class Faults:
         self._noted.add(name)
         self._logged += 1
         if self._logged <= LOGGED:
-            logging.warning(
-                "Cannot read the image %s, which %s; skipped.", name, reason
-            )
+            _say(f"Cannot read the image {name}, which {reason}; skipped.")
         if self._logged == LOGGED:
-            logging.warning("Further unreadable images are only counted.")
+            _say("Further unreadable images are only counted.")
         if self._path:
             self._write(f"{name}\t{reason}")
 
@@ -189,3 +195,18 @@ class Faults:
             f"{', '.join(named)}; {self._advice}repair or remove them, or "
             f"raise {raising}."
         )
+
+
+def _say(text):
+    progress.say(text, file=sys.stderr)
+
+
+def _follow(line, moved):
+    """A line of `FILE`, of an image whose dataset may have moved."""
+    for before, now in moved:
+        # (folder:/photos: the names are paths.)
+        before, now = (text.partition(":")[2] or text for text in (before, now))
+        root = os.path.join(before, "")
+        if line.startswith(root):
+            return os.path.join(now, "") + line[len(root) :]
+    return line
