@@ -33,6 +33,8 @@ _NOTE = re.compile(
     # Of images, which come once per attempt, without a name. We name each.
     rb"([\w./-]*/)?(jpeg_mem|jpeg_handle|png_io|gif_io)\.cc:\d+\] "
     rb"|[\w./-]+:\d+\] (Unable to register cu\w+ (factory|plugin)"
+    # TensorFlow 2.21, on processors without AVX-512.
+    rb"|oneDNN supports DT_\w+ only on platforms with "
     rb"|SetPriority unimplemented for this stream" + _NO_GPU + rb"))"
     # TFLite, of what it was asked for.
     rb"|INFO: Created TensorFlow Lite \w+ delegate for CPU\."
