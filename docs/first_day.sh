@@ -36,10 +36,9 @@ interrupter() {
         'pkill -INT -f "^python -m clsa_tf.train .*runs/photos") & exec'
 }
 
-train="python -m clsa_tf.train --flagfile=quickstart \\
+train="python -m clsa_tf.train --flagfile=photos \\
         --dataset=folder:photos --workdir=runs/photos \\
-        --queue_size=auto --key_momentum=auto --eval_keep=0.875 \\
-        --batch_size=32 --total_epochs=60 --knn_k=20"
+        --batch_size=32 --total_epochs=60"
 
 cat <<'PAGE'
 # A first day
@@ -58,9 +57,9 @@ say "\`photos\` holds $(find photos -type f | wc -l) files, as they gather on a"
     "disk: JPEG, PNG, WebP, TIFF and HEIC, some turned by a note in their EXIF" \
     "data, some without an extension, some damaged, and some that are no images." \
     "A forgotten flag:"
-show "python -m clsa_tf.train --flagfile=quickstart --dataset=photos --workdir=runs/photos" || true
-say "The README's table has settings for so few photographs; this is a shorter" \
-    "run. Ctrl-C after a while:"
+show "python -m clsa_tf.train --flagfile=photos --dataset=photos --workdir=runs/photos" || true
+say "As it should be, but shorter than the 200 epochs of the recipe. Ctrl-C after" \
+    "a while:"
 show "$train" "$(interrupter) $train" || true
 say "The same command goes on:"
 show "$train"

@@ -26,23 +26,30 @@ from clsa_tf import console
 # Keras it has. A program that wants all of its log leaves the call out.
 console.quieten()
 
+import tensorflow as tf
 from tensorflow import keras
 
 import clsa_tf
-from clsa_tf.errors import UserError
+from clsa_tf.errors import UserError, first_line
 
 
 def read(folder, *, image_size, batch_size):
     """Datasets (images float32 `[N, S, S, 3]` in 0..255, labels) and names."""
-    train, test = keras.utils.image_dataset_from_directory(
-        folder,
-        validation_split=0.2,
-        subset="both",
-        seed=0,
-        image_size=(image_size, image_size),
-        crop_to_aspect_ratio=True,
-        batch_size=batch_size,
-    )
+    try:
+        train, test = keras.utils.image_dataset_from_directory(
+            folder,
+            validation_split=0.2,
+            subset="both",
+            seed=0,
+            image_size=(image_size, image_size),
+            crop_to_aspect_ratio=True,
+            batch_size=batch_size,
+        )
+    except (ValueError, tf.errors.OpError) as e:
+        raise UserError(
+            f"Expected a folder of images per class in {folder}, received: "
+            f"{first_line(e).rstrip('.')}; correct --images."
+        ) from e
     names = train.class_names
     flip = keras.layers.RandomFlip("horizontal", seed=0)
     train = train.map(lambda x, y: (flip(x, training=True), y))

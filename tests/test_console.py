@@ -37,9 +37,9 @@ ence_type: FLOAT32
 2026-11-29 00:51:17.763269: E tensorflow/core/lib/jpeg/jpeg_mem.cc:327] Prematu\
 re end of JPEG data. Stopped at line 14/300
 E0000 00:00:1795890998.745820    7359 png_io.cc:98] PNG error: CRC error
-E0000 00:00:1795944214.601622   25884 util.cc:131] oneDNN supports DT_UINT8 only\
- on platforms with AVX-512. Falling back to the default Eigen-based implementat\
-ion if present.
+E0000 00:00:1795944214.601622   25884 util.cc:131] oneDNN supports DT_UINT8 onl\
+y on platforms with AVX-512. Falling back to the default Eigen-based implementa\
+tion if present.
 """
 MESSAGES = b"""\
 2026-11-28 18:35:39.822641: E tensorflow/core/x.cc:9] Could not create handle

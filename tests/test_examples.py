@@ -161,6 +161,17 @@ def test_an_encoder_that_is_not_there(photos, here, tmp_path):
     assert not (tmp_path / "classifier.keras").exists()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_without_images(there, exported, here, tmp_path):
+    folder = tmp_path / "images"
+    if there:
+        folder.mkdir()
+    arguments = [f"--encoder={exported.base}", f"--images={folder}"]
+    error = call("finetune.py", here, *arguments, status=1).stderr
+    assert error.startswith("error: Expected a folder of images per class in ")
+    assert str(folder) in error and error.count("\n") == 1
+
+
 def test_an_encoder_that_does_not_name_its_size(photos, here, tmp_path):
     encoder = load.functional(
         backbone="resnet18", width=0.125, stem="small", head=Head(outputs=8)

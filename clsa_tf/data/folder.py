@@ -155,9 +155,9 @@ def _check_folder(root):
             "permissions."
         ) from e
     if not exists:
+        received = f"{root}, which does not exist" if root else "no path"
         raise UserError(
-            f"Expected a folder of images, received {root}, which does not "
-            "exist; check the path."
+            f"Expected a folder of images, received {received}; check the path."
         )
     if not tf.io.gfile.isdir(root):
         raise UserError(
