@@ -147,7 +147,7 @@ def test_a_folder_without_labels(tmp_path):
     result = call(train(photos, workdir, "--total_epochs=1"))
     assert "no kNN accuracy" in result.stdout
     assert "broken.jpg" in result.stderr
-    assert "1 unreadable images were left out" in result.stdout
+    assert "1 unreadable image was left out" in result.stdout
     names = (workdir / "unreadable.txt").read_text().splitlines()
     (line,) = names
     assert line.startswith(f"{photos / 'broken.jpg'}\tis ")

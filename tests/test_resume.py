@@ -37,7 +37,7 @@ FLAGS = [
 ]
 
 
-def run(photos, workdir, total_epochs):
+def run(photos, workdir, total_epochs, *, knn_epochs=0):
     leave_out_pictures(workdir)
     config = clsa_tf.config.parse(
         [
@@ -48,11 +48,17 @@ def run(photos, workdir, total_epochs):
             "--log_steps=1",
             "--checkpoint_steps=1",
             "--keep_checkpoints=99",
-            "--knn_epochs=0",
+            f"--knn_epochs={knn_epochs}",
+            "--knn_k=5",
         ]
     )
     train.run(config)
     return config
+
+
+def evaluated(workdir):
+    """The epochs after which there is a kNN accuracy."""
+    return [entry["epoch"] for entry in lines(workdir) if "knn" in entry]
 
 
 def forget(workdir, step):
@@ -76,18 +82,24 @@ def logged_to_tensorboard(workdir, name="loss"):
 def test_more_epochs_moved_images_and_a_kill(photos, tmp_path, capsys):
     """Two epochs of 3 steps, then four; the latter once without a break."""
     workdir = tmp_path / "run"
-    run(photos, workdir, 2)
-    moved = shutil.copytree(photos, tmp_path / "moved")
+    photos = shutil.copytree(photos, tmp_path / "photos")
+    (photos / "dark" / "000.jpg").write_bytes(b"no image")  # trained on
+    run(photos, workdir, 2, knn_epochs=3)
+    assert evaluated(workdir) == [2]
+    moved = photos.rename(tmp_path / "moved")
     capsys.readouterr()
-    config = run(moved, workdir, 4)
+    config = run(moved, workdir, 4, knn_epochs=3)
+    # Every third epoch, and where it ends.
+    assert evaluated(workdir) == [2, 3, 4]
     printed = capsys.readouterr().out
+    assert "1 unreadable image was left out" in printed
     assert "resuming" in printed and "at step 6 of 12" in printed
     assert f"--dataset=folder:{moved} instead of folder:{photos}" in printed
 
     # The rates are those of the schedule of four epochs from step 6 on, as it
     # is said.
     schedule = optimizer.make_schedule(config, 3)
-    rates = [entry["lr"] for entry in lines(workdir)]
+    rates = [entry["lr"] for entry in lines(workdir) if "lr" in entry]
     assert rates[6:] == pytest.approx(
         [float(schedule(s)) for s in range(6, 12)]
     )
@@ -99,7 +111,7 @@ def test_more_epochs_moved_images_and_a_kill(photos, tmp_path, capsys):
     again = shutil.copytree(workdir, tmp_path / "again")
     forget(again, 8)
     assert logged_to_tensorboard(again) == list(range(1, 13))
-    run(moved, again, 4)
+    run(moved, again, 4, knn_epochs=3)
     assert_equal_states(states(again)[:4], states(workdir)[:4])
     assert lines(again) == lines(workdir)
     assert logged_to_tensorboard(again) == list(range(1, 13))

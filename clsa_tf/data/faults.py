@@ -75,7 +75,8 @@ class Faults:
     def summary(self) -> str:
         """Returns a sentence for the end of the run."""
         where = f"; {self._path} names them" if self._path else ""
-        return f"{self.count} unreadable images were left out{where}."
+        what = "images were" if self.count != 1 else "image was"
+        return f"{self.count} unreadable {what} left out{where}."
 
     def error(self) -> Optional[UserError]:
         """Returns the error that stopped the data, or None."""
