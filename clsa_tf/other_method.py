@@ -32,7 +32,7 @@ def refusal(flag_values, foreign):
             f"{names}; take one of the two."
         )
     if read and not method.files:
-        return _another_recipe(flag_values, read)
+        return _another_recipe(flag_values, read, typed)
     flag, *others = typed or foreign
     chosen = f" of {method.files[-1]}" if method.files else ""
     more = f" and {len(others)} more" if others else ""
@@ -43,12 +43,13 @@ def refusal(flag_values, foreign):
     )
 
 
-def _another_recipe(flag_values, read):
+def _another_recipe(flag_values, read, typed):
     """A recipe's flags against a typed method.
 
     Args:
         flag_values: the parsed flags.
         read: list of `Flag`: those of other methods, from a flagfile.
+        typed: likewise, but typed.
     """
     method, file = flag_values["method"], read[0].files[-1]
     before = [w.value for w in method.written if w.files]
@@ -57,7 +58,11 @@ def _another_recipe(flag_values, read):
     instead = ""
     if recipe:
         arguments = [f"--flagfile={recipe}", *_kept(flag_values, recipe)]
-        instead = f"write `{copyable.arguments(_COMMAND, arguments)}`, or "
+        instead = f"write `{copyable.arguments(_COMMAND, arguments)}`"
+        if typed:
+            left = ", ".join(f"--{flag.name}" for flag in typed)
+            instead += f" (without {left}, which {method.value} has not)"
+        instead += ", or "
     return (
         f"Expected a flagfile for --method={method.value}, which was typed, "
         f"received {file} for {before[-1] if before else 'another method'}, "

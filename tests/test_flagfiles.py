@@ -316,6 +316,7 @@ def test_another_recipe_keeps_the_data_and_no_flag_of_other_methods():
         "--flagfile=cifar10/byol.flags --dataset=shapes --data_dir=runs/data "
         "--total_epochs=9"
     )
+    assert "` (without --temperature, which byol has not), or" in message
     config = parse(*shlex.split(command))
     assert (config.method, config.dataset) == ("byol", "shapes")
 
