@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import stat
 import threading
 
@@ -20,6 +21,8 @@ _ADVICE = {
     "RESOURCE_EXHAUSTED": "try again later, or ask for less at once",
     "DEADLINE_EXCEEDED": "raise --timeout or lower --batch_size",
 }
+# What our exports say, see `export.model.served`.
+_OURS = re.compile(r"image 0 \(counted from 0\), which (.+?); leave it out")
 _TRANSIENT = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 
 
@@ -156,11 +159,17 @@ def _halves(embed, contents, rows, bad):
         if not e.refused:
             raise
         if len(rows) == 1:
-            bad[rows[0]] = e.reason
+            bad[rows[0]] = _in_short(e.reason)
             return []
     middle = len(rows) // 2
     first = _halves(embed, contents, rows[:middle], bad)
     return first + _halves(embed, contents, rows[middle:], bad)
+
+
+def _in_short(reason):
+    """What is wrong with the only image of a request, of what a model says."""
+    match = _OURS.search(reason)
+    return match[1] if match else reason
 
 
 def _good(embed, contents, rows, bad):
