@@ -143,7 +143,7 @@ def test_slurm_starts_workers(photos, straight, tmp_path):
         arguments(photos, workdir), log=log, environments=environments
     )
     assert cluster.wait(processes, timeout=300) == [0, 0], texts(log)
-    assert "on 2 device(s)" in texts(log)[0]
+    assert "on 2 devices" in texts(log)[0]
     assert_same_end(workdir, straight)
 
 
