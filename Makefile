@@ -46,7 +46,7 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 		--output=$(WORKDIR)/savedmodel
 	$(BIN)/python -m clsa_tf.report --workdir=$(WORKDIR)
 
-test: setup  ## the default tests, 36 to 74 minutes on 2 cores
+test: setup  ## the default tests, 32 to 74 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --durations=30
 
 test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together

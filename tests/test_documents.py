@@ -60,7 +60,7 @@ def test_they_are_found():
         "--flagfile=configs/clsa.flags --dataset=folder:/photos "
         "--workdir=runs/photos --total_epochs=100",
         "--flagfile=configs/clsa.flags --tpu=local",
-        "--flagfile=quickstart --dataset=photos --workdir=runs/photos",
+        "--flagfile=photos --dataset=photos --workdir=runs/photos",
         "--server=localhost:8500 --model=photos photos/stray.jpg",
     ):
         assert tuple(words.split()) in lines
