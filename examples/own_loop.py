@@ -78,6 +78,7 @@ def main(arguments):
         start_step=0,
         faults=Faults(max_bad_share=0.05),
     )
+    print("compiling the views and the step …", flush=True)
     for step, batch in enumerate(batches.take(arguments.steps), 1):
         contrast, ddm = train_step(model, optimizer, batch)
         if step % 10 == 0:
