@@ -31,7 +31,7 @@ def refusal(flag_values, foreign):
             f"--method={method.value} behind {read[0].files[0]} with "
             f"{names}; take one of the two."
         )
-    if read and not method.files:
+    if read and method.written and not method.files:
         return _another_recipe(flag_values, read, typed)
     flag, *others = typed or foreign
     chosen = f" of {method.files[-1]}" if method.files else ""

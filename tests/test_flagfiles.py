@@ -344,6 +344,13 @@ def test_a_typed_flag_of_another_method():
     assert "--ddm_weight, which belongs to byol and clsa" in message
 
 
+def test_a_flagfile_without_a_method(tmp_path):
+    (tmp_path / "x.flags").write_text("--inbatch_negatives\n")
+    message = refused(f"--flagfile={tmp_path / 'x.flags'}")
+    assert "of --method=clsa, received --inbatch_negatives, which" in message
+    assert "typed" not in message
+
+
 @pytest.mark.parametrize("method", methods.NAMES)
 @pytest.mark.parametrize("like", ["clsa", "cifar10/clsa"])
 def test_every_method_has_a_recipe_to_suggest(method, like):
