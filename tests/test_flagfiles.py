@@ -345,9 +345,9 @@ def test_a_typed_flag_of_another_method():
 
 
 def test_a_flagfile_without_a_method(tmp_path):
-    (tmp_path / "x.flags").write_text("--inbatch_negatives\n")
+    (tmp_path / "x.flags").write_text("--view_solarize=0,0.2\n")
     message = refused(f"--flagfile={tmp_path / 'x.flags'}")
-    assert "of --method=clsa, received --inbatch_negatives, which" in message
+    assert "of --method=clsa, received --view_solarize, which" in message
     assert "typed" not in message
 
 
