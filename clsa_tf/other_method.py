@@ -49,7 +49,7 @@ def _another_recipe(flag_values, read, typed):
     Args:
         flag_values: the parsed flags.
         read: list of `Flag`: those of other methods, from a flagfile.
-        typed: likewise, but typed.
+        typed: list of `Flag`: those of other methods that were typed.
     """
     method, file = flag_values["method"], read[0].files[-1]
     before = [w.value for w in method.written if w.files]
