@@ -56,6 +56,7 @@ class Claim:
             (change.before, change.now)
             for change in changes
             if change.flag in ("dataset", "eval_dataset")
+            and change.before  # otherwise it was not anywhere
         ]
         self.changes = changes
         self.shorter = shorter

@@ -173,6 +173,15 @@ def test_images_may_move_if_they_are_the_same(config):
             )
 
 
+def test_what_has_moved_is_told_from_what_was_not_named_before(config):
+    one = config.replace(dataset="folder:/one")
+    claim(one, dataset="a", eval_dataset="b")
+    two = one.replace(dataset="folder:/two", eval_dataset="folder:/held_out")
+    claimed = claim(two, 6, dataset="a", eval_dataset="b")
+    assert len(claimed.changes) == 2
+    assert claimed.moved == [("folder:/one", "folder:/two")]
+
+
 def test_other_images_at_the_same_path_are_noted(config):
     claim(config, dataset="a")
     assert claim(config, 6, dataset="a").notes == []
