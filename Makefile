@@ -18,7 +18,7 @@ export PYTHON
 TF221_TESTS := $(addprefix tests/test_,stacks.py versions.py optimizer.py \
 	methods.py losses.py losses_cacr.py augment_crop.py augment_strong.py \
 	augment_texture.py augment_weak.py checkpoint.py load.py export.py \
-	server.py)
+	server.py agreement.py)
 
 .PHONY: help setup demo test test-tf221 test-slow lint format wheel clean FORCE
 

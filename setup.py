@@ -26,7 +26,7 @@ HEIF = ["pillow-heif>=0.18"]
 # The embedded server; an encoder can be exported without it.
 SERVE = [
     "grpcio-health-checking>=1.56",
-    "h11>=0.14",
+    "httptools>=0.6.3",
     "prometheus-client>=0.16",
     "starlette>=0.40",
     "uvicorn>=0.30",

@@ -147,7 +147,8 @@ def _next_step(output, name, wanted):
     if os.path.exists(path):
         for model in read_model_configs(path):
             if model.name == name:
-                loaded, labels = set(model.versions), model.labels
+                loaded = set(model.model_version_policy.specific.versions)
+                labels = dict(model.version_labels)
     moved = {
         version
         for label, version in wanted.items()
@@ -272,7 +273,11 @@ def main():
     labels = ", ".join(f"{k} = {v}" for k, v in written.labels.items())
     changed = ", ".join(written.files) or "nothing had to be changed"
     print(f"written and checked: {values.output} ({changed})")
-    print(f"labels: {labels}; batching: {'on' if written.batching else 'off'}")
+    batching = "on" if written.batching else "off"
+    if settings.batching == "auto" and not written.batching:
+        batching += " (a bad image would fail the requests of others: export "
+        batching += "with --bad_images=nan)"
+    print(f"labels: {labels}; batching: {batching}")
     apply = f"kubectl apply --filename={values.output}/kubernetes.yaml"
     if "docker-compose.yml" in written.files:
         compose = f"docker compose --file={values.output}/docker-compose.yml"

@@ -34,6 +34,7 @@ def export(
     outputs=served.OUTPUTS,
     bad_images="error",
     limits=untrusted.DEFAULT,
+    warmup_batch_sizes=warmup.BATCH_SIZES,
     license_="not stated",
 ):
     """Exports the encoder of the run in `workdir`.
@@ -48,6 +49,8 @@ def export(
         outputs: those of `export.model.served.OUTPUTS` to return.
         bad_images: see `export.model.served.ServedEncoder`.
         limits: `export.model.untrusted.Limits`.
+        warmup_batch_sizes: images in the requests that a server makes before
+            it serves; each in 1..`limits.batch_images`.
         license_: of the weights, for the model card.
 
     Returns:
@@ -56,6 +59,13 @@ def export(
     Raises:
         UserError: no run there, the version exists, or a check failed.
     """
+    most = limits.batch_images
+    if not all(1 <= size <= most for size in warmup_batch_sizes):
+        raise UserError(
+            f"Expected --warmup_batch_sizes from 1 to {most}, what a request "
+            f"may have, received {list(warmup_batch_sizes)}; change them or "
+            "--max_batch_images."
+        )
     trained = load_trained(workdir, precision=precision)
     served_as = {
         "image_size": image_size or trained.config.image_size,
@@ -73,7 +83,11 @@ def export(
     try:
         os.chmod(draft, 0o755)
         tf.saved_model.save(module, draft, signatures=module.signatures)
-        warmup.write(draft, image_size=served_as["image_size"])
+        warmup.write(
+            draft,
+            image_size=served_as["image_size"],
+            batch_sizes=warmup_batch_sizes,
+        )
         card.write(described, draft)
         _check(draft, trained.encoder, served_as)
         _publish(draft, target)
@@ -218,7 +232,8 @@ def define_flags(flag_values):
         "what an image does that cannot be decoded, or is too large: fail its "
         "request, saying which and why, or give a row of NaN and be false in "
         "the output `valid`. With TensorFlow Serving's batching a failure hits "
-        "all requests of a batch: choose nan there",
+        "all requests of a batch: choose nan there. Over REST, NaN is a token "
+        "that JavaScript's JSON.parse refuses",
         flag_values,
     )
     flags.DEFINE_string(
@@ -240,6 +255,15 @@ def define_flags(flag_values):
             lower_bound=1,
             flag_values=flag_values,
         )
+    flags.DEFINE_multi_integer(
+        "warmup_batch_sizes",
+        list(warmup.BATCH_SIZES),
+        "images in a request that a server makes before it serves; may be "
+        "repeated. For a GPU: every size that clients send. A server that "
+        "batches needs a max_batch_size as large as the largest",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
     require(flag_values, "workdir", "output")
     flags.register_validator(
         "outputs",
@@ -265,9 +289,16 @@ def main():
             outputs=values.outputs,
             bad_images=values.bad_images,
             limits=limits,
+            warmup_batch_sizes=values.warmup_batch_sizes,
             license_=values.license,
         )
     show(path)
+    if values.bad_images == "error":
+        print(
+            "note: an image that cannot be decoded fails its whole request and,"
+            " where a server batches, those of other clients in the batch; "
+            "--bad_images=nan marks it in the answer instead"
+        )
     print(_next_steps(values.workdir, values.output, path))
 
 

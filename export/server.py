@@ -3,21 +3,23 @@
     python -m export.server --model_base_path=models/photos
 
 A server in Python for laptops and tests, with TensorFlow Serving's interfaces,
-statuses and flags. Unlike there, it listens on the loopback interface only
-unless --host says otherwise, and requests are batched unless
---noenable_batching is passed.
+statuses, flags and defaults. Unlike there, it listens on the loopback interface
+only unless --host says otherwise. The other differences: export/README.md.
 
 SIGTERM and SIGINT (Ctrl-C) let it finish what it has and end, with exit status
 0; the second one ends it at once.
 """
 
 import asyncio
+import contextlib
 import gc
 import os
+import resource
 import sys
 
 import tensorflow as tf
 from absl import flags
+from tensorflow_serving.config import model_server_config_pb2
 
 from clsa_tf import entry
 from clsa_tf.errors import UserError
@@ -26,131 +28,95 @@ from clsa_tf.spelling import define_path
 from export.serving import settings
 
 try:
-    from export.serving.metrics import read_monitoring_path
-    from export.serving.process import HELD_BODIES, Server
+    from export.serving.process import Server
 except ModuleNotFoundError as e:
     raise SystemExit(
         f"error: Expected the packages of the server, received: {e}; install "
         "them: pip install 'clsa_tf[serve]'."
     ) from e
 
-_ANY_PORT = "0: not served, as in TensorFlow Serving; -1: any free port"
-_PORTS = dict(lower_bound=-1, upper_bound=2**16 - 1)
-_PATH = dict(path=True)
-_FROM_0 = dict(lower_bound=0)
-_FROM_1 = dict(lower_bound=1)
-# Name, default, help and limits: first TensorFlow Serving's, then ours.
+_THREADS = 4 * (os.cpu_count() or 1)
+# Name, default, help and least value: first TensorFlow Serving's, then ours.
 _FLAGS = (
-    ("port", 8500, f"port of gRPC; {_ANY_PORT}", _PORTS),
-    ("rest_api_port", 8501, f"port of REST; {_ANY_PORT}", _PORTS),
-    (
-        "rest_api_timeout_in_ms",
-        30_000,
-        "milliseconds from a REST request's first byte to its answer",
-        _FROM_1,
-    ),
+    ("port", 8500, "port of gRPC; 0: none, -1: any free one", -1),
+    ("rest_api_port", 8501, "port of REST; 0: none, -1: any free one", -1),
+    ("grpc_max_threads", _THREADS, "gRPC requests worked on at a time", 1),
+    ("rest_api_num_threads", _THREADS, "REST requests worked on at a time", 1),
+    ("rest_api_timeout_in_ms", 30_000, "milliseconds for a REST request", 1),
+    ("enable_grpc_healthcheck_service", False, "answer grpc.health.v1"),
     ("model_name", "default", "name of the one model"),
-    (
-        "model_base_path",
-        "",
-        "directory of the one model's versions",
-        _PATH,
-    ),
-    (
-        "model_config_file",
-        "",
-        "ModelServerConfig in text format: the models instead of one",
-        _PATH,
-    ),
+    ("model_base_path", "", "directory of the one model's versions"),
+    ("model_config_file", "", "ModelServerConfig: the models instead of one"),
     (
         "model_config_file_poll_wait_seconds",
         0,
         "seconds between looks at --model_config_file; 0: only at the start",
-        _FROM_0,
+        0,
     ),
     (
         "file_system_poll_wait_seconds",
         1,
         "seconds between looks for new versions; 0: only at the start",
-        _FROM_0,
+        0,
     ),
     (
         "max_num_load_retries",
         5,
         "attempts to load a version after the first that failed",
-        _FROM_0,
+        0,
     ),
     (
         "load_retry_interval_micros",
         60_000_000,
         "microseconds between attempts to load a version",
-        _FROM_0,
+        0,
     ),
-    (
-        "enable_model_warmup",
-        True,
-        "whether to run a version's warm-up requests before it is served",
-    ),
+    ("enable_model_warmup", True, "run a version's warm-up requests first"),
     (
         "allow_version_labels_for_unavailable_models",
         False,
-        "whether labels may name versions that are not available (yet)",
+        "let new labels name versions that are not available (yet), which no "
+        "version is at the start",
     ),
-    (
-        "enable_batching",
-        True,
-        "whether to run requests of several clients together (TensorFlow "
-        "Serving's default: false)",
-    ),
-    (
-        "batching_parameters_file",
-        "",
-        "BatchingParameters in text format",
-        _PATH,
-    ),
+    ("enable_batching", False, "run requests of several clients together"),
+    ("batching_parameters_file", "", "BatchingParameters in text format"),
     (
         "monitoring_config_file",
         "",
-        "MonitoringConfig in text format: where to tell metrics besides "
+        "MonitoringConfig in text format: where to serve metrics besides "
         "/metrics",
-        _PATH,
     ),
     (
         "tensorflow_intra_op_parallelism",
         0,
         "threads within an operation; 0: TensorFlow decides",
-        _FROM_0,
+        0,
     ),
     (
         "tensorflow_inter_op_parallelism",
         0,
-        "threads for operations at the same time; 0: TensorFlow decides",
-        _FROM_0,
+        "operations at a time; 0: TensorFlow decides",
+        0,
     ),
+    ("enable_profiler", False, "not offered: only false is taken"),
     (
         "host",
         "127.0.0.1",
         "address to listen at; 0.0.0.0 for everyone who can reach this "
         "machine: there is neither a password nor encryption",
     ),
-    (
-        "max_request_bytes",
-        2**26,
-        "size in bytes of the largest request; all that are in progress may "
-        f"have {HELD_BODIES} times as much",
-        dict(lower_bound=1, upper_bound=2**31 - 1),
-    ),
+    ("max_request_bytes", 2**26, "bytes of the largest request", 1),
     (
         "max_concurrent_requests",
         2048,
-        "requests in progress, beyond which they are refused",
-        _FROM_1,
+        "gRPC requests, and connections of REST, at a time; more are refused",
+        1,
     ),
     (
         "drain_seconds",
         30.0,
         "seconds that requests in progress have to finish after SIGTERM",
-        _FROM_0,
+        0,
     ),
 )
 
@@ -162,8 +128,8 @@ def read_flags(values):
         values: the flags.
 
     Returns:
-        list of `ModelConfig`; `BatchingParameters`, None without batching;
-        paths where metrics are told.
+        list of `ModelConfig`; parameters of batching, None without it; paths
+        where metrics are served.
 
     Raises:
         UserError: flags that contradict each other, or a file that is wrong.
@@ -175,18 +141,23 @@ def read_flags(values):
         path = values.model_base_path
         if "://" not in path:
             path = os.path.abspath(path)
-        configs = [settings.ModelConfig(values.model_name, path)]
-    settings.check_models(configs)
+        message = model_server_config_pb2.ModelServerConfig()
+        message.model_config_list.config.add(
+            name=values.model_name,
+            base_path=path,
+            model_platform="tensorflow",
+        )
+        configs = settings.model_configs(message)
     for config in configs:
         _check_versions(config)
-    batching = settings.BatchingParameters() if values.enable_batching else None
-    if values.batching_parameters_file:
+    batching = None
+    if values.enable_batching:
         batching = settings.read_batching_parameters(
             values.batching_parameters_file
         )
     paths = ["/metrics"]
     if values.monitoring_config_file:
-        path = read_monitoring_path(values.monitoring_config_file)
+        path = settings.read_monitoring_path(values.monitoring_config_file)
         paths += [path] if path else []
     return configs, batching, paths
 
@@ -212,33 +183,26 @@ def _check_versions(config):
 
 def _check_flags(values):
     """Raises `UserError` if flags contradict each other."""
+    one, several = values.model_base_path, values.model_config_file
+    same = values.port == values.rest_api_port != -1
     for wrong, expected, received in (
         (
-            bool(values.model_base_path) == bool(values.model_config_file),
-            "either --model_base_path or --model_config_file",
-            "both" if values.model_base_path else "neither",
+            one and several,
+            "one of --model_base_path and --model_config_file",
+            "both",
+        ),
+        (
+            not one and not several,
+            "--model_base_path or --model_config_file",
+            "neither",
         ),
         (
             values.batching_parameters_file and not values.enable_batching,
-            "batching for --batching_parameters_file",
+            "--enable_batching for --batching_parameters_file",
             "--noenable_batching",
         ),
-        (
-            values.model_config_file_poll_wait_seconds
-            and not values.model_config_file,
-            "--model_config_file for --model_config_file_poll_wait_seconds",
-            "none",
-        ),
-        (
-            values.monitoring_config_file and not values.rest_api_port,
-            "a REST port for --monitoring_config_file",
-            "--rest_api_port=0",
-        ),
-        (
-            values.port == values.rest_api_port != -1,
-            "different ports, at least one of them not 0",
-            f"--port={values.port} --rest_api_port={values.rest_api_port}",
-        ),
+        (same, "different ports, one of them not 0", f"{values.port} twice"),
+        (values.enable_profiler, "--noenable_profiler, there is none", "it"),
     ):
         if wrong:
             raise UserError(
@@ -254,11 +218,12 @@ def define_flags(values):
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
     }
-    for name, default, text, *options in _FLAGS:
-        limits = options[0] if options else {}
-        define = kinds[type(default)]
-        if limits is _PATH:
-            define, limits = define_path, {}
+    for name, default, text, *least in _FLAGS:
+        define, limits = kinds[type(default)], {}
+        if name.endswith(("_path", "_file")):
+            define = define_path
+        elif least:
+            limits = {"lower_bound": least[0], "upper_bound": 2**31 - 1}
         define(name, default, text, flag_values=values, **limits)
 
 
@@ -275,11 +240,21 @@ def main():
     # Requests should not wait 5 ms for a thread that reads a large one.
     sys.setswitchinterval(0.001)
 
+    # Each connection is a file.
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
     async def serve():
-        await Server(configs, batching, paths, values).run()
+        status = 0
+        try:
+            await Server(configs, batching, paths, values).run()
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            status = 1
         sys.stdout.flush()
         # Here and now: threads may still load or run what nobody waits for.
-        os._exit(0)
+        os._exit(status)
 
     asyncio.run(serve())
 

@@ -21,14 +21,13 @@ from tests.test_untrusted import png_of_zeros
 
 GOOD = exports.encode(exports.noise(1)[0])
 BOMB = png_of_zeros(30_000, 30_000)
-LIMIT = 64 * 2**20  # --max_request_bytes
 
 
 @pytest.fixture(scope="module")
-def base(exported, tmp_path_factory):
-    """Version 1 is good; 2 has no variables, 3 other tags, 4 nothing of use."""
-    base = tmp_path_factory.mktemp("models")
-    for version in (1, 2, 3):
+def broken(exported, tmp_path_factory):
+    """Version 2 has no variables, 3 other tags, 4 nothing of use."""
+    base = tmp_path_factory.mktemp("broken")
+    for version in (2, 3):
         shutil.copytree(exported.path, base / str(version))
     shutil.rmtree(base / "2" / "variables")
     graph = (base / "3" / "saved_model.pb").read_bytes()
@@ -41,10 +40,20 @@ def base(exported, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(base):
+def server(exported, broken, tmp_path_factory):
+    """Serves version 1, and refused version 4."""
+    base = tmp_path_factory.mktemp("models")
+    shutil.copytree(exported.path, base / "1")
     flags = [f"--model_base_path={base}", "--max_num_load_retries=0"]
     with Server(*flags) as server:
+        publish(broken, base, "4")
+        server.wait_for_error("version 4 cannot be loaded")
         yield server
+
+
+def publish(source, base, version):
+    shutil.copytree(source / version, base / f".{version}")
+    os.rename(base / f".{version}", base / version)
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +127,7 @@ def test_a_hundred_megabytes_of_zeros(server):
         b'{"instances": [' + b"[" * 50_000,
         b'{"inputs": "\xff\xfe"}',
         {"instances": [{"image_bytes": {"b64": "???"}}]},
-        {"instances": [{"image_bytes": {"b64": "QUJ"}}]},
+        {"instances": [{"image_bytes": {"b64": "QUJ=="}}]},
         {"instances": [{"image_bytes": {"b64": 7}}]},
         {"instances": [{"b64": [1]}]},
         {"instances": [{"image_bytes": 1.5}]},
@@ -240,8 +249,9 @@ def test_bytes_that_are_no_message(server):
             "/tensorflow.serving.PredictionService/Predict",
             request_serializer=lambda content: content,
         )
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as error:
             call(b"\xff" * 1000, timeout=60)
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_broken_versions_are_told_of_and_the_good_one_serves(server):
@@ -250,20 +260,20 @@ def test_broken_versions_are_told_of_and_the_good_one_serves(server):
         s["version"]: (s["state"], s["status"]["error_code"] == "OK")
         for s in states["model_version_status"]
     }
-    # (TensorFlow Serving, too, tries the newest only.)
-    assert found["4"] == ("END", False)
-    assert "version 4 cannot be loaded" in server.errors()
+    assert found == {"4": ("END", False), "1": ("AVAILABLE", True)}
 
 
 @pytest.mark.parametrize("version", ["2", "3"])
-def test_models_without_variables_or_with_other_tags(base, tmp_path, version):
+def test_models_without_variables_or_with_other_tags(
+    exported, broken, tmp_path, version
+):
     """As the newer one of two: the older one goes on serving."""
     models = tmp_path / "models"
-    shutil.copytree(base / "1", models / "1")
+    shutil.copytree(exported.path, models / "1")
     flags = ["--max_num_load_retries=0", f"--model_base_path={models}"]
     with Server(*flags) as server:
-        os.rename(shutil.copytree(base / version, models / ".2"), models / "2")
-        url = server.rest + "/v1/models/default/versions/2"
+        publish(broken, models, version)
+        url = f"{server.rest}/v1/models/default/versions/{version}"
 
         def state():
             answer = requests.get(url, timeout=60).json()
@@ -272,8 +282,7 @@ def test_models_without_variables_or_with_other_tags(base, tmp_path, version):
             status = answer["model_version_status"][0]
             return status["state"], status["status"]["error_message"]
 
-        while state()[0] not in ("END", "AVAILABLE"):
-            pass
+        server.wait_for_error(f"version {version} cannot be loaded")
         assert state()[0] == "END" and state()[1]
         spec, _ = predict(server.grpc, request({"image_bytes": [GOOD]}))
         assert spec.version.value == 1
@@ -289,6 +298,18 @@ def test_connections_that_say_nothing(server):
     assert status == 200
     for one in idle:
         one.close()
+
+
+def test_trailers_without_end(server):
+    """They would be held, line by line."""
+    host, port = server.rest.split("//")[1].split(":")
+    head = "POST /v1/models/default:predict HTTP/1.1\r\nHost: a\r\n"
+    head += "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    with socket.create_connection((host, int(port)), 60) as connection:
+        connection.sendall(head.encode())
+        with pytest.raises(ConnectionError):
+            for i in range(100_000):
+                connection.sendall(b"a%d: " % i + b"b" * 1000 + b"\r\n")
 
 
 def test_unknown_calls(server):

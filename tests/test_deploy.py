@@ -8,10 +8,13 @@ import shutil
 import string
 import subprocess
 import threading
+import typing
 
+import grpc
 import pytest
 import tensorflow as tf
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from clsa_tf.errors import UserError
 from export.deploy import check_deployment, deploy
@@ -20,6 +23,8 @@ from export.deployment.files import Settings, batch_sizes
 from export.model import warmup
 from export.serving.settings import read_batching_parameters, read_model_configs
 from tests import runs
+from tests.server import Server, predict
+from tests.server import request as server_request
 
 PHOTOS = Settings("photos")
 
@@ -63,9 +68,23 @@ def base(saved, tmp_path):
     return base
 
 
+class Config(typing.NamedTuple):
+    """What is in a models.config."""
+
+    name: str
+    base_path: str
+    versions: tuple
+    labels: dict
+
+
 def models_config(folder):
     (model,) = read_model_configs(str(folder / "models.config"))
-    return model
+    return Config(
+        model.name,
+        model.base_path,
+        tuple(model.model_version_policy.specific.versions),
+        dict(model.version_labels),
+    )
 
 
 def compose(folder):
@@ -128,10 +147,13 @@ def test_batches_are_sized_for_the_clients(base, tmp_path):
     read = read_batching_parameters(
         str(tmp_path / "d" / "batching_parameters.txt")
     )
-    assert read.max_batch_size == 48
-    assert read.max_enqueued_batches == 100
-    assert read.num_batch_threads == 6
-    assert read.allowed_batch_sizes == tuple(batch_sizes(48))
+    assert read == {
+        "max_batch_size": 48,
+        "batch_timeout_micros": 1000,
+        "max_enqueued_batches": 100,
+        "num_batch_threads": 6,
+        "allowed_batch_sizes": batch_sizes(48),
+    }
     flags = arguments(tmp_path / "d")
     assert int(flags["grpc_max_threads"]) > 100
     assert int(flags["rest_api_num_threads"]) > 100
@@ -172,12 +194,13 @@ def test_requests_are_joined_if_a_bad_image_fails_no_other(
     assert (tmp_path / "batching_parameters.txt").exists()
 
 
-@pytest.mark.parametrize("size", [31, 65])
+@pytest.mark.parametrize("size", [3, 65])
 def test_batches_that_a_model_cannot_bear_are_refused(base, tmp_path, size):
-    # 32 is the largest request of the warm-up, 64 what the card allows.
+    # 4 is the largest request of the warm-up, 64 what the card allows.
+    warmup.write(str(base / "4"), image_size=8, batch_sizes=(1, 4))
     settings = PHOTOS._replace(max_batch_size=size)
     with pytest.raises(
-        UserError, match=f"from 32, .* to 64, .* received {size}"
+        UserError, match=f"from 4, .* to 64, .* received {size}"
     ):
         deploy(str(base), str(tmp_path), settings, stable=4)
     deploy(str(base), str(tmp_path), settings, stable=5)
@@ -191,8 +214,31 @@ def test_only_real_flags_and_those_that_the_server_needs(base, tmp_path):
     # Without it a server with labels does not start at all.
     assert flags["allow_version_labels_for_unavailable_models"] == "true"
     assert flags["enable_profiler"] == "false"
+    assert flags["enable_grpc_healthcheck_service"] == "true"
     for name in ("model_config_file_poll_wait_seconds", "port"):
         assert int(flags[name]) > 0
+
+
+def test_the_embedded_server_takes_the_same_arguments(base, tmp_path):
+    shutil.rmtree(base / "4" / "assets.extra")  # of more signatures
+    deploy(str(base), str(tmp_path), PHOTOS, stable=4)
+    config = tmp_path / "models.config"
+    config.write_text(config.read_text().replace("/models/photos", str(base)))
+    flags = arguments(tmp_path) | {"port": "-1", "rest_api_port": "-1"}
+    with Server(
+        *(
+            f"--{name}={value.replace('/config', str(tmp_path))}"
+            for name, value in flags.items()
+        )
+    ) as server:
+        with grpc.insecure_channel(server.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest()
+            assert health.Check(request, timeout=60).status == 1  # SERVING
+        message = server_request({"image_bytes": [b"x"]}, model="photos")
+        message.model_spec.version_label = "stable"
+        assert predict(server.grpc, message)[0].version.value == 4
+        assert "error" not in server.errors()
 
 
 def test_compose_is_closed_to_the_outside(base, tmp_path):

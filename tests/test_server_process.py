@@ -15,6 +15,7 @@ import pytest
 import requests
 from absl import flags
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from clsa_tf.errors import UserError
 from export import server as server_lib
@@ -46,9 +47,13 @@ def wait_for(seconds):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_lets_requests_finish(toys, number):
-    with Server("--model_name=toy", f"--model_base_path={toys}") as process:
+    with Server(
+        "--model_name=toy",
+        f"--model_base_path={toys}",
+        "--enable_grpc_healthcheck_service",
+    ) as process:
         session = requests.Session()  # stays connected
-        assert session.get(f"{process.rest}/healthz").status_code == 200
+        assert session.get(f"{process.rest}/metrics").status_code == 200
         with concurrent.futures.ThreadPoolExecutor() as pool:
             asked = pool.submit(predict, process.grpc, wait_for(3.0))
             by_rest = pool.submit(
@@ -65,7 +70,6 @@ def test_a_stop_lets_requests_finish(toys, number):
                 )
                 assert next(watch).status == 1  # SERVING
                 process.send(number)
-                assert next(watch).status == 2  # NOT_SERVING
             while is_open(process.grpc) or is_open(process.rest[7:]):
                 time.sleep(0.05)
             assert not asked.done() and not by_rest.done()
@@ -108,6 +112,41 @@ def test_a_second_signal_ends_at_once(toys):
             process.send(signal.SIGTERM)
             assert process.wait() == 128 + signal.SIGTERM
             assert asked.result() == "UNAVAILABLE"
+
+
+def test_too_many_connections_are_refused(toys):
+    with Server(
+        "--model_name=toy",
+        f"--model_base_path={toys}",
+        "--max_concurrent_requests=4",
+    ) as process:
+
+        def ask(_):
+            url = f"{process.rest}{TOY}:predict"
+            return requests.post(url, json={"instances": [0.5]}, timeout=60)
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            found = [answer.status_code for answer in pool.map(ask, range(16))]
+        assert set(found) == {200, 503}
+        assert ask(0).status_code == 200
+
+
+def test_a_thousand_requests_at_once(toys):
+    """None is lost, with batching and few threads."""
+    with (
+        Server(
+            "--model_name=toy", f"--model_base_path={toys}", "--enable_batching"
+        ) as process,
+        grpc.insecure_channel(process.grpc) as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        calls = [
+            stub.Predict.future(wait_for(i / 1e6), timeout=120)
+            for i in range(1000)
+        ]
+        for i, call in enumerate(calls):
+            found = call.result().outputs["seconds"].float_val
+            assert found == [np.float32(i / 1e6)]
 
 
 def test_a_version_that_comes_later_is_served(toys, tmp_path):
@@ -182,6 +221,15 @@ def test_the_file_of_models_is_followed(toys, tmp_path):
             assert predict(process.grpc, message)[0].name == name
 
 
+def test_a_model_that_cannot_be_loaded_ends_it(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"garbage")
+    flags = (f"--model_base_path={tmp_path}", "--max_num_load_retries=0")
+    stderr = runs.call(command(*flags), status=1).stderr
+    assert "version 1 cannot be loaded" in stderr
+    assert "Expected a version of model 'default'" in stderr
+
+
 @pytest.mark.parametrize("flag", ["port", "rest_api_port"])
 def test_a_port_that_is_taken(toys, flag):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -204,31 +252,19 @@ def read(*arguments):
     "arguments, said",
     [
         ([], "received neither"),
+        (["--model_base_path=/a", "--enable_profiler"], "is none"),
         (["--model_base_path=/a", "--model_config_file=/b"], "received both"),
         (["--model_config_file=/nothing/here"], "/nothing/here"),
         (["--model_base_path=/a", "--model_name=a/b"], "without a slash"),
         (
             [
                 "--model_base_path=/a",
-                "--noenable_batching",
                 "--batching_parameters_file=/b",
             ],
             "--noenable_batching",
         ),
-        (
-            ["--model_base_path=/a", "--model_config_file_poll_wait_seconds=1"],
-            "--model_config_file ",
-        ),
         (["--model_base_path=/a", "--port=0", "--rest_api_port=0"], "ports"),
         (["--model_base_path=/a", "--port=81", "--rest_api_port=81"], "ports"),
-        (
-            [
-                "--model_base_path=/a",
-                "--rest_api_port=0",
-                "--monitoring_config_file=/b",
-            ],
-            "--rest_api_port=0",
-        ),
     ],
 )
 def test_flags_that_contradict_each_other(arguments, said):
@@ -264,14 +300,14 @@ def test_flags_become_settings(tmp_path):
         f"--monitoring_config_file={monitoring}",
     )
     assert [(c.name, c.base_path) for c in configs] == [("photos", "/a/b")]
-    assert batching and paths == ["/metrics", "/m"]
+    assert batching is None and paths == ["/metrics", "/m"]
     monitoring.write_text("prometheus_config { enable: true }")
     found = read(
         "--model_base_path=/a",
-        "--noenable_batching",
+        "--enable_batching",
         f"--monitoring_config_file={monitoring}",
     )
-    assert found[1] is None
+    assert found[1]["max_batch_size"] == 1000
     assert found[2] == ["/metrics", "/monitoring/prometheus/metrics"]
     monitoring.write_text("prometheus { }")
     with pytest.raises(UserError, match="MonitoringConfig"):

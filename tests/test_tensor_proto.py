@@ -73,10 +73,17 @@ def test_a_value_stands_for_those_left_out():
     assert found.tolist() == tf.make_ndarray(tensor).tolist() == [1, 7, 7, 7]
 
 
+def test_values_that_are_too_many_are_left_out():
+    """As TensorFlow Serving does."""
+    tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_INT32, int_val=[1, 7])
+    tensor.tensor_shape.dim.add(size=1)
+    assert tensor_proto.to_array(tensor, "x", max_bytes=100).tolist() == [1]
+
+
 @pytest.mark.parametrize("shape", [[-1], [-1, -2], [-1, 0]])
 def test_sizes_below_zero_are_refused(shape):
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT)
     for size in shape:
         tensor.tensor_shape.dim.add(size=size)
-    with pytest.raises(ServingError, match="negative"):
+    with pytest.raises(ServingError, match="not known in full"):
         tensor_proto.to_array(tensor, "x", max_bytes=100)

@@ -5,7 +5,7 @@ import os
 import yaml
 
 from clsa_tf.errors import UserError
-from export.serving import metrics, settings
+from export.serving import settings
 
 # The flags of tensorflow_model_server 2.15.1.
 # Source: tensorflow_serving/model_servers/main.cc at tag 2.15.1.
@@ -46,13 +46,14 @@ def check_deployment(folder):
     """
     path = os.path.join(folder, "models.config")
     for model in settings.read_model_configs(path):
-        if not set(model.labels.values()) <= set(model.versions):
+        versions = model.model_version_policy.specific.versions
+        if not set(model.version_labels.values()) <= set(versions):
             raise UserError(_not("labels of listed versions", path, model))
     settings.read_batching_parameters(
         os.path.join(folder, "batching_parameters.txt")
     )
     path = os.path.join(folder, "monitoring.config")
-    if not metrics.read_monitoring_path(path):
+    if not settings.read_monitoring_path(path):
         raise UserError(_not("prometheus_config.enable: true", path, "false"))
     _check_compose(folder)
     _check_kubernetes(folder)

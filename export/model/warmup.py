@@ -8,6 +8,7 @@ Source: tensorflow/serving g3doc/saved_model_warmup.md.
 """
 
 import os
+import struct
 
 import numpy as np
 import tensorflow as tf
@@ -16,22 +17,26 @@ from tensorflow_serving.apis import prediction_log_pb2
 PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
 # As many are replayed, at most.
 MAX_RECORDS = 1000
-# Images per request; a program of a GPU is chosen anew for each number.
-_BATCHES = (1, 2, 4, 8, 16, 32)
+# Images per request. On a CPU the first request prepares all sizes; on a GPU
+# each size that clients send has to be prepared.
+BATCH_SIZES = (1,)
 
 
-def write(model, *, image_size):
+def write(model, *, image_size, batch_sizes=BATCH_SIZES):
     """Writes the requests of an exported model.
 
     Args:
         model: directory of the SavedModel, with the signatures of
             `export.model.served`.
         image_size: side of the encoder's images in px.
+        batch_sizes: images in each request of `serving_default`. A server that
+            batches refuses to load a model with a larger one than its
+            `max_batch_size`.
     """
     path = os.path.join(model, PATH)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tf.io.TFRecordWriter(path) as file:
-        for signature, inputs in _requests(image_size):
+        for signature, inputs in _requests(image_size, batch_sizes):
             file.write(_record(signature, inputs).SerializeToString())
 
 
@@ -46,9 +51,10 @@ def read(path):
 
     Raises:
         ValueError: a record is not a `PredictionLog` of a prediction, or there
-            are more than `MAX_RECORDS`.
+            are more than `MAX_RECORDS`, or the file is cut off.
         tf.errors.DataLossError: the file is damaged.
     """
+    _check_records(path)
     for count, record in enumerate(tf.data.TFRecordDataset(path)):
         if count == MAX_RECORDS:
             raise ValueError(f"more than {MAX_RECORDS} records")
@@ -61,12 +67,33 @@ def read(path):
         yield log.predict_log.request
 
 
-def _requests(size):
-    """Pairs of signature and inputs, smallest first."""
+def _check_records(path):
+    """Raises `ValueError` where a record is said to end after the file.
+
+    TensorFlow's reader takes as much memory as it is told to.
+
+    Source: tensorflow/core/lib/io/record_writer.h: 8 bytes of length, 4 of
+    its checksum, the data, 4 of its checksum.
+    """
+    left = tf.io.gfile.stat(path).length
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while left:
+            header = file.read(12)
+            if len(header) < 12:
+                raise ValueError("the end is missing")
+            (length,) = struct.unpack("<Q", header[:8])
+            if length + 16 > left:
+                raise ValueError("not a TFRecord, or the end is missing")
+            left -= length + 16
+            file.seek(file.tell() + length + 4)
+
+
+def _requests(size, batch_sizes):
+    """Pairs of signature and inputs."""
     # As large as photographs on the web: time goes into decoding, too.
-    images = _photographs(max(_BATCHES), 2 * size)
+    images = _photographs(max(batch_sizes), 2 * size)
     encoded = [tf.io.encode_jpeg(image).numpy() for image in images]
-    for count in _BATCHES:
+    for count in batch_sizes:
         yield "serving_default", {"image_bytes": encoded[:count]}
     images = images[:1, :size, :size]
     yield "images_uint8", {"images": images}

@@ -1,26 +1,10 @@
-"""What clients are told when a request fails."""
-
-import re
+"""Requests that fail, with a code for the client."""
 
 import grpc
 
+from export.messages import reason
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# Names of nodes in a graph, which TensorFlow adds to what went wrong.
-_NODES = re.compile(
-    r"\[\[\{\{.*?\}\}\]\]|\{\{.*?\}\}|\[\[[\w/.]+\]\]|\[Op:\w+\]"
-)
-# What stands around the reason: nothing a client could act on.
-_HEADER = "Graph execution error:"
-_FIRST_OF_SEVERAL = re.compile(
-    r"root error\(s\) found\.\s*\(0\)\s*(?:[A-Z_]+: )?(.*?)(?=\n\s*\(1\)|$)",
-    re.DOTALL,
-)
-_FOOTERS = re.compile(
-    r"\n\s*(?:Original stack trace|Detected at node|Hint: If you want|"
-    r"Errors may have originated|\d+ successful operations)"
-)
-_ASSERTION = re.compile(r"assertion failed: \[(.*)\]$")
-_LONGEST = 1000  # characters of a message
 
 
 class ServingError(Exception):
@@ -29,27 +13,35 @@ class ServingError(Exception):
     Attributes:
         code: `grpc.StatusCode`.
         message: one line for the client.
+        http: status of HTTP, if that is not the one for `code`.
     """
 
-    def __init__(self, code, message):
+    def __init__(self, code, message, http=None):
         """See the class."""
         super().__init__(message)
         self.code = code
         self.message = message
+        self.http = http
 
-    def copy(self):
-        """The same, without its traceback, which keeps a lot in memory."""
-        return ServingError(self.code, self.message)
+
+def invalid(message):
+    """A `ServingError` for a request that is wrong in itself."""
+    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def not_for_predict(*_):
+    """Raises what is said to who classifies or regresses."""
+    raise invalid("The signatures of this model are for Predict only.")
 
 
 def as_serving_error(error):
     """Makes a `ServingError` of any other.
 
-    That of TensorFlow keeps its code, which is the same number as gRPC's;
+    An error of TensorFlow keeps its code, which is the same number as gRPC's;
     others become INTERNAL.
     """
     if isinstance(error, ServingError):
-        return error.copy()
+        return error
     code = _CODES.get(getattr(error, "error_code", None))
     if code:
         return ServingError(code, reason(error.message or str(error)))
@@ -57,15 +49,3 @@ def as_serving_error(error):
         grpc.StatusCode.INTERNAL,
         f"{type(error).__name__}: {reason(str(error))}",
     )
-
-
-def reason(text):
-    """What TensorFlow said, on one line, without the names of graph nodes."""
-    text = text.split(_HEADER)[-1]
-    several = _FIRST_OF_SEVERAL.search(text)
-    text = several.group(1) if several else text
-    text = _FOOTERS.split(_NODES.sub(" ", text))[0]
-    text = " ".join(text.split())
-    asserted = _ASSERTION.search(text)
-    text = asserted.group(1).replace("] [", " ") if asserted else text
-    return text[:_LONGEST] or "no reason given"

@@ -1,94 +1,206 @@
-"""Bodies of requests to TensorFlow Serving's REST API, to arrays.
+"""Bodies of TensorFlow Serving's REST API, to and from arrays.
 
-Source: tensorflow_serving/g3doc/api_rest.md and util/json_tensor.cc. Stricter
-than those: keys that occur twice, input names that the signature does not
-have, base64 without its padding, integers that their type cannot hold and
-whatever follows the object are refused.
+Source: tensorflow_serving/g3doc/api_rest.md and util/json_tensor.cc.
 """
 
 import base64
-import itertools
 import json
-import typing
 
-import grpc
 import numpy as np
 import tensorflow as tf
 
-from export.serving.errors import ServingError
+from export.serving.errors import invalid
+from export.serving.servable import DEFAULT_SIGNATURE
 
-# From here on in bytes, bodies are converted beside the event loop.
-LARGE_BYTES = 2**18
-
-_DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-# Each takes some 90 bytes, and nothing else runs while they are made or freed.
+# Lists and objects: each takes some 90 bytes, whatever is in it.
 _MAX_LISTS = 2**21
-_MAX_RANK = 32  # NumPy's
-# Values converted at a time; other threads get their turn in between.
-_PART = 2**16
 
 
-class JsonRequest(typing.NamedTuple):
-    """What a body asks for.
+def load(body):
+    """Reads bytes of JSON; raises `ServingError` unless it is an object."""
+    if not body:
+        raise invalid("JSON Parse error: The document is empty")
+    if body.count(b"[") + body.count(b"{") > _MAX_LISTS:
+        raise invalid(f"More than {_MAX_LISTS} lists; send those by gRPC")
+    try:
+        # As there: strings need not be text, nothing counts from a zero byte
+        # on, nor do keys when they occur again.
+        text = body.decode("utf-8-sig", "surrogateescape").partition("\0")[0]
+        document = json.loads(
+            text, object_pairs_hook=lambda pairs: dict(reversed(pairs))
+        )
+    except RecursionError:
+        raise invalid("JSON Parse error: nested too deeply") from None
+    except ValueError as e:  # not JSON, an endless integer
+        reason = str(e).split(";")[0]  # not Python's advice
+        raise invalid(f"JSON Parse error: {reason}"[:300]) from None
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {_short(document)} Is not object")
+    return document
 
-    Attributes:
-        signature: name of the signature.
-        inputs: arrays by name; those of strings hold `bytes` as objects.
-        rows: whether `instances` were sent, so that `predictions` are due.
-    """
 
-    signature: str
-    inputs: typing.Dict[str, np.ndarray]
-    rows: bool
-
-
-def read_request(body, signatures):
-    """Reads the body of a `:predict` request.
+def read_request(document, signatures):
+    """Reads a `:predict` request.
 
     Args:
-        body: bytes, JSON in UTF-8.
-        signatures: `SignatureDef` by name.
+        document: of `load`.
+        signatures: `SignatureDef`s by name.
 
     Returns:
-        `JsonRequest`.
+        name of the signature; arrays by name, with strings as `bytes` objects;
+        whether `instances` were sent, so that `predictions` are due.
 
     Raises:
-        ServingError: INVALID_ARGUMENT if the body is anything else than a
-            request for one of the signatures, UNIMPLEMENTED if an input's
-            type has no form in JSON.
+        ServingError: it is no request for one of the signatures.
     """
-    document = _load(body)
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise _invalid("'signature_name' key must be a string value.")
-    name = name or _DEFAULT_SIGNATURE
+        raise invalid("'signature_name' key must be a string value.")
+    name = name or DEFAULT_SIGNATURE
     if name not in signatures:
-        raise _invalid(
-            f"Serving signature name: {_short(name)} not found in signature def"
-        )
+        raise invalid(f"Serving signature name: {_short(name)} not found")
     infos = signatures[name].inputs
     if not infos:
-        raise _invalid(f"Failed to get input map for signature: {name}")
-    if "instances" in document and "inputs" in document:
-        raise _invalid(
-            "Not formatted correctly expecting only one of 'inputs' or "
-            "'instances' keys to exist"
-        )
-    if "instances" in document:
-        columns, rows = _columns_of_rows(document["instances"], infos), True
-    elif "inputs" in document:
-        columns, rows = _columns(document["inputs"], infos), False
+        raise invalid(f"Failed to get input map for signature: {name}")
+    rows = "instances" in document
+    if rows == ("inputs" in document):
+        raise invalid("Expecting one of 'inputs' or 'instances' keys")
+    if rows:
+        columns = _columns_of_rows(document["instances"], infos)
     else:
-        raise _invalid("Missing 'inputs' or 'instances' key")
+        columns = _columns(document["inputs"], infos)
     arrays = {
-        key: _array(column, infos[key].dtype, key)
-        for key, column in columns.items()
+        key: _array(columns[key], tf.as_dtype(info.dtype), key)
+        for key, info in infos.items()
     }
-    return JsonRequest(name, arrays, rows)
+    return name, arrays, rows
 
 
-def _invalid(message):
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+def write_response(outputs, *, rows):
+    """Writes the body of an answer.
+
+    Args:
+        outputs: arrays by name.
+        rows: whether to write `predictions`.
+
+    Returns:
+        bytes, JSON in ASCII; with the tokens NaN and Infinity, as there.
+
+    Raises:
+        ServingError: rows are due and outputs have none, or unequally many.
+    """
+    sizes = {array.shape[:1] for array in outputs.values()}
+    if rows and (len(sizes) > 1 or () in sizes):
+        raise invalid("The outputs have no, or inconsistent, batch sizes")
+    values = {name: _values(name, array) for name, array in outputs.items()}
+    # Without their names if there is only one.
+    if len(values) == 1:
+        (found,) = values.values()
+    elif rows:
+        found = [dict(zip(values, row)) for row in zip(*values.values())]
+    else:
+        found = values
+    return json.dumps({"predictions" if rows else "outputs": found}).encode()
+
+
+def _columns_of_rows(instances, infos):
+    """Lists of values by input."""
+    if not isinstance(instances, list) or not instances:
+        raise invalid("Expecting 'instances' to be a list with values")
+    if not _is_object(instances[0]):
+        return _columns(instances, infos)
+    for number, one in enumerate(instances):
+        if not _is_object(one) or one.keys() != set(infos):
+            raise invalid(
+                f"Failed to process element: {number} of 'instances' list. "
+                f"Keys must be equal to: {','.join(sorted(infos))}"
+            )
+    return {name: [one[name] for one in instances] for name in infos}
+
+
+def _columns(inputs, infos):
+    """Values by input."""
+    if not _is_object(inputs) and len(infos) == 1:
+        return {next(iter(infos)): inputs}
+    for name in infos:
+        if not _is_object(inputs) or name not in inputs:
+            raise invalid(f"Missing named input: {name}")
+    return inputs
+
+
+def _is_base64(value):
+    one = isinstance(value, dict) and value.keys() == {"b64"}
+    return one and isinstance(value["b64"], str)
+
+
+def _is_object(value):
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _array(value, dtype, name):
+    """Makes an array of nested lists."""
+    if dtype == tf.string:
+        kinds = (str, dict)
+    elif dtype.is_floating:
+        kinds = (int, float)
+    else:
+        kinds = (int,) if dtype.is_integer else (bool,)
+    try:
+        found = np.array(value, object)
+        leaves = found.ravel().tolist()
+        for wrong in set(map(type, leaves)) - set(kinds):
+            leaf = next(leaf for leaf in leaves if type(leaf) is wrong)
+            text = f"{_short(leaf)} is not of expected type: {dtype.name}"
+            raise ValueError(text)
+        if dtype == tf.string:
+            flat = list(map(_bytes, leaves))
+            return np.array(flat, object).reshape(found.shape)
+        if dtype.is_integer and found.size:
+            if not dtype.min <= found.min() <= found.max() <= dtype.max:
+                raise ValueError(f"a value is no {dtype.name}")
+        with np.errstate(over="ignore"):  # becomes infinite
+            return found.astype(dtype.as_numpy_dtype)
+    except (ValueError, OverflowError) as e:
+        # Lists of unequal sizes have lists as leaves, or are no array at all.
+        raise invalid(f"Input {name}: {e}"[:300]) from None
+
+
+def _bytes(leaf):
+    if isinstance(leaf, str):
+        return leaf.encode("utf-8", "surrogateescape")
+    if not _is_base64(leaf):
+        raise ValueError("an object is not formatted correctly for base64 data")
+    text = "".join(leaf["b64"].split())
+    bare = text.rstrip("=")
+    padded = bare + "=" * (-len(bare) % 4)
+    if text not in (bare, padded):
+        raise ValueError("base64 data has too much padding, or too little")
+    return base64.b64decode(padded, validate=True)
+
+
+def _values(name, array):
+    """Nested lists of what `json` writes."""
+    if array.dtype in (np.bool_, np.float64) or array.dtype.kind in "iu":
+        return array.tolist()
+    flat = np.empty(array.size, object)
+    if array.dtype == object:
+        flat[:] = [_text(name, value) for value in array.ravel()]
+    else:
+        # Nine digits tell all float32 apart, without the noise of float64.
+        numbers = np.float32(array).ravel().tolist()
+        text = ("%.9g " * array.size) % tuple(numbers)
+        flat[:] = list(map(float, text.split()))
+    return flat.reshape(array.shape).tolist()
+
+
+def _text(name, value):
+    """A string, or its base64 where TensorFlow Serving would write that."""
+    try:
+        if not name.endswith("_bytes"):
+            return value.decode()
+    except UnicodeDecodeError:
+        pass  # no other way to keep it
+    return {"b64": base64.b64encode(value).decode()}
 
 
 def _short(value):
@@ -96,171 +208,3 @@ def _short(value):
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     return json.dumps(value[:100] if isinstance(value, str) else value)[:100]
-
-
-def _load(body):
-    if body.count(b"[") > _MAX_LISTS:
-        raise _invalid(
-            f"More than {_MAX_LISTS} lists; send tensors of that size by gRPC"
-        )
-    # json's parser lets other threads run only when it calls Python.
-    numbers = {"parse_float": _to_float, "parse_int": _to_int}
-    large = numbers if len(body) > LARGE_BYTES else {}
-    try:
-        document = json.loads(
-            body.decode("utf-8-sig"), object_pairs_hook=_unique, **large
-        )
-    except RecursionError:
-        raise _invalid("JSON Parse error: nested too deeply") from None
-    except ValueError as e:  # not UTF-8, not JSON, an endless integer
-        reason = str(e).split(";")[0]  # not Python's advice
-        raise _invalid(f"JSON Parse error: {reason}"[:300]) from None
-    if not isinstance(document, dict):
-        raise _invalid(f"JSON Value: {_short(document)} Is not object")
-    return document
-
-
-def _to_float(text):
-    return float(text)
-
-
-def _to_int(text):
-    return int(text)
-
-
-def _unique(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return found
-
-
-def _is_base64(value):
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"b64"}
-        and isinstance(value["b64"], str)
-    )
-
-
-def _is_object(value):
-    return isinstance(value, dict) and not _is_base64(value)
-
-
-def _columns_of_rows(instances, infos):
-    if not isinstance(instances, list):
-        raise _invalid("Expecting 'instances' to be an list/array")
-    if not instances:
-        raise _invalid("No values in 'instances' array")
-    if not _is_object(instances[0]):
-        if len(infos) > 1:
-            raise _invalid(
-                "instances is a plain list, but expecting list of objects as "
-                "multiple input tensors required as per tensorinfo_map"
-            )
-        return {next(iter(infos)): instances}
-    for number, instance in enumerate(instances):
-        if not _is_object(instance) or instance.keys() != set(infos):
-            raise _invalid(
-                f"Failed to process element: {number} of 'instances' list. "
-                "Expecting an object whose keys are equal to: "
-                + ",".join(sorted(infos))
-            )
-    return {name: [one[name] for one in instances] for name in infos}
-
-
-def _columns(inputs, infos):
-    if not _is_object(inputs):
-        if len(infos) > 1:
-            raise _invalid(
-                "inputs is a plain value/list, but expecting an object as "
-                "multiple input tensors required as per tensorinfo_map"
-            )
-        return {next(iter(infos)): inputs}
-    for name in infos:
-        if name not in inputs:
-            raise _invalid(f"Missing named input: {name} in 'inputs' object.")
-    for name in inputs:
-        if name not in infos:
-            raise _invalid(
-                f"JSON object: does not have named input: {_short(name)}"
-            )
-    return inputs
-
-
-def _array(value, dtype, name):
-    """Makes an array of nested lists.
-
-    Level by level, which is fast and never recurses.
-    """
-    shape, leaves = [], [value]
-    while leaves and isinstance(leaves[0], list):
-        lists = set(map(type, leaves)) == {list}
-        if not lists or len(set(map(len, leaves))) > 1:
-            raise _invalid(
-                f"Input {name}: lists at level {len(shape)} have unequal sizes"
-            )
-        if len(shape) == _MAX_RANK:
-            raise _invalid(f"Input {name}: more than {_MAX_RANK} dimensions")
-        shape.append(len(leaves[0]))
-        leaves = list(itertools.chain.from_iterable(leaves))
-    try:
-        dtype = tf.as_dtype(dtype)
-        if dtype == tf.string:
-            result = np.empty(len(leaves), object)
-            result[:] = [_bytes(leaf, name) for leaf in leaves]
-        else:
-            result = _numbers(leaves, dtype, name)
-    except OverflowError as e:
-        raise _invalid(f"Input {name}: {e}") from None
-    return result.reshape(shape)
-
-
-def _bytes(leaf, name):
-    try:
-        if isinstance(leaf, str):
-            return leaf.encode()
-        if _is_base64(leaf):
-            return base64.b64decode(leaf["b64"], validate=True)
-    except UnicodeEncodeError:
-        raise _invalid(
-            f"Input {name}: the surrogate pair in string is invalid"
-        ) from None
-    except ValueError as e:
-        raise _invalid(f"Input {name}: unable to base64 decode: {e}") from None
-    raise _type_error(leaf, tf.string, name)
-
-
-def _numbers(leaves, dtype, name):
-    """Makes an array `[N]` of a list; booleans are no numbers."""
-    if dtype.is_floating:
-        allowed = {int, float}
-    elif dtype.is_integer:
-        allowed = {int}
-    elif dtype.is_bool:
-        allowed = {bool}
-    else:
-        raise ServingError(
-            grpc.StatusCode.UNIMPLEMENTED,
-            f"Conversion of JSON values to type: {dtype.name} of input {name}",
-        )
-    result = np.empty(len(leaves), dtype.as_numpy_dtype)
-    for start in range(0, len(leaves), _PART):
-        part = leaves[start : start + _PART]
-        if not allowed.issuperset(map(type, part)):
-            wrong = next(leaf for leaf in part if type(leaf) not in allowed)
-            raise _type_error(wrong, dtype, name)
-        if dtype.is_integer and not (
-            dtype.min <= min(part) and max(part) <= dtype.max
-        ):
-            raise _invalid(f"Input {name}: a value is no {dtype.name}")
-        with np.errstate(over="ignore"):  # becomes infinite
-            result[start : start + len(part)] = part
-    return result
-
-
-def _type_error(leaf, dtype, name):
-    return _invalid(
-        f"JSON Value: {_short(leaf)} of input {name} is not of expected type: "
-        f"{dtype.name}"
-    )

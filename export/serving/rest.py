@@ -1,60 +1,51 @@
 """TensorFlow Serving's REST API.
 
-Source: tensorflow_serving/model_servers/http_rest_api_handler.cc, and
-http_server.cc for the statuses.
+Source: tensorflow_serving/model_servers/http_rest_api_handler.cc,
+http_rest_api_util.cc, and http_server.cc for the statuses.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
-import time
+import re
 import traceback
+import urllib.parse
+import zlib
 
 import google.protobuf
 import grpc
 import uvicorn
 from google.protobuf import json_format
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-from tensorflow_serving.apis import get_model_metadata_pb2
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from tensorflow_serving.apis import model_pb2
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from export.serving import grpc_service, json_outputs, json_tensor
-from export.serving import metrics as metrics_lib
-from export.serving.errors import ServingError
-from export.serving.http_request import (
-    CLOSE,
-    Refused,
-    read_address,
-    read_body,
-)
+from export.serving import json_tensor
+from export.serving.errors import ServingError, invalid, not_for_predict
 
-_Code = grpc.StatusCode
-# The others are 500.
-_STATUSES = {
-    _Code.CANCELLED: 499,
-    _Code.INVALID_ARGUMENT: 400,
-    _Code.DEADLINE_EXCEEDED: 504,
-    _Code.NOT_FOUND: 404,
-    _Code.ALREADY_EXISTS: 409,
-    _Code.PERMISSION_DENIED: 403,
-    _Code.RESOURCE_EXHAUSTED: 429,
-    _Code.FAILED_PRECONDITION: 400,
-    _Code.ABORTED: 409,
-    _Code.OUT_OF_RANGE: 400,
-    _Code.UNIMPLEMENTED: 501,
-    _Code.UNAVAILABLE: 503,
-    _Code.UNAUTHENTICATED: 401,
+# Of HTTP for those of gRPC, by number; the others are 500.
+_STATUSES = {1: 499, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400}
+_STATUSES |= {10: 409, 11: 400, 12: 501, 14: 503, 16: 401}
+_MODEL = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+# Of any case, as there, but for what is called.
+_PATHS = {
+    "POST": rf"/v1/models/(?P<name>[^/:]+){_MODEL}:"
+    "(?P<call>(?-i:predict|classify|regress))",
+    "GET": rf"/v1/models(?:/(?P<name>[^/:]+))?{_MODEL}"
+    "(?:/(?P<call>(?-i:metadata))|/metadata)?",
 }
+_BAD_ESCAPE = re.compile("%(?![0-9a-fA-F]{2})")
 # Asks for fields that have their default value; renamed in protobuf 5.
 _WITH_DEFAULTS = {
     "including_default_value_fields"
     if google.protobuf.__version__.startswith("4.")
     else "always_print_fields_with_no_presence": True
 }
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_MAX_HEAD = 2**16  # bytes of a request line and its headers
+_OF_BODIES = {b"content-length", b"transfer-encoding"}
 _KEEP_ALIVE_SECONDS = 75  # of idle connections; most clients give up earlier
 
 
@@ -64,57 +55,34 @@ class RestServer:
     Args:
         models: `models.Models`.
         metrics: `metrics.Metrics`.
-        admission: `admission.Admission`.
-        metrics_paths: where metrics are told.
-        max_connections: open at a time; more are answered 503.
-        max_request_bytes: largest body that is taken; larger ones are 413.
-        timeout_seconds: from a request's first byte to its answer.
+        metrics_paths: where metrics are served.
+        values: the flags of `export.server`.
     """
 
-    def __init__(
-        self,
-        models,
-        metrics,
-        admission,
-        *,
-        metrics_paths,
-        max_connections,
-        max_request_bytes,
-        timeout_seconds,
-    ):
+    def __init__(self, models, metrics, metrics_paths, values):
         """See the class."""
         self._models = models
         self._metrics = metrics
-        self._admission = admission
-        self._max_bytes = max_request_bytes
-        self._timeout = timeout_seconds
-        self._many = asyncio.Semaphore(1)
-        application = Starlette(
-            routes=[
-                *(Route(path, self._tell_metrics) for path in metrics_paths),
-                Route("/healthz", self._tell_health),
-                *(
-                    Route(f"/{v}/{{path:path}}", self._answer, methods=_METHODS)
-                    for v in ("v1", "V1")  # TensorFlow Serving takes both
-                ),
-            ],
-            exception_handlers={HTTPException: _refuse},
+        self._metrics_paths = metrics_paths
+        self._max_bytes = values.max_request_bytes
+        self._timeout = values.rest_api_timeout_in_ms / 1e3
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            values.rest_api_num_threads
         )
-        application.router.redirect_slashes = False
         self._server = _Server(
             uvicorn.Config(
-                application,
+                self._application,
+                interface="asgi3",
                 loop="asyncio",
-                # httptools takes headers of any length.
-                http="h11",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="error",
+                log_level="critical",
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=max_connections,
+                limit_concurrency=values.max_concurrent_requests,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             )
         )
@@ -131,93 +99,108 @@ class RestServer:
         self._server.config.timeout_graceful_shutdown = seconds
         self._server.should_exit = True
 
-    async def _tell_metrics(self, request):
-        del request
-        return Response(
-            self._metrics.text(), media_type=metrics_lib.CONTENT_TYPE
-        )
-
-    async def _tell_health(self, request):
-        """200 when requests can be sent, for load balancers."""
-        del request
-        if self._models.ready and not self._server.should_exit:
-            return PlainTextResponse("ready\n")
-        return PlainTextResponse("not ready\n", status_code=503)
-
-    async def _answer(self, request):
-        """Answers anything about models, failures included."""
+    async def _application(self, scope, receive, send):
         try:
-            path = request.scope["raw_path"].decode()
-            address = read_address(request.method, path)
-            with self._metrics.request("rest", address.method) as record:
-                record.model = address.name
-                return await self._call(request, address, record)
-        except Refused as e:
-            return _error(e.status, e.message, e.headers)
-        except ServingError as e:
-            return _error(_STATUSES.get(e.code, 500), e.message)
+            with self._metrics.request("rest") as record:
+                response = await self._in_time(Request(scope, receive), record)
         except ClientDisconnect:
-            return _error(499, "The client is gone.")  # told to nobody
+            return
+        except ServingError as e:
+            status = e.http or _STATUSES.get(e.code.value[0], 500)
+            response = _json({"error": e.message}, status)
         except Exception:  # ours; the traceback is for us
             traceback.print_exc()
-            return _error(500, "Internal error.")
+            response = _json({"error": "Internal error."}, 500)
+        await response(scope, receive, send)
 
-    async def _call(self, request, address, record):
-        """Does what an address says; returns the response."""
-        method, name, choice = address
-        if not name:
-            raise _invalid("Missing model name in request.")
-        if method == "predict":
-            return await self._predict(request, choice, record)
-        if method == "metadata":
-            found = grpc_service.metadata(self._models, name, **choice)
-            return _json(_metadata(found))
-        if method == "status":
-            found = grpc_service.status(self._models, name, **choice)
-            return _json(_message(found))
-        raise ServingError(
-            _Code.UNIMPLEMENTED, f"This server has no {method}; use predict."
+    async def _in_time(self, request, record):
+        try:
+            return await asyncio.wait_for(
+                self._respond(request, record), self._timeout
+            )
+        except asyncio.TimeoutError:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            raise ServingError(code, "Timed out: it took too long.") from None
+
+    async def _respond(self, request, record):
+        """The response to a request, of any address."""
+        body, size = bytearray(), 0
+        async for chunk in request.stream():
+            # Read on: many clients do not listen before they have sent.
+            size += len(chunk)
+            if size <= self._max_bytes:
+                body += chunk
+            elif size > 2 * self._max_bytes:
+                break
+        if size > self._max_bytes:
+            raise self._too_large()
+        method, target = request.method, request.scope["target"]
+        path, _, query = target.partition("?")
+        if path in self._metrics_paths:
+            record.method = "metrics"
+            if query or method not in ("GET", "POST"):
+                raise invalid(f"Unexpected path: {target[:200]}")
+            text = self._metrics.text()
+            return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+        if not re.match("/v1/", target, re.IGNORECASE):
+            raise ServingError(grpc.StatusCode.NOT_FOUND, "Not found")
+        origin = request.headers.get("origin", "")
+        if method == "OPTIONS" and re.match("https?://", origin):
+            return Response(media_type="application/json")
+        zipped = "gzip" in request.headers.get("content-encoding", "")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._answer, method, target, body, zipped, record
         )
 
-    async def _predict(self, request, choice, record):
-        end = time.monotonic() + self._timeout
-        with self._admission.request() as receive:
-            _, signatures = self._models.signatures(record.model, **choice)
-            try:
-                body = await asyncio.wait_for(
-                    read_body(request, receive, max_bytes=self._max_bytes),
-                    self._timeout,
-                )
-            except asyncio.TimeoutError:
-                raise Refused(
-                    408, "The body did not come in time.", CLOSE
-                ) from None
-            parsed = await self._beside(
-                len(body), json_tensor.read_request, body, signatures
-            )
-            record.signature = parsed.signature
-            prediction = await self._models.predict(
-                record.model,
-                parsed.signature,
-                parsed.inputs,
-                timeout=max(end - time.monotonic(), 0.0),
-                **choice,
-            )
-            outputs = prediction.outputs
-            # A number is some 12 characters in JSON.
-            size = 12 * sum(array.size for array in outputs.values())
-            content = await self._beside(size, _write, outputs, parsed.rows)
-            return Response(content, media_type="application/json")
+    def _answer(self, method, target, body, zipped, record):
+        """The response about a model; in a thread."""
+        match = None
+        if method in _PATHS and not _BAD_ESCAPE.search(target):
+            match = re.fullmatch(f"(?ai){_PATHS[method]}", target)
+        if not match:
+            raise invalid(f"Malformed request: {method} {target[:200]}")
+        record.method = match["call"] or "status"
+        spec = _spec(match)
+        record.model = spec.name
+        if zipped:
+            body = self._unzip(body)
+        return getattr(self, f"_{record.method}")(spec, body)
 
-    async def _beside(self, size, function, *arguments):
-        """Calls a function; in a thread, one at a time, where it takes long.
+    def _unzip(self, body):
+        """The content of a body; none where it is damaged, as there."""
+        decompressor = zlib.decompressobj(wbits=31)
+        try:
+            content = decompressor.decompress(body, self._max_bytes)
+        except zlib.error:
+            return b""
+        if not decompressor.eof and len(content) == self._max_bytes:
+            raise self._too_large()
+        return content if decompressor.eof else b""
 
-        Nested lists can take twenty times the memory of their text.
-        """
-        if size <= json_tensor.LARGE_BYTES:
-            return function(*arguments)
-        async with self._many:
-            return await asyncio.to_thread(function, *arguments)
+    def _too_large(self):
+        text = f"The body has over {self._max_bytes} bytes; send less at once."
+        return ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, text, http=413)
+
+    def _predict(self, spec, body):
+        document = json_tensor.load(body)
+        with self._models.pinned(spec) as version:
+            servable = version.servable
+            name, inputs, rows = json_tensor.read_request(
+                document, servable.signatures
+            )
+            outputs = servable.run(name, inputs)
+        content = json_tensor.write_response(outputs, rows=rows)
+        return Response(content, media_type="application/json")
+
+    _classify = _regress = staticmethod(not_for_predict)
+
+    def _metadata(self, spec, body):
+        spec, signatures = self._models.signatures(spec)
+        found = {"signature_def": _message(signatures)}
+        return _json({"model_spec": _message(spec), "metadata": found})
+
+    def _status(self, spec, body):
+        return _json(_message(self._models.statuses(spec)))
 
 
 class _Server(uvicorn.Server):
@@ -228,41 +211,60 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _invalid(message):
-    return ServingError(_Code.INVALID_ARGUMENT, message)
+class _Protocol(HttpToolsProtocol):
+    """Keeps the target of a request as it was sent, and bounds its head."""
+
+    _head = 0  # bytes of a head, or of trailers, so far
+
+    def data_received(self, data):
+        self._head += len(data)
+        super().data_received(data)
+        if self._head > _MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_headers_complete(self):
+        self._head = 0
+        names = {name for name, _ in self.headers}
+        if self.parser.should_upgrade() and names & _OF_BODIES:
+            # The parser would take the body for the next request.
+            raise ValueError("Expected no Upgrade of a request with a body.")
+        super().on_headers_complete()
+        target = self.url.decode("ascii")
+        self.scope["target"] = re.sub("^(?i:https?)://[^/]*", "", target)
+
+    def on_body(self, body):
+        self._head = 0
+        super().on_body(body)
+
+    def on_message_complete(self):
+        self._head = 0
+        super().on_message_complete()
 
 
-def _write(outputs, rows):
-    return json_outputs.write_response(outputs, rows=rows)
+def _spec(match):
+    """The `ModelSpec` in an address."""
+    name = urllib.parse.unquote(match["name"] or "")
+    if not name:
+        raise invalid("Missing model name in request.")
+    spec = model_pb2.ModelSpec(name=name)
+    if match["version"]:
+        # (Not `int` of any length, which takes its time.)
+        number = int(match["version"].lstrip("0")[:20] or "0")
+        if number >= 2**63:
+            raise invalid(f"Failed to convert version: {number} to numeric.")
+        spec.version.value = number
+    if match["label"]:
+        spec.version_label = urllib.parse.unquote(match["label"])
+    return spec
 
 
 def _message(message):
     """A message as JSON in Python's types, fields by their proto names."""
     return json_format.MessageToDict(
-        message,
-        preserving_proto_field_name=True,
-        **_WITH_DEFAULTS,
+        message, preserving_proto_field_name=True, **_WITH_DEFAULTS
     )
 
 
-def _metadata(response):
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    response.metadata["signature_def"].Unpack(signatures)
-    return {
-        "model_spec": _message(response.model_spec),
-        "metadata": {"signature_def": _message(signatures)},
-    }
-
-
-def _json(value, status=200, headers=None):
+def _json(value, status=200):
     content = json.dumps(value, indent=1) + "\n"
-    return Response(content, status, headers, "application/json")
-
-
-def _error(status, message, headers=None):
-    return _json({"error": message}, status, headers)
-
-
-async def _refuse(request, error):
-    del request
-    return _error(error.status_code, error.detail, error.headers)
+    return Response(content, status, media_type="application/json")

@@ -1,47 +1,61 @@
-"""One version of a model in memory: loaded, run, closed."""
+"""One version of a model in memory: loaded, warmed up, run, closed."""
 
-import functools
-import threading
-import typing
+import concurrent.futures
+import os
 
 import grpc
-import numpy as np
 import tensorflow as tf
 
-from export.serving.errors import ServingError, as_serving_error, reason
+from export.model import warmup
+from export.serving.errors import ServingError, as_serving_error, invalid
+from export.serving.tensor_proto import to_array
 
-DEFAULT_SIGNATURE = "serving_default"
-_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
+_INITIALIZER = "__saved_model_init_op"  # no signature to call
+_MAX_WARMUP_BYTES = 2**30  # of a tensor
 
 
-class Call(typing.NamedTuple):
-    """A checked request.
+def open_version(path, *, warm_up=True, **options):
+    """Loads a `Servable` and runs the requests that come with it.
 
-    Attributes:
-        run: function of `{name: array}` that returns the outputs, the same.
-        key: calls of equal keys can be run as one, their inputs joined along
-            the first axis; None: only alone.
-        inputs: arrays by name.
-        rows: their size along the first axis.
-        size: their bytes.
+    Raises `ServingError`: it cannot be loaded, a request is not one, or fails.
+
+    Source: tensorflow_serving/servables/tensorflow/saved_model_warmup_util.cc
     """
+    servable = Servable(path, **options)
 
-    run: typing.Callable
-    key: typing.Any
-    inputs: typing.Dict[str, np.ndarray]
-    rows: int
-    size: int
+    def run(request):
+        inputs = {
+            name: to_array(proto, name, max_bytes=_MAX_WARMUP_BYTES)
+            for name, proto in request.inputs.items()
+        }
+        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        servable.run(name, inputs, request.output_filter)
+
+    requests = os.path.join(path, warmup.PATH)
+    try:
+        if warm_up and tf.io.gfile.exists(requests):
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                list(pool.map(run, warmup.read(requests)))
+    except Exception as e:  # of any class, from a file that is anything
+        servable.close()
+        error = as_serving_error(e)
+        message = f"warm-up by {requests}: {error.message}"
+        raise ServingError(error.code, message) from e
+    return servable
 
 
 class Servable:
     """A SavedModel in a graph and a session of its own.
 
     TensorFlow 1's loader is the one that TensorFlow Serving uses, too: nothing
-    of the Python objects that were saved comes back, and what it takes is
-    freed by `close`.
+    of the Python objects that were saved comes back, and `close` frees what
+    it takes.
 
     Args:
         path: directory of the SavedModel.
+        batching: of `settings.read_batching_parameters`; None: each request
+            runs alone.
         intra_op: threads within an operation; 0: TensorFlow decides.
         inter_op: operations at the same time; 0: TensorFlow decides.
 
@@ -52,11 +66,8 @@ class Servable:
         ServingError: it cannot be loaded.
     """
 
-    def __init__(self, path, *, intra_op=0, inter_op=0):
+    def __init__(self, path, *, batching=None, intra_op=0, inter_op=0):
         """See the class."""
-        self._idle = threading.Condition()
-        self._runs = 0
-        self._closed = False
         options = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op,
             inter_op_parallelism_threads=inter_op,
@@ -75,197 +86,130 @@ class Servable:
             meta = tf.compat.v1.saved_model.load(
                 self._session, [tf.saved_model.SERVING], path
             )
-            graph.finalize()
             self.signatures = dict(meta.signature_def)
-            self._callable = {
-                name: _Signature(name, definition, graph)
-                for name, definition in self.signatures.items()
-                if _can_be_called(definition)
+            definition = graph.as_graph_def() if batching else None
+            self._calls = {
+                name: _Signature(signature, graph, definition, batching)
+                for name, signature in self.signatures.items()
+                if name != _INITIALIZER
             }
+            graph.finalize()
         except Exception as e:  # of any class, from files that are anything
             self._session.close()
-            raise _not_loaded(path, e) from e
+            error = as_serving_error(e)
+            raise ServingError(error.code, f"{path}: {error.message}") from e
 
-    def prepare(self, signature, inputs, outputs=()):
-        """Checks a request.
+    def run(self, name, inputs, outputs=()):
+        """Runs a signature; from any thread.
 
         Args:
-            signature: name of one; "": `serving_default`.
-            inputs: arrays by name; strings as arrays of bytes objects.
+            name: of the signature.
+            inputs: arrays by name; strings as arrays of `bytes` objects.
             outputs: names of those wanted; (): all.
 
         Returns:
-            `Call`.
+            arrays by name.
 
         Raises:
-            ServingError: FAILED_PRECONDITION without such a signature,
-                INVALID_ARGUMENT if inputs or outputs are not its own.
+            ServingError: it, an input or output is not there, or the run fails.
         """
-        name = signature or DEFAULT_SIGNATURE
-        if name not in self._callable:
-            raise ServingError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f'Serving signature key "{name}" not found.',
+        if name not in self._calls:
+            message = f'Serving signature key "{name}" not found.'
+            code = (
+                "FAILED_PRECONDITION"
+                if name != _INITIALIZER
+                else "OUT_OF_RANGE"
             )
-        found = self._callable[name]
-        outputs = found.check_outputs(outputs)
-        inputs = found.check_inputs(inputs)
-        rows, key = 1, None
-        if found.has_rows:
-            rows = _rows(inputs)
-            shapes = tuple((n, x.shape[1:]) for n, x in sorted(inputs.items()))
-            key = (self, name, outputs, shapes)
-        run = functools.partial(self._run, found, outputs)
-        return Call(run, key, inputs, rows, sum(map(_size, inputs.values())))
-
-    def close(self):
-        """Frees the memory, once the runs in progress have ended."""
-        with self._idle:
-            self._closed = True
-            self._idle.wait_for(lambda: not self._runs)
-        self._session.close()
-        self._callable.clear()
-        self._session = None
-
-    def _run(self, signature, outputs, inputs):
-        with self._idle:
-            if self._closed:
-                raise ServingError(
-                    grpc.StatusCode.UNAVAILABLE, "This version is unloaded."
-                )
-            self._runs += 1
+            raise ServingError(grpc.StatusCode[code], message)
+        signature = self._calls[name]
+        fetches = signature.fetches(outputs)
         try:
-            feed = {signature.feeds[name]: x for name, x in inputs.items()}
-            fetches = [signature.fetches[name] for name in outputs]
-            return dict(zip(outputs, self._session.run(fetches, feed)))
+            return self._session.run(fetches, signature.feed(inputs))
         except tf.errors.OpError as e:
             raise as_serving_error(e) from e
         except (TypeError, ValueError) as e:  # from converting the inputs
-            raise ServingError(_INVALID, reason(str(e))) from e
-        finally:
-            with self._idle:
-                self._runs -= 1
-                self._idle.notify_all()
+            raise invalid(as_serving_error(e).message) from e
+
+    def close(self):
+        """Frees the memory; nothing may run any more."""
+        self._session.close()
+        self._session = self._calls = None
 
 
 class _Signature:
     """What a `SignatureDef` asks of inputs and outputs.
 
-    The messages are TensorFlow Serving's where it has one.
-    Source: tensorflow_serving/servables/tensorflow/predict_util.cc;
-    tensorflow/cc/saved_model/util.cc, GetInputValues.
+    Source: tensorflow/cc/saved_model/util.cc, GetInputValues;
+    tensorflow_serving/servables/tensorflow/predict_util.cc.
     """
 
-    def __init__(self, name, definition, graph):
-        self.name = name
-        self._inputs = {
-            key: (tf.as_dtype(info.dtype), tf.TensorShape(info.tensor_shape))
-            for key, info in definition.inputs.items()
-        }
-        self.feeds = _tensors(definition.inputs, graph)
-        self.fetches = _tensors(definition.outputs, graph)
-        shapes = [shape for _, shape in self._inputs.values()]
-        shapes += [tensor.shape for tensor in self.fetches.values()]
-        # Rows that are independent of each other, as far as shapes can say.
-        self.has_rows = bool(self._inputs) and all(
-            shape.rank is None or (shape.rank > 0 and shape[0] is None)
-            for shape in shapes
-        )
+    def __init__(self, signature, graph, definition, batching):
+        self._inputs = _tensors(signature.inputs, graph)
+        self._outputs = _tensors(signature.outputs, graph)
+        if batching and self._inputs:
+            self._outputs = _batched(
+                definition, self._inputs, self._outputs, batching
+            )
 
-    def check_outputs(self, names):
+    def fetches(self, names):
         for name in names:
-            if name not in self.fetches:
-                raise ServingError(
-                    _INVALID,
+            if name not in self._outputs:
+                raise invalid(
                     f"output tensor alias not found in signature: {name} "
-                    f"Outputs expected to be in the set {_set(self.fetches)}.",
+                    f"Outputs expected to be in the set {_set(self._outputs)}."
                 )
-            if names.count(name) > 1:
-                raise ServingError(
-                    _INVALID, f"duplicate output tensor alias: {name}"
-                )
-        return tuple(sorted(names or self.fetches))
+            if list(names).count(name) > 1:
+                raise invalid(f"duplicate output tensor alias: {name}")
+        return {name: self._outputs[name] for name in names or self._outputs}
 
-    def check_inputs(self, inputs):
+    def feed(self, inputs):
         extra = inputs.keys() - self._inputs.keys()
         missing = self._inputs.keys() - inputs.keys()
-        if len(inputs) != len(self._inputs):
-            raise ServingError(
-                _INVALID,
-                "input size does not match signature: "
-                f"{len(inputs)}!={len(self._inputs)} len({_set(inputs)}) != "
-                f"len({_set(self._inputs)}). Sent extra: {_set(extra)}. "
-                f"Missing but required: {_set(missing)}.",
-            )
-        if extra:
-            raise ServingError(
-                _INVALID,
-                f"input tensor alias not found in signature: {min(extra)}. "
-                f"Inputs expected to be in the set {_set(self._inputs)}.",
+        if extra or missing:
+            raise invalid(
+                f"input size does not match signature. Sent extra: "
+                f"{_set(extra)}. Missing but required: {_set(missing)}."
             )
         return {
-            name: _check(name, value, *self._inputs[name])
-            for name, value in inputs.items()
+            tensor: _checked(name, inputs[name], tensor)
+            for name, tensor in self._inputs.items()
         }
 
 
-def _check(name, value, dtype, shape):
-    value = np.asarray(value)
-    if _is_text(dtype) and value.dtype.kind == "S":
-        value = value.astype(object)
-    if _is_text(dtype):
-        good = value.dtype == object and all(
-            isinstance(item, (bytes, str)) for item in value.flat
-        )
-    else:
-        good = value.dtype == dtype.as_numpy_dtype
-    if not good:
-        kind = "string" if value.dtype.kind in "SUO" else value.dtype.name
-        raise ServingError(
-            _INVALID,
-            f"Expects input {name} to be {dtype.name} but {kind} is provided",
-        )
-    if not shape.is_compatible_with(value.shape):
-        raise ServingError(
-            _INVALID,
-            f"Expects input {name} to be of shape {_shape(shape.as_list())} "
-            f"but {_shape(value.shape)} is provided",
+def _checked(name, value, tensor):
+    expected = tensor.dtype.base_dtype
+    found = tf.as_dtype(value.dtype)
+    if found != expected:
+        raise invalid(
+            f"Expects input {name} to be {expected.name} but {found.name} is "
+            "provided"
         )
     return value
 
 
-def _rows(inputs):
-    """The size along the first axis, which has to be everybody's.
+def _batched(definition, inputs, outputs, batching):
+    """The outputs, computed for the inputs of several requests at once.
 
-    Source: tensorflow_serving/batching/batching_util.h,
-    ComputeTensorBatchSize.
+    By the scheduler that TensorFlow Serving uses, too. `definition` is the
+    graph's; variables are found by their names, in the session.
     """
-    if any(value.ndim == 0 for value in inputs.values()):
-        raise ServingError(
-            _INVALID,
-            "Batching Run() input tensors must have at least one dimension",
+    part = tf.compat.v1.graph_util.extract_sub_graph(
+        definition, [tensor.op.name for tensor in outputs.values()]
+    )
+
+    @tf.nondifferentiable_batch_function(
+        **batching, autograph=False, enable_large_batch_splitting=False
+    )
+    def run(*tensors):
+        return tf.graph_util.import_graph_def(
+            part,
+            {old.name: new for old, new in zip(inputs.values(), tensors)},
+            [tensor.name for tensor in outputs.values()],
+            name="",
         )
-    rows = {len(value) for value in inputs.values()}
-    if len(rows) > 1:
-        raise ServingError(
-            _INVALID,
-            "Batching Run() input tensors must have equal 0th-dimension size",
-        )
-    if rows == {0}:
-        raise ServingError(_INVALID, "The request has no rows; send at least 1")
-    return rows.pop()
 
-
-def _size(value):
-    if value.dtype == object:
-        return sum(map(len, value.flat)) + value.nbytes
-    return value.nbytes
-
-
-def _can_be_called(definition):
-    """Whether it is of plain tensors; that of initialization is not."""
-    tensors = [*definition.inputs.values(), *definition.outputs.values()]
-    return bool(definition.outputs) and all(":" in x.name for x in tensors)
+    with next(iter(inputs.values())).graph.as_default():
+        return dict(zip(outputs, run(*inputs.values())))
 
 
 def _tensors(infos, graph):
@@ -274,25 +218,5 @@ def _tensors(infos, graph):
     }
 
 
-def _is_text(dtype):
-    return dtype == tf.string
-
-
 def _set(names):
     return "{" + ",".join(sorted(names)) + "}"
-
-
-def _shape(sizes):
-    return f"[{','.join('?' if s is None else str(s) for s in sizes)}]"
-
-
-def _not_loaded(path, error):
-    if isinstance(error, tf.errors.OpError):
-        found = as_serving_error(error)
-    elif isinstance(error, RuntimeError):  # no graph with the tag
-        found = ServingError(grpc.StatusCode.NOT_FOUND, reason(str(error)))
-    elif isinstance(error, OSError):
-        found = ServingError(grpc.StatusCode.DATA_LOSS, reason(str(error)))
-    else:
-        found = ServingError(grpc.StatusCode.UNKNOWN, reason(str(error)))
-    return ServingError(found.code, f"{path}: {found.message}")

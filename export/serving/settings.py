@@ -1,6 +1,5 @@
-"""The settings files of TensorFlow Serving, as dataclasses."""
+"""The settings files of TensorFlow Serving."""
 
-import dataclasses
 import os
 
 from google.protobuf import (
@@ -13,249 +12,158 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from clsa_tf.errors import UserError
 
-_INT64 = ".google.protobuf.Int64Value"
-_NUMBERS = (
-    "max_batch_size",
-    "batch_timeout_micros",
-    "max_enqueued_batches",
-    "num_batch_threads",
-)
+# Messages that no Python package contains.
+# Source: tensorflow_serving/servables/tensorflow/session_bundle_config.proto,
+# tensorflow_serving/config/monitoring_config.proto.
+_MESSAGES = """
+name: "clsa_tf/serving.proto" package: "clsa_tf" syntax: "proto3"
+dependency: "google/protobuf/wrappers.proto"
+message_type { name: "BatchingParameters"
+  field { number: 1 name: "max_batch_size" %(int64)s }
+  field { number: 2 name: "batch_timeout_micros" %(int64)s }
+  field { number: 3 name: "max_enqueued_batches" %(int64)s }
+  field { number: 4 name: "num_batch_threads" %(int64)s }
+  field { number: 5 name: "thread_pool_name"
+          type: TYPE_MESSAGE type_name: ".google.protobuf.StringValue" }
+  field { number: 6 name: "allowed_batch_sizes"
+          type: TYPE_INT64 label: LABEL_REPEATED }
+  field { number: 7 name: "pad_variable_length_inputs" type: TYPE_BOOL }
+  field { number: 8 name: "enable_large_batch_splitting"
+          type: TYPE_MESSAGE type_name: ".google.protobuf.BoolValue" }
+  field { number: 9 name: "max_execution_batch_size" %(int64)s } }
+message_type { name: "PrometheusConfig"
+  field { number: 1 name: "enable" type: TYPE_BOOL }
+  field { number: 2 name: "path" type: TYPE_STRING } }
+message_type { name: "MonitoringConfig"
+  field { number: 1 name: "prometheus_config"
+          type: TYPE_MESSAGE type_name: ".clsa_tf.PrometheusConfig" } }
+""" % {"int64": 'type: TYPE_MESSAGE type_name: ".google.protobuf.Int64Value"'}
+PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
+_LARGEST = 2**31 - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchingParameters:
-    """How requests are put together, named as TensorFlow Serving names it.
+def read_batching_parameters(path=""):
+    """Reads a `batching_parameters.txt`; "": TensorFlow Serving's defaults.
 
-    Attributes:
-        max_batch_size: rows of the largest batch that is run.
-        batch_timeout_micros: microseconds that the first request of a batch
-            waits for others although an executor is free.
-        max_enqueued_batches: times `max_batch_size` rows may wait.
-        num_batch_threads: batches that run at the same time. Two, so that
-            one is decoded, joined and cut while another computes.
-        allowed_batch_sizes: batches are padded to the next of these,
-            ascending, the last equal to `max_batch_size`; (): any size.
-
-    Raises:
-        UserError: when made of values outside these ranges.
+    Returns keyword arguments of `tf.nondifferentiable_batch_function`, raises
+    `UserError`.
     """
-
-    max_batch_size: int = 32
-    batch_timeout_micros: int = 0
-    max_enqueued_batches: int = 64
-    num_batch_threads: int = 2
-    allowed_batch_sizes: tuple = ()
-
-    def __post_init__(self):
-        """Checks."""
-        for name in _NUMBERS:
-            least = 0 if name == "batch_timeout_micros" else 1
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"Expected {name} of at least {least}, received "
-                    f"{getattr(self, name)}; correct the batching parameters."
-                )
-        sizes = self.allowed_batch_sizes
-        if sizes and (
-            list(sizes) != sorted({size for size in sizes if size > 0})
-            or sizes[-1] != self.max_batch_size
-        ):
-            raise UserError(
-                "Expected ascending positive allowed_batch_sizes of which the "
-                f"last equals max_batch_size, {self.max_batch_size}, received "
-                f"{list(sizes)}; correct the batching parameters."
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A model to serve.
-
-    Attributes:
-        name: by which clients ask for it.
-        base_path: absolute directory or URI of its versions.
-        versions: the ones to serve; (): by `latest` or `all_versions`.
-        all_versions: whether to serve every version that is there.
-        latest: how many of the newest versions to serve otherwise.
-        labels: names of versions, label -> version.
-    """
-
-    name: str
-    base_path: str
-    versions: tuple = ()
-    all_versions: bool = False
-    latest: int = 1
-    labels: dict = dataclasses.field(default_factory=dict)
-
-    def wanted(self, present):
-        """Which of the versions that are present to serve, ascending.
-
-        Source: tensorflow_serving/sources/storage_path/
-        file_system_storage_path_source.cc, AspireLatestVersions and siblings.
-        """
-        present = sorted(present)
-        if self.versions:
-            return [number for number in present if number in self.versions]
-        if self.all_versions:
-            return present
-        return present[-self.latest :]
-
-
-def read_batching_parameters(path):
-    """Reads a `batching_parameters.txt`.
-
-    Returns:
-        `BatchingParameters`; what the file leaves out has its default.
-
-    Raises:
-        UserError: no such file, not that format, values out of range.
-    """
-    message = _read(path, _batching_message()(), "BatchingParameters")
-    if message.pad_variable_length_inputs:
-        raise UserError(
-            "Expected pad_variable_length_inputs: false, received true in "
-            f"{path}; leave it out, only requests of equal shapes are joined."
-        )
     found = {
-        name: getattr(message, name).value
-        for name in _NUMBERS
-        if message.HasField(name)
+        "max_batch_size": 1000,
+        "batch_timeout_micros": 0,
+        "max_enqueued_batches": 10,
+        "num_batch_threads": os.cpu_count() or 1,
     }
-    sizes = tuple(message.allowed_batch_sizes)
-    return BatchingParameters(**found, allowed_batch_sizes=sizes)
+    message = _message("BatchingParameters")
+    if path:
+        _read(path, message)
+    if message.pad_variable_length_inputs:
+        raise _wrong("pad_variable_length_inputs: false", "true", path)
+    if message.enable_large_batch_splitting.value:
+        raise _wrong("enable_large_batch_splitting: false", "true", path)
+    for name in found:
+        least = 0 if name == "batch_timeout_micros" else 1
+        if message.HasField(name):
+            found[name] = getattr(message, name).value
+        if not least <= found[name] <= _LARGEST:
+            raise _wrong(f"{name} of at least {least}", found[name], path)
+    sizes, most = list(message.allowed_batch_sizes), found["max_batch_size"]
+    ascending = sizes == sorted({size for size in sizes if size > 0})
+    if sizes and not (ascending and sizes[-1] == most):
+        expected = "ascending positive allowed_batch_sizes of which the last "
+        expected += f"equals max_batch_size, {most}"
+        raise _wrong(expected, sizes, path)
+    return found | {"allowed_batch_sizes": sizes or None}
+
+
+def read_monitoring_path(path):
+    """Reads the path for metrics in a `monitoring.config`; None: disabled.
+
+    Raises `UserError`.
+    """
+    message = _message("MonitoringConfig")
+    config = _read(path, message).prometheus_config
+    found = config.path or PROMETHEUS_PATH
+    if not found.startswith("/") or found.startswith("/v1/"):
+        expected = "a path that starts with a slash and is not under /v1/"
+        raise _wrong(expected, repr(found), path)
+    return found if config.enable else None
 
 
 def read_model_configs(path):
-    """Reads a `models.config`.
-
-    Returns:
-        list of `ModelConfig`.
-
-    Raises:
-        UserError: no such file, not that format, or as `model_configs`.
-    """
+    """Reads the `ModelConfig`s of a `models.config`, or raises `UserError`."""
     message = model_server_config_pb2.ModelServerConfig()
-    return model_configs(_read(path, message, "ModelServerConfig"))
+    return model_configs(_read(path, message))
 
 
 def model_configs(message):
-    """Makes `ModelConfig`s of a `ModelServerConfig`.
-
-    Raises:
-        UserError: no models, a platform other than TensorFlow, or as
-            `check_models`.
-    """
-    if message.WhichOneof("config") != "model_config_list":
-        raise UserError(
-            "Expected a model_config_list, received "
-            f"{message.WhichOneof('config') or 'none'}; write "
-            "model_config_list { config { ... } }."
-        )
-    configs = [_model(one) for one in message.model_config_list.config]
-    check_models(configs)
-    return configs
-
-
-def check_models(configs):
-    """Raises `UserError` unless the names and paths can be served.
+    """Checks a `ModelServerConfig`; returns its `ModelConfig`s.
 
     Source: tensorflow_serving/model_servers/server_core.cc,
     ValidateModelConfigList.
     """
+    if message.WhichOneof("config") != "model_config_list":
+        received = message.WhichOneof("config") or "none"
+        raise _wrong("a model_config_list", received, "it")
+    configs = list(message.model_config_list.config)
     names = [config.name for config in configs]
     for config in configs:
-        if not config.name or "/" in config.name:
-            raise UserError(
-                "Expected a model name without a slash, received "
-                f"{config.name!r}; name the model otherwise."
-            )
-        if names.count(config.name) > 1:
-            raise UserError(
-                f"Expected each model once, received {config.name!r} several "
-                "times; give each a name of its own."
-            )
-        path = config.base_path
+        name, path = config.name, config.base_path
+        if not name or "/" in name:
+            raise _wrong("a model name without a slash", repr(name), "it")
+        if names.count(name) > 1:
+            raise _wrong("each model once", f"{name!r} several times", "it")
         if "://" not in path and not os.path.isabs(path):
-            raise UserError(
-                f"Expected an absolute path or URI for model {config.name!r}, "
-                f"received {path!r}; write it in full."
-            )
+            expected = f"an absolute path or URI for model {name!r}"
+            raise _wrong(expected, repr(path), "it")
+        platform = config.model_platform
+        # The older way of saying it, an enum: 1 is TENSORFLOW.
+        if platform != "tensorflow" and (platform or config.model_type != 1):
+            expected = f"model_platform 'tensorflow' for model {name!r}"
+            raise _wrong(expected, repr(platform), "it")
+        policy = config.model_version_policy
+        if policy.HasField("specific") and not policy.specific.versions:
+            expected = f"versions in the specific policy of model {name!r}"
+            raise _wrong(expected, "none", "it")
+    return configs
 
 
-def _model(message):
-    platform = message.model_platform
-    # The older way of saying it, an enum: 1 is TENSORFLOW.
-    if platform != "tensorflow" and (platform or message.model_type != 1):
-        raise UserError(
-            f"Expected model_platform 'tensorflow' for model {message.name!r}, "
-            f"received {platform!r}; correct it."
-        )
-    policy = message.model_version_policy
-    kind = policy.WhichOneof("policy_choice") or "latest"
-    versions = tuple(policy.specific.versions)
-    if kind == "specific" and not versions:
-        raise UserError(
-            f"Expected the versions to serve of model {message.name!r}, "
-            "received an empty specific policy; name them."
-        )
-    return ModelConfig(
-        name=message.name,
-        base_path=message.base_path,
-        versions=versions,
-        all_versions=kind == "all",
-        latest=max(policy.latest.num_versions, 1),
-        labels=dict(message.version_labels),
-    )
+def wanted_versions(config, present):
+    """Which of the versions that are present a `ModelConfig` asks for.
+
+    Source: tensorflow_serving/sources/storage_path/
+    file_system_storage_path_source.cc, AspireLatestVersions and siblings.
+    """
+    policy, present = config.model_version_policy, sorted(present)
+    if policy.HasField("specific"):
+        return [n for n in present if n in policy.specific.versions]
+    if policy.HasField("all"):
+        return present
+    return present[-max(policy.latest.num_versions, 1) :]
 
 
-def _read(path, message, kind):
+def _message(name):
+    """An empty message of those above."""
+    wrappers = descriptor_pb2.FileDescriptorProto()
+    wrappers_pb2.DESCRIPTOR.CopyToProto(wrappers)
+    file = text_format.Parse(_MESSAGES, descriptor_pb2.FileDescriptorProto())
+    # In a pool of its own, which has to have the wrappers, too.
+    return message_factory.GetMessages([wrappers, file])[f"clsa_tf.{name}"]()
+
+
+def _read(path, message):
     try:
         with open(path, encoding="utf-8") as file:
             return text_format.Parse(file.read(), message)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as e:
+        kind = message.DESCRIPTOR.name
         raise UserError(
             f"Expected a {kind} in protobuf's text format, received {path}: "
             f"{' '.join(str(e).split())}; correct the file."
         ) from e
 
 
-def _batching_message():
-    """The class of the message, which no Python package contains.
-
-    Source: tensorflow_serving/servables/tensorflow/session_bundle_config.proto
-    """
-    field = descriptor_pb2.FieldDescriptorProto
-    wrappers = descriptor_pb2.FileDescriptorProto()
-    wrappers_pb2.DESCRIPTOR.CopyToProto(wrappers)
-    file = descriptor_pb2.FileDescriptorProto(
-        name="clsa_tf/batching_parameters.proto",
-        package="clsa_tf",
-        dependency=[wrappers.name],
-        syntax="proto3",
+def _wrong(expected, received, what):
+    return UserError(
+        f"Expected {expected}, received {received}; correct {what}."
     )
-    message = file.message_type.add(name="BatchingParameters")
-    for number, name in enumerate([*_NUMBERS, "thread_pool_name"], 1):
-        message.field.add(
-            name=name,
-            number=number,
-            type=field.TYPE_MESSAGE,
-            type_name=_INT64.replace("Int64", "String")
-            if name == "thread_pool_name"
-            else _INT64,
-            label=field.LABEL_OPTIONAL,
-        )
-    message.field.add(
-        name="allowed_batch_sizes",
-        number=6,
-        type=field.TYPE_INT64,
-        label=field.LABEL_REPEATED,
-    )
-    message.field.add(
-        name="pad_variable_length_inputs",
-        number=7,
-        type=field.TYPE_BOOL,
-        label=field.LABEL_OPTIONAL,
-    )
-    # In a pool of its own, which has to have the wrappers too.
-    classes = message_factory.GetMessages([wrappers, file])
-    return classes["clsa_tf.BatchingParameters"]

@@ -1,152 +1,92 @@
-"""TensorProtos to and from arrays, whatever a client puts into them.
+"""TensorProtos to and from arrays.
 
-`tf.make_ndarray` trusts its proto: a few bytes of it can ask for any amount
-of memory.
+`tf.make_ndarray` trusts its message: a few bytes can ask for any amount of
+memory. So sizes are checked first.
 
-Source: tensorflow/core/framework/tensor.proto and tensor.cc,
-Tensor::FromProto.
+Source: tensorflow/core/framework/tensor.cc, Tensor::FromProto.
 """
 
 import math
 
-import grpc
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow.core.framework import tensor_pb2
 
-from export.serving.errors import ServingError
+from export.serving.errors import invalid
 
-# Where values of a type are unless they are in `tensor_content`.
+# Where values are unless in `tensor_content`; smaller integers: `int_val`.
 _FIELDS = {
-    types_pb2.DT_FLOAT: "float_val",
-    types_pb2.DT_DOUBLE: "double_val",
-    types_pb2.DT_HALF: "half_val",
-    types_pb2.DT_BFLOAT16: "half_val",
-    types_pb2.DT_INT8: "int_val",
-    types_pb2.DT_INT16: "int_val",
-    types_pb2.DT_INT32: "int_val",
-    types_pb2.DT_INT64: "int64_val",
-    types_pb2.DT_UINT8: "int_val",
-    types_pb2.DT_UINT16: "int_val",
-    types_pb2.DT_UINT32: "uint32_val",
-    types_pb2.DT_UINT64: "uint64_val",
-    types_pb2.DT_BOOL: "bool_val",
-    types_pb2.DT_STRING: "string_val",
+    "float32": "float_val",
+    "float64": "double_val",
+    "float16": "half_val",
+    "bfloat16": "half_val",
+    "int64": "int64_val",
+    "uint32": "uint32_val",
+    "uint64": "uint64_val",
+    "bool": "bool_val",
+    "string": "string_val",
 }
+_SMALL = ("int8", "int16", "int32", "uint8", "uint16")
 _MAX_RANK = 32  # NumPy's
-# Values converted at a time; other threads get their turn in between.
-_PART = 2**16
 
 
 def to_array(proto, name, *, max_bytes):
-    """Reads a `TensorProto`.
+    """Reads a `TensorProto` that a client sent.
 
     Args:
-        proto: the message; not trusted.
+        proto: the message; too few values are repeated, too many are left out.
         name: of the input, for messages.
-        max_bytes: largest array that is made of a smaller message, in bytes.
+        max_bytes: of the largest array that is made of a smaller message.
 
     Returns:
-        array, read-only where it is the message's own memory; strings are
-        `bytes` as objects.
+        array; strings are `bytes` as objects.
 
     Raises:
-        ServingError: INVALID_ARGUMENT if the message contradicts itself or is
-            of a type that cannot be sent.
+        ServingError: INVALID_ARGUMENT, the message contradicts itself or its
+            type cannot be sent.
     """
-    field = _FIELDS.get(proto.dtype)
-    if field is None:
-        raise _invalid(name, f"type {proto.dtype} cannot be sent")
-    dtype = tf.as_dtype(proto.dtype).as_numpy_dtype
-    shape = _shape(proto.tensor_shape, name)
-    itemsize = np.dtype(dtype).itemsize
-    # As if no dimension was 0: what cannot be held cannot be indexed.
-    most = max(max_bytes, proto.ByteSize()) // itemsize
-    if math.prod(max(size, 1) for size in shape) > most:
-        raise _invalid(name, f"shape {shape} is too large")
+    try:
+        dtype = tf.as_dtype(proto.dtype)
+    except TypeError:
+        dtype = tf.variant
+    field = _FIELDS.get(dtype.name, "int_val")
+    if field == "int_val" and dtype.name not in _SMALL:
+        raise _wrong(name, f"type {proto.dtype} cannot be sent")
+    shape = [dimension.size for dimension in proto.tensor_shape.dim]
+    if proto.tensor_shape.unknown_rank or min(shape, default=0) < 0:
+        raise _wrong(name, f"shape {shape[:_MAX_RANK]} is not known in full")
+    size = dtype.size if field != "string_val" else 8  # pointers
+    # As if no dimension was 0: no array can be indexed beyond that.
+    most = max(max_bytes, proto.ByteSize()) // size
+    if len(shape) > _MAX_RANK or math.prod(max(n, 1) for n in shape) > most:
+        raise _wrong(name, f"shape {shape[:_MAX_RANK]} is too large")
     count = math.prod(shape)
-    if proto.tensor_content:
-        flat = _content(proto, dtype, count, name)
-    elif field == "string_val":
-        flat = _strings(proto.string_val, count, name)
-    else:
-        flat = _values(getattr(proto, field), field, dtype, count, name)
-    return flat.reshape(shape)
+    if proto.tensor_content and (
+        field == "string_val" or len(proto.tensor_content) != count * size
+    ):
+        raise _wrong(name, "tensor_content has another size than its shape")
+    values = getattr(proto, field)
+    del values[count:]
+    if field in ("int_val", "half_val") and values:  # both are int32
+        small = dtype.as_numpy_dtype if field == "int_val" else np.uint16
+        limits = np.iinfo(small)
+        if min(values) < limits.min or max(values) > limits.max:
+            raise _wrong(name, f"a value is no {dtype.name}")
+    return tf.make_ndarray(proto)
 
 
 def from_array(array):
-    """Writes a `TensorProto` as TensorFlow Serving does, value by value.
-
-    Args:
-        array: of any type above; strings are `bytes` as objects.
-
-    Returns:
-        the message.
-    """
-    dtype = tf.as_dtype(array.dtype).as_datatype_enum
-    proto = tensor_pb2.TensorProto(dtype=dtype)
+    """Writes a `TensorProto` as TensorFlow Serving does, value by value."""
+    dtype = tf.as_dtype(array.dtype)
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
-    field = _FIELDS[dtype]
+    field = _FIELDS.get(dtype.name, "int_val")
     if field == "half_val":
         array = np.ascontiguousarray(array).view(np.uint16)
     getattr(proto, field).extend(array.ravel().tolist())
     return proto
 
 
-def _invalid(name, reason):
-    return ServingError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        f"Tensor of input {name[:100]!r}: {reason}.",
-    )
-
-
-def _shape(proto, name):
-    if proto.unknown_rank:
-        raise _invalid(name, "its shape is unknown")
-    if len(proto.dim) > _MAX_RANK:
-        raise _invalid(name, f"more than {_MAX_RANK} dimensions")
-    shape = [dimension.size for dimension in proto.dim]
-    if min(shape, default=0) < 0:
-        raise _invalid(name, f"shape {shape} has negative sizes")
-    return shape
-
-
-def _content(proto, dtype, count, name):
-    if proto.dtype == types_pb2.DT_STRING:
-        raise _invalid(name, "strings belong in string_val")
-    size = len(proto.tensor_content)
-    expected = count * np.dtype(dtype).itemsize
-    if size != expected:
-        raise _invalid(
-            name, f"tensor_content has {size} bytes, its shape {expected}"
-        )
-    if proto.dtype == types_pb2.DT_BOOL:  # other bytes than 0 and 1
-        return np.frombuffer(proto.tensor_content, np.uint8) != 0
-    return np.frombuffer(proto.tensor_content, dtype)
-
-
-def _strings(values, count, name):
-    if len(values) != count:
-        raise _invalid(name, f"{len(values)} strings for {count} elements")
-    flat = np.empty(count, object)
-    flat[:] = values
-    return flat
-
-
-def _values(values, field, dtype, count, name):
-    """Numbers one by one; the last stands for all that are left out."""
-    if len(values) > count:
-        raise _invalid(name, f"{len(values)} values for {count} elements")
-    as_sent = np.uint16 if field == "half_val" else dtype
-    flat = np.zeros(count, as_sent)
-    for start in range(0, len(values), _PART):
-        part = values[start : start + _PART]
-        if field in ("int_val", "half_val"):
-            limits = np.iinfo(as_sent)
-            if not limits.min <= min(part) <= max(part) <= limits.max:
-                raise _invalid(name, f"a value is no {limits.dtype}")
-        flat[start : start + len(part)] = part
-    if values:
-        flat[len(values) :] = values[-1]
-    return flat if as_sent is dtype else flat.view(dtype)
+def _wrong(name, reason):
+    return invalid(f"Tensor of input {name[:100]!r}: {reason}.")
