@@ -75,6 +75,8 @@ class Client:
             )
         self.signature = signature
         self._batch_size = batch_size
+        self._known = False  # whether the signature is there
+        self._pinned = False
         protocol = transports.Rest if "://" in place else transports.Grpc
         self._transport = protocol(place, timeout=timeout)
         self._call = tenacity.Retrying(
@@ -123,6 +125,18 @@ class Client:
         """
         return self._call(self._transport.metadata, self.model)
 
+    def status(self):
+        """Describes the versions of the model.
+
+        Returns:
+            list of dictionaries, newest first: `version`, int; `state`, START,
+            LOADING, AVAILABLE, UNLOADING or END; `error`, "" if there is none.
+
+        Raises:
+            ModelError: as `embed`.
+        """
+        return self._call(self._transport.status, self.model)
+
     def pin(self):
         """Keeps to the version that is served now, whatever is added later.
 
@@ -134,6 +148,7 @@ class Client:
         """
         found = self.metadata()
         self.model = Model(self.model.name, found["version"])
+        self._pinned = True
         return found
 
     def close(self):
@@ -147,13 +162,17 @@ class Client:
         self.close()
 
     def _predict(self, images, outputs):
-        rows = self._call(
-            self._transport.predict,
-            self.model,
-            self.signature,
-            images,
-            outputs,
-        )
+        try:
+            rows = self._call(
+                self._transport.predict,
+                self.model,
+                self.signature,
+                images,
+                outputs,
+            )
+        except ModelError as e:
+            self._check(e)
+            raise
         if "" in rows:  # REST does not name a signature's only output
             signature = self.metadata()["signatures"][self.signature]
             rows = dict(zip(signature["outputs"], rows.values()))
@@ -166,6 +185,40 @@ class Client:
                 f"outputs {shapes} for {len(images)} images",
             )
         return {name: rows[name] for name in outputs or rows}
+
+    def _check(self, error):
+        """Raises a `ModelError` if it was not the fault of the images.
+
+        A server calls both INVALID_ARGUMENT: bad images, and an unknown label
+        or, by REST, signature.
+        """
+        place, name = self._transport.place, self.model.name
+        if self._pinned and error.status == "NOT_FOUND":
+            newest = self._call(self._transport.metadata, Model(name))
+            raise ModelError(
+                place,
+                "NOT_FOUND",
+                f"version {self.model.version} of {name!r}, with which this "
+                "began, is not served any more, version "
+                f"{newest['version']} is",
+                advice="begin again with that one, or have both served until "
+                "this is done",
+            ) from error
+        if not error.refused or self._known:
+            return
+        try:
+            found = self.metadata()["signatures"]
+        except ModelError as e:
+            if not e.refused:
+                raise
+            raise ModelError(place, "NOT_FOUND", e.reason) from e
+        if self.signature not in found:
+            raise ModelError(
+                place,
+                "FAILED_PRECONDITION",
+                f"no signature {self.signature!r}, but {', '.join(found)}",
+            ) from error
+        self._known = True
 
 
 def _is_transient(error):
@@ -210,6 +263,12 @@ def define_flags(flag_values):
         False,
         "print what the model takes and gives instead",
     )
+    define(
+        flags.DEFINE_bool,
+        "status",
+        False,
+        "print the model's versions and their states instead",
+    )
     require(flag_values, "server")
 
 
@@ -222,7 +281,7 @@ def main(photographs):
     values = flags.FLAGS
     if values.output:
         embeddings.check(values.output)
-    if not photographs and not values.metadata:
+    if not photographs and not (values.metadata or values.status):
         raise UserError(
             "Expected photographs, received none; name them behind the flags."
         )
@@ -236,6 +295,9 @@ def main(photographs):
         attempts=values.attempts,
         batch_size=values.batch_size,
     ) as client:
+        if values.status:
+            print(json.dumps(client.status(), indent=2))
+            return
         if values.metadata:
             print(json.dumps(client.metadata(), indent=2))
             return

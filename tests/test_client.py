@@ -3,6 +3,7 @@ import concurrent.futures
 import contextlib
 import http.server
 import json
+import shutil
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ from export.embedding.address import Model
 from export.embedding.refusal import Gate, ModelError, embed_each
 from tests import exports
 from tests.runs import call, command
-from tests.server import Server
+from tests.server import Server, models_config
 
 PROTOCOLS = ("grpc", "http")
 BAD = b"not an image"
@@ -269,7 +270,7 @@ def test_gives_up_after_so_many_attempts(protocol):
     service = Service(["UNAVAILABLE"] * 9)
     with serving(protocol, service) as server:
         with Client(server, attempts=3) as client:
-            with pytest.raises(ModelError, match=": try;") as e:
+            with pytest.raises(ModelError, match=": try later;") as e:
                 client.embed(IMAGES)
     assert len(service.asked) == 3
     assert e.value.status == "UNAVAILABLE" and "\n" not in str(e.value)
@@ -637,3 +638,83 @@ def test_says_what_is_wrong(photographs):
     assert "UNAVAILABLE" in sentence and "check the address" in sentence
     sentence, _ = refused(server, "--output=x.txt", *photographs)
     assert ".parquet" in sentence
+
+
+# --- with a server that has versions and labels ------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedded(exported, tmp_path_factory):
+    """The embedded server: version 1 is stable; its model's base path."""
+    base = tmp_path_factory.mktemp("models")
+    shutil.copytree(exported.path, base / "1")
+    config = base / "models.config"
+    label = 'version_labels { key: "stable" value: 1 }'
+    config.write_text(models_config(photos=(base, label)))
+    with Server(
+        f"--model_config_file={config}",
+        "--allow_version_labels_for_unavailable_models",
+    ) as server:
+        server.base = base
+        yield server
+
+
+def place(server, protocol):
+    return server.grpc if protocol == "grpc" else server.rest
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"label": "none"}, "label"),
+        ({"signature": "none"}, "ignature"),
+        ({"version": 7}, "version"),
+    ],
+)
+def test_images_are_not_blamed_for_what_is_not_there(
+    embedded, protocol, options, said
+):
+    images = [exports.encode(image) for image in exports.noise(4)]
+    server = place(embedded, protocol)
+    with Client(server, model="photos", **options) as client:
+        with pytest.raises(ModelError, match=said) as caught:
+            embed_each(client.embed, images)
+    assert caught.value.status in ("NOT_FOUND", "FAILED_PRECONDITION")
+
+
+def test_bad_images_are_blamed(embedded, protocol):
+    images = [exports.encode(image) for image in exports.noise(4)]
+    images[2] = images[2][:50]
+    server = place(embedded, protocol)
+    with Client(server, model="photos", label="stable") as client:
+        rows, bad = embed_each(client.embed, images)
+    assert rows["embedding"].shape[0] == 3
+    assert list(bad) == [2] and bad[2] == "is damaged or truncated"
+
+
+def test_the_status_of_versions(embedded, protocol, capsys):
+    server = place(embedded, protocol)
+    with Client(server, model="photos") as client:
+        found = client.status()
+        assert found[-1]["version"] == 1
+        assert found[0]["state"] == "AVAILABLE" and found[0]["error"] == ""
+    with Client(server, model="none") as client:
+        with pytest.raises(ModelError, match="none") as caught:
+            client.status()
+    assert caught.value.status == "NOT_FOUND"
+
+
+def test_a_version_that_was_replaced_is_told(embedded, protocol):
+    """(The last of these tests: it adds versions.)"""
+    base, image = embedded.base, exports.encode(exports.noise(1)[0])
+    with Client(place(embedded, protocol), model="photos") as client:
+        version = client.pin()["version"]
+        client.embed([image])
+        draft = shutil.copytree(base / "1", base / "draft")
+        draft.rename(base / str(version + 1))
+        embedded.wait_for_error(f"unloaded version {version} of photos")
+        with pytest.raises(ModelError) as caught:
+            client.embed([image])
+    text = str(caught.value)
+    assert f"version {version} of 'photos', with which this began" in text
+    assert f"version {version + 1} is; begin again" in text

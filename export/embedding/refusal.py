@@ -34,17 +34,18 @@ class ModelError(UserError):
         status: name of a gRPC status code.
         reason: what was said, one line.
         shown: the status as it came, if that was another.
+        advice: what to do; None: what usually helps.
 
     Attributes:
         status: as above.
         reason: the status and what was said.
     """
 
-    def __init__(self, place, status, reason, *, shown=None):
+    def __init__(self, place, status, reason, *, shown=None, advice=None):
         """See the class."""
         self.status = status
         self.reason = f"{shown or status}: {reason}"
-        advice = _ADVICE.get(status, "look at the server's log")
+        advice = advice or _ADVICE.get(status, "look at the server's log")
         super().__init__(
             f"Expected an answer from {place}, received {self.reason}; "
             f"{advice}."

@@ -11,6 +11,7 @@ import numpy as np
 
 from clsa_tf.errors import first_line
 from export.embedding.refusal import ModelError
+from export.messages import reason
 
 _INPUT = "image_bytes"
 _SIGNATURES = "signature_def"
@@ -104,6 +105,24 @@ class Grpc:
             ),
         )
 
+    def status(self, model):
+        """Describes the versions of a model; see `Client.status`."""
+        from google.protobuf import json_format
+        from tensorflow_serving.apis import get_model_status_pb2 as pb2
+        from tensorflow_serving.apis import model_service_pb2_grpc
+
+        # (`model_service_pb2`, its neighbour of 2.15.1, cannot be imported
+        # beside protobuf 4.)
+        method = model_service_pb2_grpc.ModelServiceStub(
+            self._channel
+        ).GetModelStatus
+        request = pb2.GetModelStatusRequest()
+        self._choose(request.model_spec, model)
+        found = json_format.MessageToDict(
+            self._answer(method, request), preserving_proto_field_name=True
+        )
+        return _states(found.get("model_version_status", []))
+
     def close(self):
         """Closes the channel."""
         self._channel.close()
@@ -124,7 +143,7 @@ class Grpc:
             status = shown = e.code().name
             if "larger than max" in (e.details() or ""):
                 status = "INVALID_ARGUMENT"  # it will be the next time, too
-            said = first_line(e.details() or "without a word").rstrip(".")
+            said = reason(e.details() or "without a word").rstrip(".")
             raise ModelError(self.place, status, said, shown=shown) from e
 
 
@@ -171,6 +190,11 @@ class Rest:
         found = self._field(self._field(answer, "metadata"), _SIGNATURES)
         return _describe(model, version, found)
 
+    def status(self, model):
+        """Describes the versions of a model; see `Client.status`."""
+        answer = self._answer("GET", _path(model))
+        return _states(self._field(answer, "model_version_status"))
+
     def close(self):
         """Closes the connections."""
         self._session.close()
@@ -195,12 +219,12 @@ class Rest:
             status = "UNAVAILABLE" if broken else "UNKNOWN"
             raise self._error(status, _root(e)) from e
         try:
-            said = answer.json()["error"]
-        except (ValueError, LookupError, TypeError):
-            said = answer.text.strip() or answer.reason
+            said = reason(answer.json()["error"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            said = first_line(answer.text.strip() or answer.reason)
         raise self._error(
             _STATUS.get(answer.status_code, "UNKNOWN"),
-            first_line(said).rstrip("."),
+            said.rstrip("."),
             shown=f"HTTP {answer.status_code}",
         )
 
@@ -246,6 +270,18 @@ def _describe(model, version, signatures):
             if not name.startswith("__")  # TensorFlow's own
         },
     }
+
+
+def _states(found):
+    """What `Client.status` returns, of the JSON of `ModelVersionStatus`."""
+    return [
+        {
+            "version": int(one.get("version", 0)),
+            "state": one.get("state", "UNKNOWN"),
+            "error": one.get("status", {}).get("error_message", ""),
+        }
+        for one in found
+    ]
 
 
 def _tensor(info):
