@@ -37,6 +37,7 @@ _ONLY = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each")
 _CLIENTS = flags.DEFINE_integer("clients", 32, "requests at a time")
 _REQUESTS = flags.DEFINE_integer("requests", 256, "requests per turn")
+_BATCHING = flags.DEFINE_bool("batching", True, "join requests to batches")
 _POLL_SECONDS = flags.DEFINE_integer(
     "poll_seconds", 1, "seconds between the server's looks for versions"
 )
@@ -119,7 +120,7 @@ def measure_first(base, direct, photos):
 
 def measure_swap(base, direct, photos):
     """From the moment a version is there until it answers, under load."""
-    seconds, failed, answered = [], 0, 0
+    seconds, memory, failed, answered = [], [], 0, 0
     with serving(base) as server:
         for _ in range(_ROUNDS.value):
             versions = sorted(map(int, filter(str.isdigit, os.listdir(base))))
@@ -127,12 +128,14 @@ def measure_swap(base, direct, photos):
                 server.swap(base, versions[-1], photos, at_once=8)
             )
             seconds.append(took)
+            memory.append(server.memory() / 2**20)
             answered, failed = answered + good, failed + bad
     print(
         f"a new version is served after {statistics.median(seconds):.1f} s "
         f"({min(seconds):.1f} to {max(seconds):.1f}), with {answered} requests "
         f"answered meanwhile, {failed} failed; interval of polling "
-        f"{_POLL_SECONDS.value} s",
+        f"{_POLL_SECONDS.value} s; MiB in use afterwards: "
+        f"{', '.join(f'{m:.0f}' for m in memory)}",
         flush=True,
     )
 
@@ -266,6 +269,9 @@ def serving(base):
             *(sys.executable, "-m", "export.server", "--port=-1"),
             *("--rest_api_port=0", f"--model_base_path={base}"),
             f"--file_system_poll_wait_seconds={_POLL_SECONDS.value}",
+            # Each request that waits for its batch holds a thread.
+            f"--grpc_max_threads={2 * _CLIENTS.value}",
+            *batching(base),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -277,6 +283,19 @@ def serving(base):
     finally:
         process.terminate()
         process.wait()
+
+
+def batching(base):
+    """Flags that have the server join up to as many requests as clients."""
+    if not _BATCHING.value:
+        return []
+    path = os.path.join(base, ".batching.txt")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(
+            f"max_batch_size {{ value: {_CLIENTS.value} }}\n"
+            "max_enqueued_batches { value: 1000 }\n"
+        )
+    return ["--enable_batching", f"--batching_parameters_file={path}"]
 
 
 def request(photo):
