@@ -255,16 +255,21 @@ def define_flags(flag_values):
             lower_bound=1,
             flag_values=flag_values,
         )
-    flags.DEFINE_multi_integer(
+    flags.DEFINE_list(
         "warmup_batch_sizes",
-        list(warmup.BATCH_SIZES),
-        "images in a request that a server makes before it serves; may be "
-        "repeated. For a GPU: every size that clients send. A server that "
-        "batches needs a max_batch_size as large as the largest",
-        lower_bound=1,
-        flag_values=flag_values,
+        [str(size) for size in warmup.BATCH_SIZES],
+        "images in the requests that a server makes before it serves, "
+        "separated by commas. For a GPU: every size that clients send. A "
+        "server that batches needs a max_batch_size as large as the largest",
+        flag_values,
     )
     require(flag_values, "workdir", "output")
+    flags.register_validator(
+        "warmup_batch_sizes",
+        lambda sizes: sizes and all(size.isdecimal() for size in sizes),
+        "whole numbers, separated by commas",
+        flag_values,
+    )
     flags.register_validator(
         "outputs",
         lambda names: names and set(names) <= set(served.OUTPUTS),
@@ -289,7 +294,7 @@ def main():
             outputs=values.outputs,
             bad_images=values.bad_images,
             limits=limits,
-            warmup_batch_sizes=values.warmup_batch_sizes,
+            warmup_batch_sizes=[int(n) for n in values.warmup_batch_sizes],
             license_=values.license,
         )
     show(path)

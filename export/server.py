@@ -3,8 +3,8 @@
     python -m export.server --model_base_path=models/photos
 
 A server in Python for laptops and tests, with TensorFlow Serving's interfaces,
-statuses, flags and defaults. Unlike there, it listens on the loopback interface
-only unless --host says otherwise. The other differences: export/README.md.
+statuses and flags. Unlike there, it listens on the loopback interface only
+unless --host says otherwise. The other differences: export/README.md.
 
 SIGTERM and SIGINT (Ctrl-C) let it finish what it has and end, with exit status
 0; the second one ends it at once.
@@ -223,7 +223,8 @@ def define_flags(values):
         if name.endswith(("_path", "_file")):
             define = define_path
         elif least:
-            limits = {"lower_bound": least[0], "upper_bound": 2**31 - 1}
+            most = 2**16 - 1 if name.endswith("port") else 2**31 - 1
+            limits = {"lower_bound": least[0], "upper_bound": most}
         define(name, default, text, flag_values=values, **limits)
 
 

@@ -107,6 +107,7 @@ def test_export_and_report(photos, finished):
         )
     )
     assert exported.stdout.startswith(f"exported and verified: {output}/1\n")
+    assert "--bad_images=nan marks it" in exported.stdout
     assert f"export.server --model_name=encoder --model_base_path={output}" in (
         exported.stdout
     )

@@ -277,6 +277,8 @@ def test_a_directory_without_a_run_is_explained(tmp_path):
         ("--outputs=logits", "embedding, projection"),
         ("--output=gs://bucket/model", "directory of this machine"),
         ("--precision=auto", "float32, mixed_bfloat16, mixed_float16"),
+        ("--warmup_batch_sizes=1,x", "whole numbers"),
+        ("--warmup_batch_sizes=1,257", "from 1 to 256"),
     ],
 )
 def test_wrong_flags_end_in_one_sentence(exported, tmp_path, flag, words):

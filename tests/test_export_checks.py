@@ -137,6 +137,18 @@ def test_the_warm_up_fits_the_signatures(exported):
         assert np.isfinite(outputs["embedding"]).all()
 
 
+def test_the_sizes_of_batches_that_are_warmed_up(tmp_path):
+    for sizes in ((1,), (1, 4)):
+        options = {} if sizes == (1,) else {"batch_sizes": sizes}
+        warmup.write(str(tmp_path), image_size=8, **options)
+        found = [
+            request.inputs["image_bytes"].tensor_shape.dim[0].size
+            for request in warmup.read(str(tmp_path / warmup.PATH))
+            if request.model_spec.signature_name == "serving_default"
+        ]
+        assert tuple(found) == sizes
+
+
 def records(path):
     raw = [r.numpy() for r in tf.data.TFRecordDataset(str(path))]
     return [prediction_log_pb2.PredictionLog.FromString(r) for r in raw]

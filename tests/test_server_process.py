@@ -275,6 +275,12 @@ def test_flags_that_contradict_each_other(arguments, said):
     assert "received" in text and "; " in text
 
 
+@pytest.mark.parametrize("flag", ["--port=65536", "--grpc_max_threads=0"])
+def test_numbers_that_cannot_be(flag):
+    with pytest.raises(flags.IllegalFlagValueError):
+        read("--model_base_path=/a", flag)
+
+
 def test_a_version_instead_of_the_directory_of_versions(toys, tmp_path):
     with pytest.raises(UserError) as caught:
         read(f"--model_base_path={toys}/1/")
