@@ -359,6 +359,15 @@ def test_what_is_no_message_is_refused(channel):
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_classifying_an_unknown_model(channel):
+    call = channel.unary_unary("/tensorflow.serving.PredictionService/Classify")
+    spec = predict_pb2.PredictRequest()  # has its ModelSpec in the same place
+    spec.model_spec.name = "none"
+    with pytest.raises(grpc.RpcError) as caught:
+        call(spec.SerializeToString(), timeout=60)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
 @pytest.mark.parametrize(
     "method, code",
     [

@@ -288,6 +288,7 @@ def test_bad_bodies_are_refused_with_the_reason(server, name):
         ("POST", "/v1/models//default:predict", 400),
         ("POST", f"/v1/models/{'m' * 20_000}:predict", 404),
         ("POST", f"{DEFAULT}:classify", 400),
+        ("POST", "/v1/models/none:regress", 404),
         ("POST", f"{DEFAULT}:PREDICT", 400),
         ("POST", f"{DEFAULT}:explain", 400),
         ("POST", "/v1/models:predict", 400),

@@ -29,9 +29,9 @@ def invalid(message):
     return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
-def not_for_predict(*_):
-    """Raises what is said to who classifies or regresses."""
-    raise invalid("The signatures of this model are for Predict only.")
+def not_for_predict():
+    """The `ServingError` for those who classify or regress."""
+    return invalid("The signatures of this model are for Predict only.")
 
 
 def as_serving_error(error):

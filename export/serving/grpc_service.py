@@ -66,13 +66,10 @@ class GrpcServer:
             ),
             Classify=(
                 classification_pb2.ClassificationRequest,
-                not_for_predict,
+                self._classify,
             ),
-            Regress=(regression_pb2.RegressionRequest, not_for_predict),
-            MultiInference=(
-                inference_pb2.MultiInferenceRequest,
-                not_for_predict,
-            ),
+            Regress=(regression_pb2.RegressionRequest, self._classify),
+            MultiInference=(inference_pb2.MultiInferenceRequest, self._infer),
         )
         self._add(
             "ModelService",
@@ -158,6 +155,15 @@ class GrpcServer:
         for key, array in outputs.items():
             response.outputs[key].CopyFrom(from_array(array))
         return response
+
+    def _classify(self, request):
+        with self._models.pinned(_spec(request)):
+            raise not_for_predict()
+
+    def _infer(self, request):
+        for task in request.tasks:
+            self._classify(task)
+        raise invalid("Inference request must have at least one task")
 
     def _metadata(self, request):
         spec = _spec(request)

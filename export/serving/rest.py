@@ -192,7 +192,12 @@ class RestServer:
         content = json_tensor.write_response(outputs, rows=rows)
         return Response(content, media_type="application/json")
 
-    _classify = _regress = staticmethod(not_for_predict)
+    def _classify(self, spec, body):
+        json_tensor.load(body)
+        with self._models.pinned(spec):
+            raise not_for_predict()
+
+    _regress = _classify
 
     def _metadata(self, spec, body):
         spec, signatures = self._models.signatures(spec)
