@@ -211,7 +211,8 @@ class Client:
         except ModelError as e:
             if not e.refused:
                 raise
-            raise ModelError(place, "NOT_FOUND", e.reason) from e
+            shown, _, said = e.reason.partition(": ")
+            raise ModelError(place, "NOT_FOUND", said, shown=shown) from e
         if self.signature not in found:
             raise ModelError(
                 place,
