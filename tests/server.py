@@ -159,6 +159,13 @@ def write_toy(path):
     )
 
 
+def monitoring_flag(folder):
+    """Writes a MonitoringConfig; the flag that names it."""
+    path = folder / "monitoring.config"
+    path.write_text("prometheus_config { enable: true }")
+    return f"--monitoring_config_file={path}"
+
+
 def models_config(**models):
     """A ModelServerConfig: name -> base path, or that and more text."""
     text = "".join(

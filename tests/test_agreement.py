@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import agreement
-from tests.server import Server, models_config
+from tests.server import Server, models_config, monitoring_flag
 
 README = pathlib.Path(__file__).parent.parent / "export" / "README.md"
 REQUESTS = agreement.read()
@@ -47,11 +47,9 @@ def server(exported, tmp_path_factory):
         shutil.copytree(exported.path, folder / "m" / version)
     config = folder / "models.config"
     config.write_text(models_config(m=(folder / "m", CONFIG)))
-    monitoring = folder / "monitoring.config"
-    monitoring.write_text("prometheus_config { enable: true }")
     with Server(
         f"--model_config_file={config}",
-        f"--monitoring_config_file={monitoring}",
+        monitoring_flag(folder),
         "--allow_version_labels_for_unavailable_models",
     ) as process:
         process.wait_for_error("loaded version 1 of m")

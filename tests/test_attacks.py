@@ -127,6 +127,7 @@ def test_a_hundred_megabytes_of_zeros(server):
         b'{"instances": [' + b"[" * 50_000,
         b'{"inputs": "\xff\xfe"}',
         {"instances": [{"image_bytes": {"b64": "???"}}]},
+        {"instances": [{"image_bytes": {"b64": "QUJ"}}]},
         {"instances": [{"image_bytes": {"b64": "QUJ=="}}]},
         {"instances": [{"image_bytes": {"b64": 7}}]},
         {"instances": [{"b64": [1]}]},

@@ -70,6 +70,7 @@ def test_a_stop_lets_requests_finish(toys, number):
                 )
                 assert next(watch).status == 1  # SERVING
                 process.send(number)
+                assert next(watch).status == 2  # NOT_SERVING
             while is_open(process.grpc) or is_open(process.rest[7:]):
                 time.sleep(0.05)
             assert not asked.done() and not by_rest.done()

@@ -17,6 +17,7 @@ from tests import exports
 from tests.server import (
     Server,
     models_config,
+    monitoring_flag,
     predict,
     request,
     write_toy,
@@ -43,11 +44,9 @@ def server(exported, tmp_path_factory):
             toy=(folder / "toys", ""),
         )
     )
-    monitoring = folder / "monitoring.config"
-    monitoring.write_text("prometheus_config { enable: true }")
     with Server(
         f"--model_config_file={config}",
-        f"--monitoring_config_file={monitoring}",
+        monitoring_flag(folder),
         "--allow_version_labels_for_unavailable_models",
         f"--max_request_bytes={LIMIT}",
         "--rest_api_timeout_in_ms=5000",

@@ -6,6 +6,7 @@ get_model_metadata_impl.cc and model_servers/model_service_impl.cc.
 """
 
 import concurrent.futures
+import time
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -30,6 +31,7 @@ from export.serving.tensor_proto import from_array, to_array
 _HEALTHY = ("", "ModelService", "PredictionService")
 _FIELD = "signature_def"
 _MAX_INPUTS = 1000
+_WATCH_SECONDS = 0.2  # for those who watch health to read that it ends
 
 
 class GrpcServer:
@@ -213,6 +215,9 @@ class _Health(health.HealthServicer):
 
     def end(self):
         self.enter_graceful_shutdown()
+        if self._watching:
+            # What they have not read yet is dropped when the call ends.
+            time.sleep(_WATCH_SECONDS)
         for context in list(self._watching):
             context.cancel()
 

@@ -40,6 +40,7 @@ message_type { name: "MonitoringConfig"
 """ % {"int64": 'type: TYPE_MESSAGE type_name: ".google.protobuf.Int64Value"'}
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 _LARGEST = 2**31 - 1
+_MODELS = "the configuration of the models"
 
 
 def read_batching_parameters(path=""):
@@ -104,27 +105,27 @@ def model_configs(message):
     """
     if message.WhichOneof("config") != "model_config_list":
         received = message.WhichOneof("config") or "none"
-        raise _wrong("a model_config_list", received, "it")
+        raise _wrong("a model_config_list", received, _MODELS)
     configs = list(message.model_config_list.config)
     names = [config.name for config in configs]
     for config in configs:
         name, path = config.name, config.base_path
         if not name or "/" in name:
-            raise _wrong("a model name without a slash", repr(name), "it")
+            raise _wrong("a model name without a slash", repr(name), _MODELS)
         if names.count(name) > 1:
-            raise _wrong("each model once", f"{name!r} several times", "it")
+            raise _wrong("each model once", f"{name!r} several times", _MODELS)
         if "://" not in path and not os.path.isabs(path):
             expected = f"an absolute path or URI for model {name!r}"
-            raise _wrong(expected, repr(path), "it")
+            raise _wrong(expected, repr(path), _MODELS)
         platform = config.model_platform
         # The older way of saying it, an enum: 1 is TENSORFLOW.
         if platform != "tensorflow" and (platform or config.model_type != 1):
             expected = f"model_platform 'tensorflow' for model {name!r}"
-            raise _wrong(expected, repr(platform), "it")
+            raise _wrong(expected, repr(platform), _MODELS)
         policy = config.model_version_policy
         if policy.HasField("specific") and not policy.specific.versions:
             expected = f"versions in the specific policy of model {name!r}"
-            raise _wrong(expected, "none", "it")
+            raise _wrong(expected, "none", _MODELS)
     return configs
 
 
