@@ -63,7 +63,7 @@ setuptools.setup(
     },
     entry_points={
         "console_scripts": [
-            f"clsa-{name.replace('_', '-')} = clsa_tf.commands:{name}"
+            f"clsa-{name.replace('_', '-')} = clsa_tf.cli.scripts:{name}"
             for name in COMMANDS
         ]
     },

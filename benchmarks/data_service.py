@@ -53,7 +53,7 @@ def main(argv):
 
 def compare(addresses, cores):
     """Lets the loaders take turns."""
-    from clsa_tf.data.offload import Services
+    from clsa_tf.data.service_client import Services
 
     views = lib.views_of(_FLAGFILE.value)
     folder = FLAGS.photos

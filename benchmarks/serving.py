@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import app, flags
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from clsa_tf.data.listing import list_images
+from clsa_tf.data.sources.listing import list_images
 
 FLAGS = flags.FLAGS
 _MODEL = flags.DEFINE_string("model", None, "directory of the model's versions")

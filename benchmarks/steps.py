@@ -172,12 +172,13 @@ def measure(setting):
     import tensorflow as tf
 
     import clsa_tf.config
-    from clsa_tf import auto, train
+    from clsa_tf.training import auto
+    from clsa_tf.training.run import make_method
 
     config = clsa_tf.config.parse([f"--{k}={v}" for k, v in setting.items()])
     config = config.replace(batch_norm="local")  # as the figures were measured
     config = auto.resolve(config, images=10**6, replicas=1)
-    method = train.make_method(config, 0.01, total_steps=1)
+    method = make_method(config, 0.01, total_steps=1)
     rng = np.random.default_rng(0)
     batch = {}
     for view in method.views(config.options):

@@ -252,8 +252,8 @@ def drained(dataset, count=_PHASE):
 
 def pipeline(views, folder, finished=True, count=_PHASE, **options):
     """Returns the loader of this package; `count` batches per turn."""
-    from clsa_tf.data.faults import Faults
     from clsa_tf.data.pipeline import training_batches
+    from clsa_tf.data.unreadable import Faults
 
     return drained(
         training_batches(
@@ -273,7 +273,7 @@ def pipeline(views, folder, finished=True, count=_PHASE, **options):
 def source_of(folder):
     """Opens a folder as the training does."""
     import clsa_tf.config
-    from clsa_tf.data.sources import open_train_source
+    from clsa_tf.data.open import open_train_source
 
     config = clsa_tf.config.default(dataset=f"folder:{folder}", labels="none")
     return open_train_source(config)

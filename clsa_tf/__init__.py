@@ -3,12 +3,13 @@
 import importlib
 import typing
 
-from clsa_tf import console, stack
+from clsa_tf import stack
+from clsa_tf.terminal import console
 
 if typing.TYPE_CHECKING:
-    from clsa_tf.load import image_size as image_size
-    from clsa_tf.load import load_encoder as load_encoder
-    from clsa_tf.pretraining import pretrain as pretrain
+    from clsa_tf.api.load import image_size as image_size
+    from clsa_tf.api.load import load_encoder as load_encoder
+    from clsa_tf.api.pretrain import pretrain as pretrain
 
 __version__ = "0.1.0"
 
@@ -20,9 +21,9 @@ if console.is_command():
 
 # TensorFlow takes seconds to import: only for those who need it.
 _LAZY = {
-    "image_size": "clsa_tf.load",
-    "load_encoder": "clsa_tf.load",
-    "pretrain": "clsa_tf.pretraining",
+    "image_size": "clsa_tf.api.load",
+    "load_encoder": "clsa_tf.api.load",
+    "pretrain": "clsa_tf.api.pretrain",
 }
 
 

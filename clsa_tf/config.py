@@ -13,24 +13,24 @@ import zlib
 
 from absl import flags
 
-from clsa_tf import command_line, length, methods, other_method
-from clsa_tf.data import offload
+from clsa_tf import methods
+from clsa_tf.cli import other_method, parser, recipe_length
+from clsa_tf.data import service_client
 from clsa_tf.data.headers import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from clsa_tf.distributed.strategy import STRATEGIES
 from clsa_tf.errors import UserError
+from clsa_tf.networks.backbones.resnet import BLOCKS, STEMS
 from clsa_tf.networks.batchnorm import KINDS
-from clsa_tf.networks.resnet import BLOCKS, STEMS
-from clsa_tf.optimizer import (
-    L2_ON,
+from clsa_tf.networks.precision import PRECISIONS
+from clsa_tf.optimizers.optimizers import L2_ON, OPTIMIZERS
+from clsa_tf.optimizers.schedule import (
     LR_PER,
     LR_SCALINGS,
-    OPTIMIZERS,
     SCHEDULES,
     check_schedule,
 )
-from clsa_tf.options import AUTO, option
-from clsa_tf.precision import PRECISIONS
-from clsa_tf.spelling import Flag, spell
-from clsa_tf.strategy import STRATEGIES
+from clsa_tf.options.fields import AUTO, option
+from clsa_tf.options.flags import Flag, spell
 
 # Within the run's directory: the flagfile that repeats it.
 RUN_FLAGS = "run.flags"
@@ -480,7 +480,7 @@ def from_flags(flag_values=flags.FLAGS):
     """Returns the `Config` that the parsed flags spell.
 
     What a recipe says in epochs is fitted to another `--total_epochs`, and
-    printed, see `clsa_tf.length`.
+    printed, see `clsa_tf.cli.recipe_length`.
 
     Raises:
         UserError: a flag that belongs to another method, or values that do not
@@ -500,7 +500,7 @@ def from_flags(flag_values=flags.FLAGS):
     # person wrote overrides it.
     own = {n: flag_values[n].value for n in mine if flag_values[n].present}
     common = {f.name: flag_values[f.name].value for f in _fields(Config)}
-    fitted, sentence = length.adapt(flag_values)
+    fitted, sentence = recipe_length.adapt(flag_values)
     config = Config(**common | fitted, options=options(**own))
     check(config)
     for line in (*_overridden(flag_values), sentence):
@@ -541,7 +541,7 @@ def parse(arguments):
     """
     values = flags.FlagValues()
     define_flags(values)
-    command_line.parse(arguments, values)
+    parser.parse(arguments, values)
     return from_flags(values)
 
 
@@ -557,7 +557,7 @@ def check(config):
             problem = field.metadata["check"](getattr(option_value, field.name))
             if problem:
                 raise UserError(f"{problem} for --{field.name}.")
-    offload.parse(config.data_service)
+    service_client.parse(config.data_service)
     check_schedule(config)
     if (
         config.batch_norm == "split"
@@ -642,7 +642,7 @@ def load(workdir):
         ) from e
     try:
         return parse(text.splitlines()).replace(**older(text))
-    except command_line.FlagError as e:
+    except parser.FlagError as e:
         reason = str(e).split(";")[0].removeprefix("Expected ")
         raise UserError(
             f"Expected flags that this version knows in {path}, not "

@@ -18,7 +18,7 @@ import socket
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import entry
+from clsa_tf.cli import launch
 from clsa_tf.errors import UserError, first_line
 
 # What a training that was killed had ordered is thrown away after so long.
@@ -124,4 +124,4 @@ def serve():
 
 
 if __name__ == "__main__":
-    entry.launch(serve, define_flags)
+    launch.launch(serve, define_flags)

@@ -20,7 +20,7 @@ import argparse
 import os
 import sys
 
-from clsa_tf import console
+from clsa_tf.terminal import console
 
 # Before TensorFlow is imported, which chooses then what it prints, and which
 # Keras it has. A program that wants all of its log leaves the call out.

@@ -18,7 +18,7 @@ detector's weights are written to `--output`.
 
 import argparse
 
-from clsa_tf import console
+from clsa_tf.terminal import console
 
 # Before TensorFlow is imported, which chooses then what it prints, and which
 # Keras it has. A program that wants all of its log leaves the call out.
@@ -30,7 +30,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 import clsa_tf
-from clsa_tf import load
+from clsa_tf.api import load
 
 BOXES = "xyxy"  # left, top, right, bottom in px
 

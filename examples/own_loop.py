@@ -9,7 +9,7 @@ the 12,000 images of `shapes`.
 
 import argparse
 
-from clsa_tf import console
+from clsa_tf.terminal import console
 
 # Before TensorFlow is imported, which chooses then what it prints, and which
 # Keras it has. A program that wants all of its log leaves the call out.
@@ -20,9 +20,9 @@ from tensorflow import keras
 
 from clsa_tf import losses
 from clsa_tf.augment.views import View
-from clsa_tf.data.faults import Faults
+from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.unreadable import Faults
 
 TEMPERATURE = 0.2
 VIEWS = (

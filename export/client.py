@@ -19,9 +19,9 @@ import numpy as np
 import tenacity
 from absl import flags
 
-from clsa_tf import entry
+from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
-from clsa_tf.spelling import define_path, require
+from clsa_tf.options.flags import define_path, require
 from export.embedding import address, embeddings, transports
 from export.embedding.address import Model
 from export.embedding.refusal import ModelError, embed_each, read_image
@@ -341,4 +341,4 @@ def _print(paths, rows, reasons):
 
 
 if __name__ == "__main__":
-    entry.launch(main, define_flags, positional=True)
+    launch.launch(main, define_flags, positional=True)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf.errors import first_line
-from clsa_tf.load import PIXELS, input_name
+from clsa_tf.networks.functional import PIXELS, input_name
 
 # Of all files: their images are float32 (of int8: uint8) in 0..255, and the
 # input's name says so.
@@ -38,7 +38,7 @@ class Source(typing.NamedTuple):
     """What is converted.
 
     Attributes:
-        model: `clsa_tf.load.functional`, for images of any size.
+        model: `clsa_tf.networks.functional.functional`, for images of any size.
         image_size: S, in px, for formats that fix it.
         photos: uint8 `[n, S, S, 3]`, images of the kind that it will see, for
             formats with ranges of activations; None: for no such format.

@@ -15,9 +15,9 @@ import typing
 
 from absl import flags
 
-from clsa_tf import entry
+from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
-from clsa_tf.spelling import define_path, require
+from clsa_tf.options.flags import define_path, require
 from export.deployment import published
 from export.deployment.checks import check_deployment
 from export.deployment.files import IMAGES, Settings, render
@@ -293,4 +293,4 @@ def main():
 
 
 if __name__ == "__main__":
-    entry.launch(main, define_flags)
+    launch.launch(main, define_flags)

@@ -26,13 +26,14 @@ import time
 
 from absl import flags
 
-from clsa_tf import entry, progress
+from clsa_tf.cli import launch
 from clsa_tf.data import headers
-from clsa_tf.data.folder import list_folder
-from clsa_tf.data.sources import FOLDER
+from clsa_tf.data.open import FOLDER
+from clsa_tf.data.sources.folder import list_folder
 from clsa_tf.errors import Stopped, UserError
-from clsa_tf.interruption import Interruption
-from clsa_tf.spelling import define_path, require
+from clsa_tf.options.flags import define_path, require
+from clsa_tf.terminal import progress
+from clsa_tf.terminal.signals import Interruption
 from export.embedding import embeddings
 from export.embedding.encoders import open_encoder
 from export.embedding.in_order import in_order
@@ -354,4 +355,4 @@ def main():
 
 
 if __name__ == "__main__":
-    entry.launch(main, define_flags)
+    launch.launch(main, define_flags)

@@ -35,19 +35,23 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import entry, files, load, outcome, progress
-from clsa_tf.checkpoint import load_trained
-from clsa_tf.data.faults import Faults
+from clsa_tf import files
+from clsa_tf.cli import launch
+from clsa_tf.data.open import FOLDER, open_source, open_train_source
 from clsa_tf.data.pipeline import evaluation_batches
-from clsa_tf.data.sources import FOLDER, open_source, open_train_source
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import plan
-from clsa_tf.spelling import define_path, require
+from clsa_tf.networks import functional
+from clsa_tf.options.flags import define_path, require
+from clsa_tf.terminal import progress
+from clsa_tf.training import encoder_files, outcome
+from clsa_tf.training.checkpoint import load_trained
 from export import conversions
 from export.model import card
 
-SUMMARY = load.FORMATS
+SUMMARY = encoder_files.FORMATS
 
 # Largest deviations from the encoder that are accepted.
 # Share of the output's largest value: the same sums in another order.
@@ -98,7 +102,10 @@ def one_minus_cosine(found, expected):
 
 FORMATS = {
     "keras": Format(
-        load.KERAS_FILE, conversions.write_keras, share_of_largest, ROUNDING
+        encoder_files.KERAS_FILE,
+        conversions.write_keras,
+        share_of_largest,
+        ROUNDING,
     ),
     "weights": Format(
         "encoder.weights.h5",
@@ -152,7 +159,7 @@ def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
         photos, compared = _photos(trained.config, images)
     os.makedirs(output, exist_ok=True)
     source = conversions.Source(
-        load.from_encoder(trained.encoder, trained.config),
+        functional.from_encoder(trained.encoder, trained.config),
         trained.config.image_size,
         photos,
     )
@@ -194,7 +201,7 @@ def _write(form, source, trained, output, compared, accuracy):
             "input": {
                 "name": conversions.INPUT,
                 "dtype": form.dtype,
-                "range": list(load.PIXELS),
+                "range": list(functional.PIXELS),
             },
             "image_size": trained.config.image_size,
             "fingerprint": card.fingerprint(trained.encoder.variables),
@@ -395,4 +402,4 @@ def main():
 
 
 if __name__ == "__main__":
-    entry.launch(main, define_flags)
+    launch.launch(main, define_flags)

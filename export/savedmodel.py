@@ -14,13 +14,16 @@ import tempfile
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import config, copyable, entry, outcome, progress
-from clsa_tf.checkpoint import load_trained
-from clsa_tf.data.sources import FOLDER
+from clsa_tf import config
+from clsa_tf.cli import launch
+from clsa_tf.data.open import FOLDER
 from clsa_tf.errors import UserError
 from clsa_tf.files import MODEL_CARD, flush_to_disk
-from clsa_tf.precision import PRECISIONS
-from clsa_tf.spelling import define_path, require
+from clsa_tf.networks.precision import PRECISIONS
+from clsa_tf.options.flags import define_path, require
+from clsa_tf.terminal import progress, shell
+from clsa_tf.training import outcome
+from clsa_tf.training.checkpoint import load_trained
 from export.model import card, checks, served, untrusted, warmup
 
 
@@ -45,7 +48,8 @@ def export(
         version: number of this one, >= 1; 0: one more than the newest.
         image_size: side that encoded images are brought to, in px; 0: the one
             that the run was evaluated with.
-        precision: in which the backbone computes, see `clsa_tf.precision`.
+        precision: in which the backbone computes, see
+            `clsa_tf.networks.precision`.
         outputs: those of `export.model.served.OUTPUTS` to return.
         bad_images: see `export.model.served.ServedEncoder`.
         limits: `export.model.untrusted.Limits`.
@@ -157,18 +161,18 @@ def _next_steps(workdir, output, path):
     if dataset.startswith(FOLDER):
         images = dataset[len(FOLDER) :]
     base = os.path.abspath(output)  # which servers want
-    serve = copyable.of_module(
+    serve = shell.of_module(
         "export.server",
         model_name="encoder",
         model_base_path=base,
         port=8500,
         rest_api_port=8501,
     )
-    ask = copyable.of_module(
+    ask = shell.of_module(
         "export.client", server="localhost:8500", model="encoder"
     )
     ask += " photo.jpg"
-    embed = copyable.of_module(
+    embed = shell.of_module(
         "export.embed",
         encoder=path,
         images=images,
@@ -318,4 +322,4 @@ def show(path):
 
 
 if __name__ == "__main__":
-    entry.launch(main, define_flags)
+    launch.launch(main, define_flags)

@@ -21,10 +21,10 @@ import tensorflow as tf
 from absl import flags
 from tensorflow_serving.config import model_server_config_pb2
 
-from clsa_tf import entry
+from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
 from clsa_tf.files import newest_savedmodel
-from clsa_tf.spelling import define_path
+from clsa_tf.options.flags import define_path
 from export.serving import settings
 
 try:
@@ -261,4 +261,4 @@ def main():
 
 
 if __name__ == "__main__":
-    entry.launch(main, define_flags)
+    launch.launch(main, define_flags)

@@ -9,8 +9,8 @@ import pillow_heif
 from PIL import Image
 
 from clsa_tf import config as config_lib
-from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.networks.encoder import Encoder
+from clsa_tf.training.checkpoint import Checkpoints
 from export import savedmodel
 from tests import tiny
 

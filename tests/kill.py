@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from clsa_tf.checkpoint import UNFINISHED, list_checkpoints
+from clsa_tf.training.checkpoint import UNFINISHED, list_checkpoints
 from tests import runs
 from tests.photos import write_folder
 

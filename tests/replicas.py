@@ -15,7 +15,8 @@ import sys
 import tensorflow as tf
 
 from clsa_tf import train
-from clsa_tf.strategy import make_strategy
+from clsa_tf.distributed.strategy import make_strategy
+from clsa_tf.training import run as run_lib
 from tests import runs, tiny
 
 STEPS = 4
@@ -66,7 +67,7 @@ def main(method, photos, output, replicas, cases):
         kind = "multiworker"
     strategy = make_strategy(kind)
     # Several strategies in one process disturb each other's collectives.
-    train.make_strategy = lambda *_, **__: strategy
+    run_lib.make_strategy = lambda *_, **__: strategy
     for case in cases.split(","):
         if possible(case, strategy.num_replicas_in_sync):
             workdir = pathlib.Path(output, case)

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from clsa_tf import metrics
-from clsa_tf.checkpoint import list_checkpoints
+from clsa_tf.training import metrics_log
+from clsa_tf.training.checkpoint import list_checkpoints
 from tests.photos import TINY_FLAGS
 
 
@@ -124,7 +124,7 @@ def assert_equal_states(one, two):
 
 def lines(workdir):
     """What was logged, without what depends on the clock."""
-    entries = metrics.read(workdir)
+    entries = metrics_log.read(workdir)
     for entry in entries:
         entry.pop("images_per_second", None)
     return entries

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 import clsa_tf
 from clsa_tf.augment.views import View
-from clsa_tf.data.faults import Faults
+from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.unreadable import Faults
 from export import formats
 from tests import exports
 

@@ -16,14 +16,15 @@ from PIL import Image
 from tensorflow import keras
 
 import clsa_tf
-from clsa_tf import catalogue, flagfiles, methods
 from clsa_tf import config as config_lib
-from clsa_tf.data import from_dataset
+from clsa_tf import methods
+from clsa_tf.api.pretrain import make_config
+from clsa_tf.cli import flagfiles, list_methods
 from clsa_tf.data.decode import decode
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.open import open_source
+from clsa_tf.data.sources import dataset_writer
 from clsa_tf.errors import UserError
-from clsa_tf.options import Crop
-from clsa_tf.pretraining import make_config
+from clsa_tf.options.fields import Crop
 from tests import runs
 from tests.exports import encode, noise
 from tests.photos import TINY_FLAGS
@@ -270,7 +271,7 @@ def test_trains_on_a_dataset_that_is_read_once(tmp_path, capfd):
 
 def read(directory):
     """Images and labels as training reads them."""
-    source = open_source(f"tfrecord:{from_dataset.pattern(directory)}")
+    source = open_source(f"tfrecord:{dataset_writer.pattern(directory)}")
     examples = source.examples(start=0, seed=0, shuffle=False, repeat=False)
     examples = list(examples.as_numpy_iterator())
     images = [decode(e["bytes"]).numpy() for e in examples]
@@ -294,7 +295,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_lost(tmp_path, kind):
     dataset = tf.data.Dataset.from_tensor_slices(KINDS[kind])
-    from_dataset.write(dataset, tmp_path / "dataset", shard_bytes=20_000)
+    dataset_writer.write(dataset, tmp_path / "dataset", shard_bytes=20_000)
     assert len(list(tmp_path.glob("dataset/*.tfrecord"))) > 2
     images, labels = read(tmp_path / "dataset")
     np.testing.assert_array_equal(images, PIXELS)
@@ -308,7 +309,7 @@ def test_images_of_any_size_and_grey_ones(tmp_path):
     dataset = tf.data.Dataset.from_generator(
         lambda: arrays, output_signature=tf.TensorSpec(None, tf.uint8)
     )
-    from_dataset.write(dataset, tmp_path / "dataset")
+    dataset_writer.write(dataset, tmp_path / "dataset")
     for image, array in zip(read(tmp_path / "dataset")[0], arrays):
         np.testing.assert_array_equal(image, np.tile(array, [1, 1, 3]))
 
@@ -357,7 +358,7 @@ WRONG = {
 def test_wrong_datasets(tmp_path, kind):
     dataset, words = WRONG[kind]
     with pytest.raises(UserError) as error:
-        from_dataset.write(dataset, tmp_path / "dataset")
+        dataset_writer.write(dataset, tmp_path / "dataset")
     message = str(error.value)
     assert message.startswith("Expected") and "received" in message
     assert "\n" not in message
@@ -367,12 +368,12 @@ def test_wrong_datasets(tmp_path, kind):
 
 
 def test_another_dataset_for_the_same_workdir(tmp_path):
-    from_dataset.write(of(PIXELS), tmp_path / "dataset")
+    dataset_writer.write(of(PIXELS), tmp_path / "dataset")
     with pytest.raises(UserError, match="of 40 images .* received one of 39"):
-        from_dataset.write(of(PIXELS[1:]), tmp_path / "dataset")
+        dataset_writer.write(of(PIXELS[1:]), tmp_path / "dataset")
     (tmp_path / "dataset" / "about.json").unlink()
     with pytest.raises(UserError, match="remove it or choose"):
-        from_dataset.write(of(PIXELS), tmp_path / "dataset")
+        dataset_writer.write(of(PIXELS), tmp_path / "dataset")
 
 
 def test_interrupted_while_writing(tmp_path):
@@ -390,26 +391,28 @@ def test_interrupted_while_writing(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            from_dataset.write(dataset, tmp_path / "dataset", shard_bytes=9000)
+            dataset_writer.write(
+                dataset, tmp_path / "dataset", shard_bytes=9000
+            )
     finally:
         signal.signal(signal.SIGINT, before)
     assert [p.name for p in tmp_path.iterdir()] == ["dataset.lock"]
     # What a killed process leaves is in nobody's way.
     (tmp_path / "dataset.unfinished").mkdir()
     (tmp_path / "dataset.unfinished" / "images-00099.tfrecord").touch()
-    from_dataset.write(of(PIXELS), tmp_path / "dataset")
+    dataset_writer.write(of(PIXELS), tmp_path / "dataset")
     np.testing.assert_array_equal(read(tmp_path / "dataset")[0], PIXELS)
 
 
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Expected to write the dataset"):
-        from_dataset.write(of(PIXELS), tmp_path / "file" / "dataset")
+        dataset_writer.write(of(PIXELS), tmp_path / "file" / "dataset")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
     try:
         with pytest.raises(UserError, match="dataset, received: .*make room"):
-            from_dataset.write(of(PIXELS), tmp_path / "dataset")
+            dataset_writer.write(of(PIXELS), tmp_path / "dataset")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.glob("dataset*/*"))
@@ -431,7 +434,7 @@ def test_methods_are_listed():
 
 
 def test_recipes_of_the_methods():
-    described = catalogue.describe()
+    described = list_methods.describe()
     assert "  --flagfile= moco_v1, moco_v2, cifar10/moco\n" in described
     for name in flagfiles.recipes():
         if name != "cifar10/common":  # of no method

@@ -8,9 +8,11 @@ import types
 import numpy as np
 import pytest
 
-from clsa_tf import auto, methods, train
 from clsa_tf import config as config_lib
+from clsa_tf import methods, train
 from clsa_tf.errors import UserError
+from clsa_tf.training import advice, auto
+from clsa_tf.training import run as run_lib
 from tests import tiny
 from tests.photos import TINY_FLAGS
 
@@ -57,21 +59,21 @@ def test_recipes_are_as_published_where_they_were_published(
     resolved = auto.resolve(config, **data)
     found = chosen(resolved)
     assert (found["bn"], found["queue"], found["m"]) == expected
-    assert auto.advice(resolved, **data) == []
+    assert advice.advice(resolved, **data) == []
 
 
 def test_command_of_record_on_one_gpu_has_the_statistics_of_eight():
     config = parse("--flagfile=configs/clsa.flags")
     resolved = auto.resolve(config, images=1_281_167, replicas=1)
     assert chosen(resolved) == dict(bn="split", splits=8, queue=65_536, m=0.999)
-    assert auto.advice(resolved, images=1_281_167, replicas=1) == []
+    assert advice.advice(resolved, images=1_281_167, replicas=1) == []
 
 
 def test_readmes_command_on_680_photographs():
     config = parse("--flagfile=configs/clsa.flags", "--total_epochs=100")
     resolved = auto.resolve(config, **PHOTOS)
     assert chosen(resolved) == dict(bn="split", splits=8, queue=256, m=0.9)
-    warned = " ".join(auto.advice(resolved, **PHOTOS))
+    warned = " ".join(advice.advice(resolved, **PHOTOS))
     for flag in ("batch_norm", "queue_size", "key_momentum"):
         assert f"--{flag}" not in warned
     assert "200 steps" in warned and "--knn_k=200" in warned
@@ -91,9 +93,9 @@ def test_whatever_is_chosen_can_be_run(method, replicas, micro, images):
         num_replicas_in_sync=replicas,
         extended=types.SimpleNamespace(worker_devices=()),
     )
-    train.check_batch(resolved, max(images, 64), strategy)
+    run_lib.check_batch(resolved, max(images, 64), strategy)
     # Nothing that was chosen is warned of.
-    warned = " ".join(auto.advice(resolved, **data))
+    warned = " ".join(advice.advice(resolved, **data))
     for flag in ("--batch_norm", "longer than the data", "--key_momentum"):
         assert flag not in warned or images == 1, warned
     if method in WITH_QUEUE:
@@ -206,7 +208,7 @@ def test_explicit_parts_of_a_batch_that_has_none():
     )
     assert resolved.batch_norm == "local"
     assert "--batch_norm=local" in " ".join(
-        auto.advice(resolved, images=10**6, replicas=1)
+        advice.advice(resolved, images=10**6, replicas=1)
     )
 
 
@@ -258,15 +260,15 @@ def test_reasons_name_value_number_and_published_value():
 )
 def test_advice(method, changes, data, words):
     config = config_lib.default(method)
-    before = auto.advice(auto.resolve(config, **IMAGENET), **IMAGENET)
+    before = advice.advice(auto.resolve(config, **IMAGENET), **IMAGENET)
     assert before == []
     resolved = auto.resolve(config.replace(**changes), **data)
     found = [
         sentence
-        for sentence in auto.advice(resolved, **data)
+        for sentence in advice.advice(resolved, **data)
         if all(word in sentence for word in words)
     ]
-    assert len(found) == 1, auto.advice(resolved, **data)
+    assert len(found) == 1, advice.advice(resolved, **data)
     assert not re.search(r"[.]\Z|\n", found[0])
 
 
@@ -276,8 +278,8 @@ def test_advice(method, changes, data, words):
 )
 def test_without_an_accelerator_large_networks_are_warned_of(recipe, slow):
     config = auto.resolve(parse(f"--flagfile={recipe}"), **PHOTOS)
-    new = set(auto.advice(config, **PHOTOS, accelerated=False)) - set(
-        auto.advice(config, **PHOTOS)
+    new = set(advice.advice(config, **PHOTOS, accelerated=False)) - set(
+        advice.advice(config, **PHOTOS)
     )
     assert len(new) == slow
     assert all("resnet50" in x and "--flagfile=photos" in x for x in new)
@@ -285,11 +287,11 @@ def test_without_an_accelerator_large_networks_are_warned_of(recipe, slow):
 
 def test_without_labels_there_is_no_advice_on_neighbours():
     resolved = auto.resolve(config_lib.default("moco"), **PHOTOS)
-    assert "knn" in " ".join(auto.advice(resolved, **PHOTOS))
-    found = auto.advice(resolved, **PHOTOS, bank=0)
+    assert "knn" in " ".join(advice.advice(resolved, **PHOTOS))
+    found = advice.advice(resolved, **PHOTOS, bank=0)
     assert "knn" not in " ".join(found)
     # Neighbours may come from another dataset.
-    found = auto.advice(resolved, **PHOTOS, bank=50)
+    found = advice.advice(resolved, **PHOTOS, bank=50)
     assert "of 50 images vote" in " ".join(found)
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
-from clsa_tf.options import Crop
+from clsa_tf.options.fields import Crop
 from tests import cacr, golden, tiny
 
 VIEWS = {f"view_{i}": x for i, x in enumerate(golden.VIEWS)}

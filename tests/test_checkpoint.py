@@ -6,8 +6,12 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
-from clsa_tf.checkpoint import Checkpoints, list_checkpoints, load_trained
 from clsa_tf.errors import UserError
+from clsa_tf.training.checkpoint import (
+    Checkpoints,
+    list_checkpoints,
+    load_trained,
+)
 from tests import tiny
 
 

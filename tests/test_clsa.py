@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from clsa_tf.errors import UserError
 from clsa_tf.methods import clsa
-from clsa_tf.options import Crop
+from clsa_tf.options.fields import Crop
 from tests import golden, tiny
 from tests.ddm_oracle import ddm
 

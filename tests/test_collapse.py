@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from clsa_tf import collapse
+from clsa_tf.methods import statistics
+from clsa_tf.training import collapse
 
 
 def embeddings(kind, rng):
@@ -17,7 +18,7 @@ def embeddings(kind, rng):
 
 
 def measured(x):
-    found = collapse.measures(tf.constant(x, tf.float32))
+    found = statistics.measures(tf.constant(x, tf.float32))
     return {name: float(value) for name, value in found.items()}
 
 

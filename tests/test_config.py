@@ -6,11 +6,13 @@ import pytest
 from absl import flags
 
 from clsa_tf import config as config_lib
-from clsa_tf import methods, train, workdir
-from clsa_tf.command_line import FlagError
+from clsa_tf import methods, train
+from clsa_tf.cli.parser import FlagError
 from clsa_tf.errors import UserError
-from clsa_tf.optimizer import make_schedule
-from clsa_tf.options import Crop
+from clsa_tf.optimizers.schedule import make_schedule
+from clsa_tf.options.fields import Crop
+from clsa_tf.training import run as run_lib
+from clsa_tf.training import workdir
 
 CONFIGS = pathlib.Path("configs")
 FLAGFILES = sorted(CONFIGS.rglob("*.flags"))
@@ -452,7 +454,7 @@ def test_a_training_goes_on_with_what_it_began_with(tmp_path, monkeypatch):
     config = config_lib.default(workdir=str(tmp_path / "run"))
     begun_before(tmp_path / "run", config)
     met = []
-    monkeypatch.setattr(train, "_Run", lambda x: met.append(x) or mock.Mock())
+    monkeypatch.setattr(run_lib, "_Run", lambda x: met.append(x) or mock.Mock())
     train.run(config)
     train.run(config.replace(workdir=str(tmp_path / "new")))
     assert met[0] == config.replace(**NEW)

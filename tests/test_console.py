@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from clsa_tf import console, native_log
+from clsa_tf.terminal import console, native_log
 from tests import exports
 
 # Each is from a run in which nothing was wrong, or but for a damaged image.

@@ -29,10 +29,10 @@ ENTRY_POINTS = {
     "deploy.py",
     "formats.py",
     # What they share.
-    "command_line.py",
+    "parser.py",
     "config.py",
-    "entry.py",
-    "spelling.py",
+    "launch.py",
+    "flags.py",
 }
 
 

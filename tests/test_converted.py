@@ -14,10 +14,10 @@ from clsa_tf.augment import crop
 from clsa_tf.augment.views import View
 from clsa_tf.data import converted, decode, headers
 from clsa_tf.data.checks import check_sizes
-from clsa_tf.data.faults import Faults
-from clsa_tf.data.offload import Services
+from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import evaluation_batches, training_batches
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.service_client import Services
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
 from tests.test_untrusted import png_of_zeros
 

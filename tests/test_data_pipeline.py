@@ -11,10 +11,11 @@ from clsa_tf.augment.chain import finish_batch
 from clsa_tf.augment.views import View, params_key, unpack
 from clsa_tf.data import decode, headers
 from clsa_tf.data.checks import check_sizes
-from clsa_tf.data.faults import Faults
-from clsa_tf.data.order import Source, Worker
+from clsa_tf.data.open import open_source
+from clsa_tf.data.order import Worker
 from clsa_tf.data.pipeline import evaluation_batches, training_batches
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.source import Source
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
 
 WEAK = View("query", 8, 0.2, 1.0)

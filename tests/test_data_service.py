@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from clsa_tf import config as config_lib
 from clsa_tf.augment.views import View
-from clsa_tf.data import offload
-from clsa_tf.data.faults import Faults
-from clsa_tf.data.offload import Services
+from clsa_tf.data import service_client
+from clsa_tf.data.open import open_source
 from clsa_tf.data.order import Worker
-from clsa_tf.data.records import Format, from_getter
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.service_client import Services
+from clsa_tf.data.sources.records import Format, from_getter
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
 from tests.runs import call
 from tests.service import COMMAND, Service
@@ -143,8 +143,8 @@ def numbers(k, n):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGSTOP])
 def test_a_service_that_is_gone_is_noticed(number, addresses, monkeypatch):
-    monkeypatch.setattr(offload, "SILENT_SECONDS", 1.0)
-    monkeypatch.setattr(offload, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(service_client, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(service_client, "_LOOK_SECONDS", 0.5)
     with Service() as short:
         services = Services((addresses[0], short.address))
         found = iter(services.distribute(numbers))
@@ -176,7 +176,7 @@ def test_a_service_started_anew_does_not_go_on():
 
 
 def test_nobody_there(monkeypatch):
-    monkeypatch.setattr(offload, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(service_client, "ANSWER_SECONDS", 1.0)
     with socket.create_server(("localhost", 0)) as mute:
         port = mute.getsockname()[1]
         with pytest.raises(UserError, match="no answer within 1 s") as caught:

@@ -12,13 +12,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from clsa_tf.data import headers, shapes
-from clsa_tf.data.order import Absent, Worker
-from clsa_tf.data.sources import (
-    open_eval_source,
-    open_source,
-    open_train_source,
-)
+from clsa_tf.data import headers
+from clsa_tf.data.open import open_eval_source, open_source, open_train_source
+from clsa_tf.data.order import Worker
+from clsa_tf.data.shapes import dataset
+from clsa_tf.data.source import Absent
 from clsa_tf.errors import UserError
 
 
@@ -647,12 +645,12 @@ def test_configurations(data_dir, tmp_path):
 
 
 def test_shapes(tmp_path):
-    class Few(shapes.Shapes, skip_registration=True):
+    class Few(dataset.Shapes, skip_registration=True):
         name = "shapes"
         EXAMPLES = {"train": 12, "test": 5}
         url_infos = None
 
-    shapes.prepare(str(tmp_path), builder_class=Few)
+    dataset.prepare(str(tmp_path), builder_class=Few)
     train, test = (
         open_source("shapes", data_dir=str(tmp_path), role=role)
         for role in ("train", "eval")
@@ -661,7 +659,7 @@ def test_shapes(tmp_path):
     assert train.class_names == test.class_names
     assert len(train.class_names) == 10
     expected = {
-        shapes.encoded_example("test", n)["image"].getvalue() for n in range(5)
+        dataset.encoded_example("test", n)["image"].getvalue() for n in range(5)
     }
     assert {e["bytes"] for e in read(test, shuffle=False)} == expected
 

@@ -8,7 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from benchmarks import pillow_chain
-from clsa_tf import methods, metrics
+from clsa_tf import methods
+from clsa_tf.training import metrics_log
 from tests import cluster, replicas
 
 # Name -> (worker processes, replicas of each).
@@ -73,7 +74,7 @@ def assert_same_state(got, expected, *, but=()):
 
 
 def assert_same_reports(got, expected):
-    got, expected = metrics.read(got), metrics.read(expected)
+    got, expected = metrics_log.read(got), metrics_log.read(expected)
     assert [e["step"] for e in got] == [1, 2, 3, 4]
     for one, two in zip(got, expected):
         assert one.keys() == two.keys() >= {"loss", "spread", "rank"}

@@ -8,7 +8,8 @@ import shlex
 import pytest
 from absl import flags
 
-from clsa_tf import command_line, config
+from clsa_tf import config
+from clsa_tf.cli import parser
 from tests.test_help import COMMANDS
 
 DOCUMENTS = (
@@ -73,6 +74,6 @@ def test_their_flags_are_those_of_the_command(document, module, words):
     if not words:  # the command is named
         return
     positional = module == "export.client"
-    command_line.parse(words, values, positional=positional)
+    parser.parse(words, values, positional=positional)
     if module in RUNS:
         config.from_flags(values)

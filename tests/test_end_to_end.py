@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from clsa_tf import metrics
-from clsa_tf.checkpoint import list_checkpoints
+from clsa_tf.training import metrics_log
+from clsa_tf.training.checkpoint import list_checkpoints
 from tests.photos import write_folder
 from tests.runs import (
     assert_equal_states,
@@ -31,7 +31,7 @@ def test_training_says_what_it_does_and_logs(finished):
     workdir, result = finished
     assert "clsa: resnet18 on" in result.stdout
     # 60 photographs, a tenth held out, in batches of 16: 3 steps an epoch.
-    entries = metrics.read(workdir)
+    entries = metrics_log.read(workdir)
     assert [e["step"] for e in entries if "loss" in e] == [2, 4, 6, 8, 9]
     assert [e["epoch"] for e in entries if "knn" in e] == [1, 2, 3]
     for name in ("ddm", "ddm_kl", "contrast_accuracy", "lr"):
@@ -131,7 +131,7 @@ def test_export_and_report(photos, finished):
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["savedmodel"] == f"{output}/1"
     assert summary["train_seconds"] > 0
-    knn = [e["knn"] for e in metrics.read(workdir) if "knn" in e]
+    knn = [e["knn"] for e in metrics_log.read(workdir) if "knn" in e]
     assert summary["knn_trained"] == pytest.approx(knn[-1])
     # Bright and dark photographs are told apart by their pixels.
     assert summary["knn_pixels"] == 1.0
@@ -210,7 +210,7 @@ def test_a_service_dies(photos, tmp_path, anew, status, words):
         )
         try:
             assert wait_until(
-                lambda: len(metrics.read(tmp_path / "run")) >= 50,
+                lambda: len(metrics_log.read(tmp_path / "run")) >= 50,
                 process,
                 pause=0.1,
             )

@@ -4,7 +4,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from clsa_tf import entry
+from clsa_tf.cli import launch
 from clsa_tf.errors import first_line, is_of_disk
 
 LOST = "Collective ops is aborted by: Task 1 heartbeat timeout."
@@ -64,10 +64,10 @@ def test_commands_say_that_a_disk_is_full(capsys, monkeypatch, message, known):
     monkeypatch.setattr(sys, "argv", ["command"])
     if not known:
         with pytest.raises(tf.errors.ResourceExhaustedError):
-            entry.launch(main, lambda flag_values: None)
+            launch.launch(main, lambda flag_values: None)
         return
     with pytest.raises(SystemExit) as end:
-        entry.launch(main, lambda flag_values: None)
+        launch.launch(main, lambda flag_values: None)
     assert end.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith("error: Expected a place to write to")

@@ -12,12 +12,14 @@ import tensorflow as tf
 from PIL import Image
 
 from clsa_tf import config as config_lib
-from clsa_tf import load, pictures, report
-from clsa_tf.data import from_dataset
-from clsa_tf.data.faults import Faults
-from clsa_tf.data.sources import open_train_source
+from clsa_tf import report
+from clsa_tf.api import load
+from clsa_tf.data.open import open_train_source
+from clsa_tf.data.sources import dataset_writer
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.task import announcement, plan
+from clsa_tf.plots import neighbours, sheet
 from clsa_tf.text import abbreviated, listed, printable
 from tests import exports, tiny
 from tests.photos import write_folder
@@ -189,12 +191,12 @@ def test_unlabelled_evaluation_sets_give_their_reason(photos, flat, tmp_path):
         f"folder:{photos}", eval_dataset=f"folder:{flat}"
     )
     assert f"no labels in {flat}: " in evaluation.no_accuracy
-    from_dataset.write(of(PIXELS), tmp_path / "written")
-    files = f"tfrecord:{from_dataset.pattern(tmp_path / 'written')}"
+    dataset_writer.write(of(PIXELS), tmp_path / "written")
+    files = f"tfrecord:{dataset_writer.pattern(tmp_path / 'written')}"
     _, evaluation, lines = planned(f"folder:{photos}", eval_dataset=files)
     assert "is negative in all records" in lines[-1]
-    from_dataset.write(of((PIXELS, np.arange(40) % 3)), tmp_path / "labelled")
-    files = f"tfrecord:{from_dataset.pattern(tmp_path / 'labelled')}"
+    dataset_writer.write(of((PIXELS, np.arange(40) % 3)), tmp_path / "labelled")
+    files = f"tfrecord:{dataset_writer.pattern(tmp_path / 'labelled')}"
     _, evaluation, lines = planned(files)
     assert "are trained on; name others" in lines[-1]
     assert "--eval_dataset" in lines[-1]
@@ -215,9 +217,9 @@ def run_on(exported, dataset, workdir):
 
 
 def grids_of(monkeypatch):
-    grids, draw = [], pictures.sheet
+    grids, draw = [], sheet.sheet
     monkeypatch.setattr(
-        pictures, "sheet", lambda g, path: grids.extend(g) or draw(g, path)
+        sheet, "sheet", lambda g, path: grids.extend(g) or draw(g, path)
     )
     return grids
 
@@ -266,7 +268,9 @@ def test_neighbours_are_named_and_marked(
             assert cell.lines[1].endswith(".jpg")
         for cell in others:
             same = cell.lines[0] == query.lines[0]
-            assert cell.frame == (report.RIGHT if same else report.WRONG)
+            assert cell.frame == (
+                neighbours.RIGHT if same else neighbours.WRONG
+            )
             assert -1 <= float(cell.lines[2].removeprefix("cosine ")) <= 1
     assert by_pixels == {(True, "bright"), (False, "dark")}
     # They are drawn.
@@ -280,9 +284,9 @@ def test_neighbours_are_named_and_marked(
 
 def test_sheet_abbreviates_lines_that_are_too_long(tmp_path):
     white = np.full([30, 30, 3], 255, np.uint8)
-    cell = pictures.Cell(white, ["W" * 80, "i" * 80], "red")
-    grid = pictures.Grid("t", ["a", "b"], ["", ""], [[cell] * 2] * 2, 100)
-    image = pictures.sheet([grid], str(tmp_path / "a.png"))
+    cell = sheet.Cell(white, ["W" * 80, "i" * 80], "red")
+    grid = sheet.Grid("t", ["a", "b"], ["", ""], [[cell] * 2] * 2, 100)
+    image = sheet.sheet([grid], str(tmp_path / "a.png"))
     assert image.shape[1] < 250
     # Between the columns, and to the right of them, there is no text.
     frames = np.flatnonzero((image == [255, 0, 0]).all(axis=-1).any(axis=0))

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from tensorflow import keras
 
-from clsa_tf import load
-from clsa_tf.data import shapes
+from clsa_tf.data.shapes import dataset
+from clsa_tf.networks import functional
 from clsa_tf.networks.heads import Head
 from tests import runs
 from tests.photos import write_folder
@@ -37,7 +37,7 @@ def call(script, here, *arguments, status=0):
     return result
 
 
-class FewShapes(shapes.Shapes, skip_registration=True):
+class FewShapes(dataset.Shapes, skip_registration=True):
     """The embedded dataset, short."""
 
     name = "shapes"
@@ -90,7 +90,7 @@ def test_pretrain_on_images_of_other_kinds(here, tmp_path, monkeypatch):
 
 
 def test_own_loop(here, tmp_path):
-    shapes.prepare(str(tmp_path), builder_class=FewShapes)
+    dataset.prepare(str(tmp_path), builder_class=FewShapes)
     arguments = [f"--data_dir={tmp_path}", "--steps=30", "--batch_size=32"]
     printed = call("own_loop.py", here, *arguments).stdout
     contrasts = [float(x) for x in re.findall(r"contrast ([\d.]+)", printed)]
@@ -125,7 +125,7 @@ def test_finetune(exported, photos, here, tmp_path):
 
 
 def test_detector(photos, here, tmp_path):
-    encoder = load.functional(
+    encoder = functional.functional(
         backbone="resnet18",
         width=0.125,
         stem="imagenet",
@@ -173,7 +173,7 @@ def test_a_folder_without_images(there, exported, here, tmp_path):
 
 
 def test_an_encoder_that_does_not_name_its_size(photos, here, tmp_path):
-    encoder = load.functional(
+    encoder = functional.functional(
         backbone="resnet18", width=0.125, stem="small", head=Head(outputs=8)
     )
     encoder.save(tmp_path / "encoder.keras")

@@ -8,17 +8,18 @@ import shlex
 import pytest
 from absl import flags
 
-from clsa_tf import command_line, flagfiles, methods, other_method, train
 from clsa_tf import config as config_lib
-from clsa_tf.command_line import FlagError
-from clsa_tf.data import sources
+from clsa_tf import methods, train
+from clsa_tf.api.load import load_encoder
+from clsa_tf.api.pretrain import make_config
+from clsa_tf.cli import flagfiles, other_method, parser
+from clsa_tf.cli.parser import FlagError
+from clsa_tf.data import open
 from clsa_tf.errors import UserError
-from clsa_tf.load import load_encoder
-from clsa_tf.pretraining import make_config
 from export import client, embed, formats, savedmodel, server
 from tests import runs
 
-CHECKOUT = pathlib.Path(flagfiles.__file__).parents[1]
+CHECKOUT = pathlib.Path(flagfiles.__file__).parents[2]
 
 
 def parse(*arguments):
@@ -39,7 +40,7 @@ def values_of(module, *arguments):
     """The flags of a command, parsed."""
     values = flags.FlagValues()
     module.define_flags(values)
-    command_line.parse(arguments, values)
+    parser.parse(arguments, values)
     return values
 
 
@@ -229,7 +230,7 @@ def test_every_suggestion_exists():
         module.define_flags(values)
         known |= {*values}
     known |= {"model_base_path", "accelerator", "model_name"}
-    for typed, ours in command_line._USUAL.items():
+    for typed, ours in parser._USUAL.items():
         assert {*ours} <= known, typed
 
 
@@ -356,7 +357,7 @@ def test_a_flagfile_without_a_method(tmp_path):
 def test_every_method_has_a_recipe_to_suggest(method, like):
     values = flags.FlagValues()
     config_lib.define_flags(values)
-    command_line.parse([f"--method={method}"], values)
+    parser.parse([f"--method={method}"], values)
     path = flagfiles.recipes()[like]
     name = other_method.recipe_for(values, like=path)
     assert parse(f"--flagfile={name}").method == method
@@ -508,7 +509,7 @@ def test_folders_are_told_from_names(elsewhere, name):
     (elsewhere / "photos").mkdir()
     path = parse(f"--dataset={name.format(elsewhere)}").dataset
     with pytest.raises(UserError, match=f"write folder:{path}"):
-        sources.open_source(path, data_dir="data")
+        open.open_source(path, data_dir="data")
 
 
 @pytest.mark.parametrize(
@@ -518,7 +519,7 @@ def test_folders_are_told_from_names(elsewhere, name):
 def test_places_that_cannot_be_read_are_explained(elsewhere, dataset):
     words = "s3://bucket/x|http://host/photos"
     with pytest.raises(UserError, match=rf"received.*({words}).*(scheme|File)"):
-        sources.open_source(dataset, data_dir="data")
+        open.open_source(dataset, data_dir="data")
 
 
 @pytest.mark.parametrize(
@@ -532,10 +533,10 @@ def test_places_that_cannot_be_read_are_explained(elsewhere, dataset):
 )
 def test_near_names_of_datasets(elsewhere, name, near):
     with pytest.raises(UserError, match=f"; use .*{near}"):
-        sources.open_source(name, data_dir="data")
+        open.open_source(name, data_dir="data")
 
 
 @pytest.mark.parametrize("name", ["photos", "pictures", "my_images"])
 def test_absurd_names_of_datasets_are_not_suggested(elsewhere, name):
     with pytest.raises(UserError, match="; correct it, or"):
-        sources.open_source(name, data_dir="data")
+        open.open_source(name, data_dir="data")

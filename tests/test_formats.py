@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
-from clsa_tf import load
-from clsa_tf.data.faults import Faults
-from clsa_tf.data.sources import open_train_source
+from clsa_tf.api import load
+from clsa_tf.data.open import open_train_source
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import plan

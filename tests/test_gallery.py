@@ -5,13 +5,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from clsa_tf import gallery, methods, pictures
+from clsa_tf import gallery, methods
 from clsa_tf.augment import strong
 from clsa_tf.augment.views import View, unpack
-from clsa_tf.data.faults import Faults
+from clsa_tf.data.open import open_train_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.sources import open_train_source
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
+from clsa_tf.plots import sheet
+from clsa_tf.plots import views as views_plot
 from tests import tiny
 from tests.photos import TINY_FLAGS, write_folder
 from tests.test_end_to_end import call, command
@@ -32,7 +34,7 @@ def config_of(photos, **changes):
 def batch_of(photos, *views):
     config = config_of(photos)
     source = open_train_source(config)
-    return gallery.first_batch(config, source, views, IMAGES)
+    return views_plot.first_batch(config, source, views, IMAGES)
 
 
 def with_pillow(image, caption):
@@ -85,9 +87,9 @@ def test_captions_name_what_made_the_view_of_their_row(photos):
     hard = View("x", **size, **bare, **more)
     weak = batch_of(photos, plain)
     batch = batch_of(photos, hard)
-    captions = gallery.captions(batch, hard)
-    made = pictures.in_order(batch, "x", batch["x"])
-    assert gallery.captions(weak, plain) == [[]] * IMAGES
+    captions = views_plot.captions(batch, hard)
+    made = views_plot.in_order(batch, "x", batch["x"])
+    assert views_plot.captions(weak, plain) == [[]] * IMAGES
     # The rows were shuffled, and none of this is trivial.
     assert list(batch["x_rows"]) != list(range(IMAGES))
     assert len({tuple(words) for words in captions}) == IMAGES
@@ -107,7 +109,7 @@ def test_captions_tell_the_share_of_a_texture(photos):
         [f"texture {100 * (64 - alpha) / 64:.0f}%"] if applied else []
         for applied, alpha in zip(drawn["apply"], drawn["alpha"].numpy())
     ]
-    assert gallery.captions(batch, view) == expected
+    assert views_plot.captions(batch, view) == expected
     assert [] in expected and len({tuple(x) for x in expected}) > 2
 
 
@@ -116,7 +118,7 @@ def test_levels_show_their_parameter(name):
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, [5, 5, 3], dtype=np.uint8))
     image = np.asarray(coarse.resize([40, 40], Image.Resampling.BICUBIC))
-    cells = gallery.operation(image, name)
+    cells = views_plot.operation(image, name)
     assert len(cells) == (1 if name in strong.WITHOUT_LEVEL else 9)
     for shown, (words,), _ in cells:
         if name in strong.WITHOUT_LEVEL:
@@ -136,9 +138,9 @@ def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
     config = config_of(tmp_path, max_bad_share=1.0)
     source = open_train_source(config)
     views = [View("x", 16, 1, 1, shuffle=True)]
-    batch = gallery.first_batch(config, source, views, 5)
-    originals = gallery.first_images(config, source, 5)
-    grid = gallery.views_grid("moco", views, batch, originals)
+    batch = views_plot.first_batch(config, source, views, 5)
+    originals = views_plot.first_images(config, source, 5)
+    grid = views_plot.views_grid("moco", views, batch, originals)
     assert grid.columns == ["image\n", "x\n16 px"] and len(grid.cells) == 4
     # A crop of all the area is too wide for its aspect ratio: it is central.
     centers = {60 + level: (60 + level - 53) // 2 for level in levels}
@@ -171,10 +173,10 @@ def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
         keep_params=True,
     )
     grids = []
-    monkeypatch.setattr(pictures, "sheet", lambda *x: grids.extend(x[0]))
+    monkeypatch.setattr(sheet, "sheet", lambda *x: grids.extend(x[0]))
     for step, batch in zip(range(3), batches):
-        gallery.draw_batch(config, source, views, batch, step, "a.png")
-        assert len(grids[-1].cells) == gallery.ROWS
+        views_plot.draw_batch(config, source, views, batch, step, "a.png")
+        assert len(grids[-1].cells) == views_plot.ROWS
     shown = []
     for (image, (size,), _), (view, _, _) in sum((g.cells for g in grids), []):
         level = int(image[0, 0, 0])
@@ -187,7 +189,7 @@ def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
 def test_every_method_has_a_picture(method, photos, tmp_path):
     path = tmp_path / "views.png"
     config = config_of(photos, method=method)
-    picture = gallery.gallery(config, str(path), images=2)
+    picture = views_plot.gallery(config, str(path), images=2)
     image = np.asarray(Image.open(path).convert("RGB"))
     np.testing.assert_array_equal(image, picture)
     # Two rows of at least 120 px, and some of the image is not white.
@@ -200,15 +202,15 @@ def test_every_method_has_a_picture(method, photos, tmp_path):
 def test_text_stays_clear_of_pictures_and_of_the_next_column(tmp_path):
     red = np.tile(np.uint8([255, 0, 0]), [30, 30, 1])
     lines = ["TranslateX -27%"] * 3  # one of the longest
-    cell = pictures.Cell(red, lines)
-    grid = pictures.Grid(
+    cell = sheet.Cell(red, lines)
+    grid = sheet.Grid(
         "title",
         ["strong 0\n96 px", "strong 1\n96 px"],
         ["Brightness", "AutoContrast"],
         [[cell, cell], [cell, cell]],
         120,
     )
-    image = pictures.sheet([grid], str(tmp_path / "a.png"))
+    image = sheet.sheet([grid], str(tmp_path / "a.png"))
     is_red = (image == [255, 0, 0]).all(axis=-1)
     is_text = (image < 128).all(axis=-1)
     assert is_text.sum() > 500

@@ -177,7 +177,7 @@ def test_crops_of_other_sizes_are_not_joined():
 
 
 def test_unknown_head_layers_are_refused(exported):
-    from clsa_tf.load import load_encoder
+    from clsa_tf.api.load import load_encoder
 
     with pytest.raises(UserError, match="0 to 1 hidden layers"):
         load_encoder(exported.workdir, head_layers=2)

@@ -10,10 +10,11 @@ import pytest
 from absl import flags
 
 from clsa_tf import config as config_lib
-from clsa_tf import gallery, help_page, methods, train
+from clsa_tf import gallery, methods, train
+from clsa_tf.cli import help_page
 from clsa_tf.errors import UserError
-from clsa_tf.options import GROUPS
-from clsa_tf.spelling import spell
+from clsa_tf.options.fields import GROUPS
+from clsa_tf.options.flags import spell
 from export import savedmodel
 
 # Of every command, whatever it defines itself.

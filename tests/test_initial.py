@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from clsa_tf import config as config_lib
-from clsa_tf import initial, pretraining
-from clsa_tf.checkpoint import Checkpoints
+from clsa_tf.api import pretrain
 from clsa_tf.errors import UserError
+from clsa_tf.training import initial_weights
+from clsa_tf.training.checkpoint import Checkpoints
 from export import formats
 from tests import tiny
 
@@ -37,7 +38,7 @@ def source(tmp_path_factory):
 def start(path, method="clsa", **changes):
     """A new method with the weights at `path`, and the parts left out."""
     config = make(method, init_from=str(path), **changes)
-    weights = initial.read(config)
+    weights = initial_weights.read(config)
     new = tiny.make(config)
     parts = weights.give_to(new)
     assert len(parts) > 1
@@ -130,9 +131,9 @@ def test_exports(exported, tmp_path, place):
     assert_equal(method.key_encoder.variables, exported.encoder.variables)
     if place == "keras":  # does not say how wide it is
         with pytest.raises(UserError, match="--width .*|.*instead of"):
-            initial.read(make(init_from=str(path), width=0.25))
+            initial_weights.read(make(init_from=str(path), width=0.25))
     with pytest.raises(UserError, match="directory of a run"):
-        initial.read(make(init_from=str(path), init_what="all"))
+        initial_weights.read(make(init_from=str(path), init_what="all"))
 
 
 @pytest.mark.parametrize("what", ["encoder", "all"])
@@ -147,7 +148,7 @@ def test_exports(exported, tmp_path, place):
 def test_another_backbone_is_refused(source, what, flag, value, received):
     config = make(init_from=str(source[0]), init_what=what)
     with pytest.raises(UserError) as error:
-        initial.read(config.replace(**{flag: value}))
+        initial_weights.read(config.replace(**{flag: value}))
     assert f"--{flag}={value}, received" in str(error.value)
     assert f"--{flag}={received}" in str(error.value)
 
@@ -155,7 +156,7 @@ def test_another_backbone_is_refused(source, what, flag, value, received):
 def test_all_of_another_method_is_refused(source):
     config = make("moco", init_from=str(source[0]), init_what="all")
     with pytest.raises(UserError, match="--method=moco .* a run of clsa"):
-        initial.read(config)
+        initial_weights.read(config)
 
 
 def test_a_run_does_not_start_from_itself(tmp_path):
@@ -165,8 +166,8 @@ def test_a_run_does_not_start_from_itself(tmp_path):
             workdir=str(tmp_path / "run"), init_from=f"{tmp_path}/{one}"
         )
         with pytest.raises(UserError, match="--init_from of another run"):
-            initial.check(config)
-    initial.check(config.replace(init_from=str(tmp_path / "other")))
+            initial_weights.check(config)
+    initial_weights.check(config.replace(init_from=str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize(
@@ -197,12 +198,12 @@ def test_damaged_and_hostile_places(source, tmp_path, damage):
         saver._write()
     for what in ("encoder", "all"):
         with pytest.raises(UserError) as error:
-            initial.read(make(init_from=str(path), init_what=what))
+            initial_weights.read(make(init_from=str(path), init_what=what))
         assert str(path) in str(error.value)
 
 
 def test_from_python(tmp_path):
-    config = pretraining.make_config(
+    config = pretrain.make_config(
         "shapes", workdir=tmp_path, init_from=tmp_path / "other"
     )
     assert config.init_from == str(tmp_path / "other")

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from clsa_tf import native_log
 from clsa_tf.errors import Stopped
-from clsa_tf.interruption import Interruption
+from clsa_tf.terminal import native_log
+from clsa_tf.terminal.signals import Interruption
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

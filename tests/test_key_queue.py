@@ -1,7 +1,7 @@
 import numpy as np
 import tensorflow as tf
 
-from clsa_tf.key_queue import KeyQueue
+from clsa_tf.methods.key_queue import KeyQueue
 
 
 def test_starts_with_unit_keys_that_depend_on_the_seed():

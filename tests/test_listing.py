@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from clsa_tf.data import converted
-from clsa_tf.data.listing import list_images
+from clsa_tf.data.sources.listing import list_images
 
 CONTENTS = {
     "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF",

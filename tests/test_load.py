@@ -9,9 +9,10 @@ from tensorflow import keras
 
 import clsa_tf
 from clsa_tf import config as config_lib
-from clsa_tf import load
+from clsa_tf.api import load
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import make_encoder
+from clsa_tf.networks import functional
 from export import formats
 from tests import exports
 
@@ -108,11 +109,11 @@ def test_a_file_takes_the_same_pixels_in_plain_keras(exported, keras_file):
 
 def test_a_file_of_an_earlier_version(exported, keras_file, tmp_path):
     """Whose images are called `images` and are in 0..1."""
-    old = load._with_input(
+    old = functional.with_input(
         keras.models.load_model(keras_file, compile=False), "images"
     )
     normalise = old.get_layer("normalise")
-    normalise.scale, normalise.offset = load._affine((0, 1))
+    normalise.scale, normalise.offset = functional.affine((0, 1))
     old.save(tmp_path / "encoder.keras")
     plain = keras.models.load_model(tmp_path / "encoder.keras", compile=False)
     expected = exported.encoder(PIXELS)
@@ -196,7 +197,7 @@ def test_every_architecture_and_its_stages(backbone, stem, strides):
     rng = np.random.default_rng(0)
     for variable in original.variables:  # statistics, too
         variable.assign(rng.uniform(0.5, 1.5, variable.shape) * variable + 0.01)
-    model = load.from_encoder(original, config)
+    model = functional.from_encoder(original, config)
     images = exports.noise(2, size=64)
     found = model(np.float32(images))
     assert_close(found["embedding"], original(images))

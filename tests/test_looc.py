@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
-from clsa_tf import load
+from clsa_tf.api import load
 from clsa_tf.augment import chain, views
-from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.errors import UserError
 from clsa_tf.methods import looc
 from clsa_tf.methods.base import make_encoder
-from clsa_tf.options import Crop
+from clsa_tf.networks import functional
+from clsa_tf.options.fields import Crop
+from clsa_tf.training.checkpoint import Checkpoints
 from export import savedmodel
 from tests import exports, golden, tiny
 
@@ -296,7 +297,7 @@ def test_loaded_encoder_gives_what_the_trained_one_gives():
     rng = np.random.default_rng(0)
     for variable in encoder.variables:  # statistics, too
         variable.assign(rng.uniform(0.5, 1.5, variable.shape) * variable + 0.01)
-    model = load.from_encoder(encoder, config)
+    model = functional.from_encoder(encoder, config)
     images = exports.noise(3)
     found = model(np.float32(images))
     features, projections = encoder.embed(images)

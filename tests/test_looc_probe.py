@@ -9,9 +9,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from clsa_tf.checkpoint import load_trained
-from clsa_tf.data import shapes
+from clsa_tf.data.shapes import dataset
 from clsa_tf.evaluation.knn import knn_accuracy
+from clsa_tf.training.checkpoint import load_trained
 from tests import runs
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -133,7 +133,7 @@ def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
 
 def shapes_of(split, data_dir):
     """Images uint8 `[N, 64, 64, 3]` of `shapes`, and their labels."""
-    examples = shapes.prepare(data_dir).as_dataset(split=split)
+    examples = dataset.prepare(data_dir).as_dataset(split=split)
     found = list(tfds.as_numpy(examples))
     labels = {
         name: np.array([x[name] for x in found])

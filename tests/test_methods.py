@@ -8,16 +8,17 @@ import tensorflow as tf
 from PIL import Image
 
 from benchmarks import pillow_chain
-from clsa_tf import load, methods
+from clsa_tf import methods
 from clsa_tf.augment.views import packed_width, params_key
-from clsa_tf.checkpoint import Checkpoints
-from clsa_tf.data.faults import Faults
+from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.shapes import encoded_example
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.shapes.dataset import encoded_example
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.methods.moco import MoCo
 from clsa_tf.methods.momentum import MomentumMethod
-from clsa_tf.options import Crop
+from clsa_tf.networks import functional
+from clsa_tf.options.fields import Crop
+from clsa_tf.training.checkpoint import Checkpoints
 from export.model.served import ServedEncoder
 from tests import golden, tiny
 
@@ -287,7 +288,7 @@ def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
     tf.saved_model.save(served, str(tmp_path), signatures=served.signatures)
     loaded = tf.saved_model.load(str(tmp_path))
     exported = loaded.signatures["images_uint8"](tf.constant(images, tf.uint8))
-    model = load.from_encoder(method.encoder, config)
+    model = functional.from_encoder(method.encoder, config)
     for found in (exported, model(np.float32(images))):
         for key, value in zip(("embedding", "projection"), expected):
             scale = np.max(np.abs(value))

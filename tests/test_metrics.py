@@ -1,13 +1,14 @@
 import json
 
-from clsa_tf import files, metrics
+from clsa_tf import files
+from clsa_tf.training import metrics_log
 
 
 def test_lines_are_read_back_in_order(tmp_path):
-    assert metrics.read(tmp_path) == []
+    assert metrics_log.read(tmp_path) == []
     for step in (1, 2):
-        metrics.append(tmp_path, {"step": step, "loss": 0.5})
-    assert metrics.read(tmp_path) == [
+        metrics_log.append(tmp_path, {"step": step, "loss": 0.5})
+    assert metrics_log.read(tmp_path) == [
         {"step": 1, "loss": 0.5},
         {"step": 2, "loss": 0.5},
     ]
@@ -15,10 +16,10 @@ def test_lines_are_read_back_in_order(tmp_path):
 
 def test_rewind_drops_what_will_come_again_and_half_a_line(tmp_path):
     for step in (1, 2, 2, 3):
-        metrics.append(tmp_path, {"step": step})
+        metrics_log.append(tmp_path, {"step": step})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
-    metrics.rewind(tmp_path, 2)
+    metrics_log.rewind(tmp_path, 2)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf.methods import moco
-from clsa_tf.options import Crop
+from clsa_tf.options.fields import Crop
 from tests import golden, tiny
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from clsa_tf.networks.backbones.resnet import resnet
 from clsa_tf.networks.batchnorm import batch_norm
 from clsa_tf.networks.encoder import MEAN, STDDEV, Encoder, normalise, unit
 from clsa_tf.networks.heads import Head
-from clsa_tf.networks.resnet import resnet
 
 
 def small(**changes):

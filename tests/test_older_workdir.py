@@ -12,7 +12,8 @@ import shutil
 import pytest
 
 from clsa_tf import config as config_lib
-from clsa_tf import metrics, train
+from clsa_tf import train
+from clsa_tf.training import metrics_log
 from tests import runs
 
 FIXTURE = pathlib.Path(__file__).parent / "data" / "workdir_0.1.0"
@@ -33,7 +34,7 @@ def resumed(photos, tmp_path_factory):
 def test_it_takes_the_steps_that_the_older_version_took(resumed):
     text = (FIXTURE / "expected.jsonl").read_text()
     expected = [json.loads(line) for line in text.splitlines()]
-    found = [e for e in metrics.read(str(resumed)) if e["step"] > 4]
+    found = [e for e in metrics_log.read(str(resumed)) if e["step"] > 4]
     assert [e["step"] for e in found] == [5, 6, 7, 8, 9]
     for mine, older in zip(found, expected):
         older.pop("images_per_second")

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from clsa_tf import adam, optimizer
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
+from clsa_tf.optimizers import adam, optimizers
+from clsa_tf.optimizers.schedule import LR_PER, Schedule, make_schedule
 
 
 def make(name, rate=0.1, **changes):
     arguments = dict(momentum=0.9, l2=0.01) | changes
-    return optimizer.make_optimizer(name, rate, **arguments)
+    return optimizers.make_optimizer(name, rate, **arguments)
 
 
 def schedule(peak=0.1, **changes):
@@ -21,7 +22,7 @@ def schedule(peak=0.1, **changes):
     arguments = dict(
         steps_per_epoch=7, total_epochs=9, per="step", warmup_epochs=1.5
     )
-    return optimizer.Schedule(peak, **arguments | changes)
+    return Schedule(peak, **arguments | changes)
 
 
 def rates(steps, peak=0.1):
@@ -119,7 +120,7 @@ def test_adamw_decays_by_the_rate_of_the_step():
         np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("l2_on", optimizer.L2_ON)
+@pytest.mark.parametrize("l2_on", optimizers.L2_ON)
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
 def test_own_steps_and_checkpoints_are_those_of_addons(
     name, l2_on, tmp_path, monkeypatch
@@ -128,10 +129,15 @@ def test_own_steps_and_checkpoints_are_those_of_addons(
     pytest.importorskip("tensorflow_addons")
     start, gradients = weights_and_gradients(20)
     theirs = Steps(name, l2_on, start)
-    monkeypatch.setattr(optimizer, "_addons", lambda: adam)
+    monkeypatch.setattr(optimizers, "_addons", lambda: adam)
     ours = Steps(name, l2_on, start)
-    assert type(ours.optimizer).__mro__[1].__module__ == "clsa_tf.adam"
-    assert type(theirs.optimizer).__mro__[1].__module__ != "clsa_tf.adam"
+    assert (
+        type(ours.optimizer).__mro__[1].__module__ == "clsa_tf.optimizers.adam"
+    )
+    assert (
+        type(theirs.optimizer).__mro__[1].__module__
+        != "clsa_tf.optimizers.adam"
+    )
     paths = []
     for steps in (theirs, ours):
         steps.take(gradients[:10])
@@ -156,7 +162,7 @@ class Steps:
     def __init__(self, name, l2_on, start):
         self.weights = [tf.Variable(w) for w in start]
         self.optimizer = make(name, schedule(), l2_on=l2_on)
-        optimizer.build(self.optimizer, self.weights)
+        optimizers.build(self.optimizer, self.weights)
         self.checkpoint = tf.train.Checkpoint(
             all=self.weights, optimizer=self.optimizer
         )
@@ -217,14 +223,14 @@ def test_lars_without_a_norm_is_sgd(start, gradient):
     np.testing.assert_allclose(found[0], start - 0.1 * gradient)
 
 
-@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_steps_resume_from_a_checkpoint(name, tmp_path):
     start, gradients = weights_and_gradients(4)
 
     def begin():
         weights = [tf.Variable(w) for w in start]
         used = make(name, schedule())
-        optimizer.build(used, weights)
+        optimizers.build(used, weights)
         return weights, used, tf.train.Checkpoint(all=weights, optimizer=used)
 
     def go_on(weights, used, gradients):
@@ -243,12 +249,12 @@ def test_steps_resume_from_a_checkpoint(name, tmp_path):
         assert np.all(one.numpy() != before)
 
 
-@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_steps_are_the_same_under_xla(name):
     start, gradients = weights_and_gradients(3)
     weights = [tf.Variable(w) for w in start]
     used = make(name, schedule(), l2_on="kernels")
-    optimizer.build(used, weights)
+    optimizers.build(used, weights)
 
     @tf.function(jit_compile=True)
     def step(gradients):
@@ -261,7 +267,7 @@ def test_steps_are_the_same_under_xla(name):
         np.testing.assert_allclose(weight, other, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_loss_scaling_leaves_steps_out_that_are_not_finite(name):
     start, (one, two) = weights_and_gradients(2)
     lost = [np.full_like(w, np.inf) for w in start]
@@ -280,7 +286,7 @@ def replicated(name, replicas, start, gradients):
     with strategy.scope():
         weights = [tf.Variable(w) for w in start]
         used = make(name, schedule(), l2_on="kernels")
-        optimizer.build(used, weights)
+        optimizers.build(used, weights)
 
     @tf.function
     def step(gradients):
@@ -302,7 +308,7 @@ def on_two_replicas(start, gradients):
     tf.config.set_logical_device_configuration(cpu, two)
     return {
         name: replicated(name, 2, start, gradients)
-        for name in optimizer.OPTIMIZERS
+        for name in optimizers.OPTIMIZERS
     }
 
 
@@ -326,7 +332,7 @@ def test_two_replicas_take_the_steps_of_one():
 def of_config(steps_per_epoch, **changes):
     config = config_lib.default(**changes)
     config_lib.check(config)
-    return optimizer.make_schedule(config, steps_per_epoch)
+    return make_schedule(config, steps_per_epoch)
 
 
 def test_the_default_is_the_published_cosine():
@@ -379,7 +385,7 @@ def test_warm_up_that_ends_within_an_epoch():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("per", optimizer.LR_PER)
+@pytest.mark.parametrize("per", LR_PER)
 def test_steps_at_milestones(per):
     """MoCo v1's."""
     rate = of_config(
@@ -414,7 +420,7 @@ def test_scaling_with_the_batch(scaling, base_lr, peak):
 
 def test_schedules_are_made_again_from_their_configuration():
     one = of_config(7, lr_schedule="steps", lr_milestones=(3,))
-    two = optimizer.Schedule.from_config(one.get_config())
+    two = Schedule.from_config(one.get_config())
     steps = (0, 20, 21, 22)
     assert [float(one(s)) for s in steps] == [float(two(s)) for s in steps]
 

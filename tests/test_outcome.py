@@ -5,8 +5,9 @@ import json
 import pytest
 
 from clsa_tf import config as config_lib
-from clsa_tf import metrics, outcome, report
-from clsa_tf.checkpoint import Trained
+from clsa_tf import report
+from clsa_tf.training import metrics_log, outcome
+from clsa_tf.training.checkpoint import Trained
 from export import formats, savedmodel
 from export.embedding import encoders
 from export.model import card
@@ -19,7 +20,9 @@ def trained(workdir, *, step=12, spreads=(0.02, 0.6, 0.7), images=35, **flags):
     (workdir / "dataset.json").write_text(json.dumps({"images": images}))
     for i, spread in enumerate(spreads, 1):
         entry = {"step": 4 * i, "epoch": 2.0 * i, "spread": spread}
-        metrics.append(str(workdir), entry | {"rank": 9.0, "uniformity": -1.0})
+        metrics_log.append(
+            str(workdir), entry | {"rank": 9.0, "uniformity": -1.0}
+        )
     return Trained(config, None, step, 60.0)
 
 
@@ -68,7 +71,7 @@ def poor(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     trained(workdir, spreads=())
     entry = {"step": 2, "epoch": 1.0, "spread": 0.02, "rank": 1.4}
-    metrics.append(str(workdir), entry | {"uniformity": -0.1})
+    metrics_log.append(str(workdir), entry | {"uniformity": -0.1})
     change = {"step": 1, "flag": "total_epochs", "before": "5", "now": "200"}
     (workdir / "changes.jsonl").write_text(json.dumps(change) + "\n")
     return exports.make(workdir)

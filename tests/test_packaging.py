@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import clsa_tf
-from clsa_tf import commands, stack
+from clsa_tf import stack
+from clsa_tf.cli import scripts
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = ("clsa_tf", "export", "configs")
@@ -109,8 +110,8 @@ def test_its_commands_run_elsewhere(wheel, tmp_path):
     targets = entries["console_scripts"]
     for name, target in targets.items():
         module, _, function = target.partition(":")
-        assert module == "clsa_tf.commands"
-        (started,) = getattr(commands, function).args
+        assert module == "clsa_tf.cli.scripts"
+        (started,) = getattr(scripts, function).args
         assert (ROOT / f"{started.replace('.', '/')}.py").exists()
         assert (tmp_path / "bin" / name).exists()
 
@@ -130,23 +131,23 @@ def test_its_commands_run_elsewhere(wheel, tmp_path):
     # All of them start, in one process, to be done sooner.
     code = (
         "import sys\n"
-        "from clsa_tf import commands\n"
+        "from clsa_tf.cli import scripts\n"
         "for name in sys.argv[1].split():\n"
         "    sys.argv = [name, '--help']\n"
         "    try:\n"
-        "        getattr(commands, name)()\n"
+        "        getattr(scripts, name)()\n"
         "    except SystemExit as end:\n"
-        "        print('status', end.code, commands.__file__)\n"
+        "        print('status', end.code, scripts.__file__)\n"
     )
     names = [target.partition(":")[2] for target in targets.values()]
     printed = run(sys.executable, "-c", code, " ".join(names))
-    ended = f"status 0 {tmp_path}/clsa_tf/commands.py\n"
+    ended = f"status 0 {tmp_path}/clsa_tf/cli/scripts.py\n"
     assert printed.count(ended) == len(names) == 10
     for name in names:
-        (started,) = getattr(commands, name).args
+        (started,) = getattr(scripts, name).args
         assert f"\n    python -m {started} --" in printed
     code = (
-        "from clsa_tf import flagfiles\n"
+        "from clsa_tf.cli import flagfiles\n"
         "print(*flagfiles.recipes().values())\n"
         "print(flagfiles.expand(['--flagfile=clsa.flags'])[0])"
     )

@@ -7,7 +7,7 @@ import sys
 import pytest
 import tqdm
 
-from clsa_tf import progress
+from clsa_tf.terminal import progress
 
 VALUES = {
     "epoch": "12.5",

@@ -11,9 +11,12 @@ import pytest
 import tensorflow as tf
 
 import clsa_tf.config
-from clsa_tf import metrics, optimizer, train
-from clsa_tf.checkpoint import Checkpoints, load_trained
+from clsa_tf import train
 from clsa_tf.errors import UserError
+from clsa_tf.optimizers.schedule import make_schedule
+from clsa_tf.training import metrics_log
+from clsa_tf.training import run as run_lib
+from clsa_tf.training.checkpoint import Checkpoints, load_trained
 from tests import tiny
 from tests.runs import (
     assert_equal_states,
@@ -98,7 +101,7 @@ def test_more_epochs_moved_images_and_a_kill(photos, tmp_path, capsys):
 
     # The rates are those of the schedule of four epochs from step 6 on, as it
     # is said.
-    schedule = optimizer.make_schedule(config, 3)
+    schedule = make_schedule(config, 3)
     rates = [entry["lr"] for entry in lines(workdir) if "lr" in entry]
     assert rates[6:] == pytest.approx(
         [float(schedule(s)) for s in range(6, 12)]
@@ -123,14 +126,14 @@ def test_fewer_epochs_if_the_newest_checkpoints_cannot_be_read():
         _claim=types.SimpleNamespace(shorter=True),
         _steps_per_epoch=3,
     )
-    train._Run._check_still_complete(asked, 9)
+    run_lib._Run._check_still_complete(asked, 9)
     with pytest.raises(UserError, match="Expected at least 9 .* received 8"):
-        train._Run._check_still_complete(asked, 8)
+        run_lib._Run._check_still_complete(asked, 8)
 
 
 def test_legs_of_a_run_that_is_longer_than_asked_for():
-    assert train.legs(5, 3, 1) == []
-    assert train.legs(5, 3, 2) == [(5, 1, 2, 1)]
+    assert run_lib.fit_segments(5, 3, 1) == []
+    assert run_lib.fit_segments(5, 3, 2) == [(5, 1, 2, 1)]
 
 
 # ---- Checkpoints that are gone
@@ -151,7 +154,7 @@ def begun(config, tmp_path):
     """A directory as a run leaves it before its first checkpoint."""
     (tmp_path / "run.flags").write_text(clsa_tf.config.to_flagfile(config))
     (tmp_path / "dataset.json").write_text('{"images": 70}')
-    metrics.append(str(tmp_path), {"step": 4, "epoch": 1.0, "loss": 1.0})
+    metrics_log.append(str(tmp_path), {"step": 4, "epoch": 1.0, "loss": 1.0})
     return tmp_path
 
 
@@ -184,7 +187,7 @@ def test_checkpoints_that_are_gone_are_not_begun_again(method, begun, left):
         shutil.rmtree(begun / "checkpoints")
         entry = {"metrics": {"step": 5, "epoch": 1.25, "loss": 1.0}}
         other = {"step": 4, "epoch": 1.0, "knn": 0.5}
-        metrics.append(str(begun), entry.get(left, other))
+        metrics_log.append(str(begun), entry.get(left, other))
     for action in (
         lambda: restore(method, begun),
         lambda: load_trained(str(begun)),
@@ -224,15 +227,15 @@ def test_rewinding_tensorboard(tmp_path):
     # A kill cut the last record short.
     path.write_bytes(path.read_bytes()[:-5])
     untouched = path.read_bytes()
-    metrics.rewind(str(tmp_path), 6)
+    metrics_log.rewind(str(tmp_path), 6)
     assert path.read_bytes() == untouched
-    metrics.rewind(str(tmp_path), 4)
+    metrics_log.rewind(str(tmp_path), 4)
     assert logged_to_tensorboard(tmp_path) == [1, 2, 3, 4]
     write_events(tmp_path, range(5, 8))
     assert logged_to_tensorboard(tmp_path) == list(range(1, 8))
-    metrics.rewind(str(tmp_path), 4)
+    metrics_log.rewind(str(tmp_path), 4)
     assert [p.name for p in (tmp_path / "tensorboard").iterdir()] == [path.name]
-    metrics.rewind(str(tmp_path), 0)
+    metrics_log.rewind(str(tmp_path), 0)
     assert not list((tmp_path / "tensorboard").iterdir())
 
 
@@ -241,7 +244,7 @@ def test_tensorboard_itself_sees_each_step_once(tmp_path):
         "tensorboard.backend.event_processing.event_accumulator"
     )
     write_events(tmp_path, range(1, 8))
-    metrics.rewind(str(tmp_path), 4)
+    metrics_log.rewind(str(tmp_path), 4)
     write_events(tmp_path, range(5, 10))
     found = event_accumulator.EventAccumulator(
         str(tmp_path / "tensorboard"), purge_orphaned_data=False

@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from clsa_tf.data import shapes
-from clsa_tf.data import shapes_render as draw
+from clsa_tf.data.shapes import dataset
+from clsa_tf.data.shapes import render as draw
 from clsa_tf.errors import UserError
 
 SIZES = {
@@ -20,7 +20,7 @@ SIZES = {
 }
 
 
-class FewShapes(shapes.Shapes, skip_registration=True):
+class FewShapes(dataset.Shapes, skip_registration=True):
     """The same dataset, short."""
 
     EXAMPLES = {"train": 30, "test": 20}
@@ -38,8 +38,8 @@ def overlap(first, second):
 def test_same_arguments_same_bytes():
     for split in ("train", "test"):
         for index in range(20):
-            first = shapes.encoded_example(split, index)
-            second = shapes.encoded_example(split, index)
+            first = dataset.encoded_example(split, index)
+            second = dataset.encoded_example(split, index)
             assert first.pop("image").read() == second.pop("image").read()
             assert first == second
 
@@ -57,13 +57,13 @@ def test_nuisances_differ_between_indices_and_splits():
 def test_stored_labels_are_the_drawn_factors():
     names = ("label", "color", "orientation", "texture")
     for index in range(20):
-        example = shapes.encoded_example("test", index)
+        example = dataset.encoded_example("test", index)
         stored = tuple(example[name] for name in names)
         assert stored == tuple(draw.draw_factors("test", index))
 
 
 def test_encoded_as_rgb_jpeg_of_quality_95():
-    encoded = shapes.encoded_example("train", 3)["image"]
+    encoded = dataset.encoded_example("train", 3)["image"]
     with Image.open(encoded) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
         assert image.size == (64, 64)
@@ -76,7 +76,7 @@ def test_encoded_as_rgb_jpeg_of_quality_95():
 def test_jpeg_is_close_to_the_rendering():
     factors = draw.draw_factors("train", 5)
     drawn = draw.render("train", 5, factors).astype(float)
-    encoded = shapes.encoded_example("train", 5)["image"]
+    encoded = dataset.encoded_example("train", 5)["image"]
     stored = np.asarray(Image.open(encoded), float)
     assert drawn.shape == (64, 64, 3)
     assert np.abs(drawn - stored).mean() < 6
@@ -182,7 +182,7 @@ def test_pixel_statistics():
 
 
 def test_prepare_generates_what_encoded_example_returns(tmp_path):
-    builder = shapes.prepare(tmp_path, builder_class=FewShapes)
+    builder = dataset.prepare(tmp_path, builder_class=FewShapes)
     assert builder.info.file_format.value == "tfrecord"
     for split, count in FewShapes.EXAMPLES.items():
         assert builder.info.splits[split].num_examples == count
@@ -191,7 +191,7 @@ def test_prepare_generates_what_encoded_example_returns(tmp_path):
         expected = {
             example.pop("image").read(): example
             for example in (
-                shapes.encoded_example(split, i) for i in range(count)
+                dataset.encoded_example(split, i) for i in range(count)
             )
         }
         seen = {
@@ -212,7 +212,7 @@ def test_features_name_the_factors(tmp_path):
 
 def test_registered_with_the_full_sizes(tmp_path):
     builder = tfds.builder("shapes", data_dir=str(tmp_path))
-    assert isinstance(builder, shapes.Shapes)
+    assert isinstance(builder, dataset.Shapes)
     assert str(builder.version) == "1.0.0"
     assert builder.EXAMPLES == {"train": 10_000, "test": 2_000}
 
@@ -224,9 +224,9 @@ def test_second_prepare_changes_nothing(tmp_path):
             for path in pathlib.Path(builder.data_dir).iterdir()
         }
 
-    builder = shapes.prepare(tmp_path, builder_class=FewShapes)
+    builder = dataset.prepare(tmp_path, builder_class=FewShapes)
     before = state()
-    again = shapes.prepare(tmp_path, builder_class=FewShapes)
+    again = dataset.prepare(tmp_path, builder_class=FewShapes)
     assert state() == before
     assert again.info.splits["train"].num_examples == 30
 
@@ -240,18 +240,18 @@ def test_interrupted_prepare_starts_over(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shapes.prepare(tmp_path, builder_class=Interrupted)
+        dataset.prepare(tmp_path, builder_class=Interrupted)
     version = tmp_path / "few_shapes" / "1.0.0"
     assert not version.exists()
     # What a process that was killed outright leaves behind.
     leftover = version.with_name("incomplete.ABCDEF_1.0.0")
     leftover.mkdir()
     (leftover / "few_shapes-train.tfrecord-00000-of-00001").write_bytes(b"x")
-    shapes.prepare(tmp_path, builder_class=FewShapes)
+    dataset.prepare(tmp_path, builder_class=FewShapes)
     assert version.exists() and not leftover.exists()
 
 
 def test_unusable_directory_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(UserError, match="Expected a writable local directory"):
-        shapes.prepare(tmp_path / "file", builder_class=FewShapes)
+        dataset.prepare(tmp_path / "file", builder_class=FewShapes)

@@ -5,8 +5,9 @@ import json
 import pytest
 import tensorflow as tf
 
-from clsa_tf import strategy, train
+from clsa_tf.distributed import strategy
 from clsa_tf.errors import UserError
+from clsa_tf.training import run as run_lib
 from tests import tiny
 
 CLUSTER = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
@@ -136,7 +137,7 @@ class Replicas:
 def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
     config = tiny.config(**changes)
     with pytest.raises(UserError) as error:
-        train.check_batch(config, 100, Replicas(replicas))
+        run_lib.check_batch(config, 100, Replicas(replicas))
     for word in words:
         assert word in str(error.value)
 
@@ -150,4 +151,4 @@ def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
     ],
 )
 def test_batches_that_do(replicas, device, changes):
-    train.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))
+    run_lib.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from clsa_tf import copyable, metrics, summary
+from clsa_tf.terminal import shell
+from clsa_tf.training import metrics_log, summary
 from tests import tiny
 
 OPEN = {"spread": 0.9, "rank": 10.0, "uniformity": -3.0}
@@ -15,7 +16,7 @@ def sum_up(workdir, entries, **settings):
     config = tiny.config(workdir=str(workdir))
     workdir.mkdir(exist_ok=True)
     for entry in entries:
-        metrics.append(workdir, entry)
+        metrics_log.append(workdir, entry)
     settings = dict(step=40, steps_per_epoch=10, seconds=3725.4) | settings
     return summary.of_run(config, **settings)
 
@@ -65,7 +66,7 @@ def test_the_best_so_far(tmp_path):
     "value", ["runs/x", "a b", "it's", "$HOME", "--x", "ü;rm", "~/x"]
 )
 def test_commands_are_quoted_for_a_shell(value):
-    command = copyable.of_module("clsa_tf.report", workdir=value, other=None)
+    command = shell.of_module("clsa_tf.report", workdir=value, other=None)
     words = shlex.split(command)
     assert words == ["python", "-m", "clsa_tf.report", f"--workdir={value}"]
 
@@ -78,10 +79,10 @@ def test_the_command_that_was_typed(monkeypatch):
     typed = [".venv/bin/python", "-m", "clsa_tf.train", "--workdir=a b"]
     monkeypatch.setattr(sys, "orig_argv", typed, raising=False)
     monkeypatch.setattr(sys, "argv", ["/x/clsa_tf/train.py", typed[-1]])
-    assert shlex.split(copyable.this()) == typed
+    assert shlex.split(shell.this()) == typed
 
 
 def test_the_program_that_was_typed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/me/mine.py", "a b"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    assert copyable.this() == "mine.py 'a b'"
+    assert shell.this() == "mine.py 'a b'"

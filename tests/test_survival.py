@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from clsa_tf import metrics
-from clsa_tf.callbacks import Log
-from clsa_tf.checkpoint import Checkpoints
 from clsa_tf.errors import UserError, is_of_disk
+from clsa_tf.training import metrics_log
+from clsa_tf.training.callbacks import Log
+from clsa_tf.training.checkpoint import Checkpoints
 from export import formats, savedmodel
 from tests import tiny
 from tests.photos import write_folder
@@ -86,7 +86,7 @@ def is_begun(workdir):
 
 def is_training(workdir):
     """Condition: two steps are done, which no checkpoint has."""
-    return lambda: metrics.read(workdir) != []
+    return lambda: metrics_log.read(workdir) != []
 
 
 # ---- Kills and signals
@@ -145,7 +145,7 @@ def test_sigint_in_an_epoch_and_sigterm_in_the_evaluation(
         process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 143
     assert steps(workdir) == sorted({6, 3, first}, reverse=True)
-    assert [e["step"] for e in metrics.read(workdir) if "knn" in e] == [3]
+    assert [e["step"] for e in metrics_log.read(workdir) if "knn" in e] == [3]
 
     call(arguments)
     assert_ends_as(workdir, finished[0])

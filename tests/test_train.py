@@ -5,8 +5,10 @@ import os
 import pytest
 
 import clsa_tf.config
-from clsa_tf import train, workdir
+from clsa_tf import train
 from clsa_tf.errors import UserError
+from clsa_tf.training import run as run_lib
+from clsa_tf.training import workdir
 from tests import tiny
 from tests.photos import TINY_FLAGS, write_folder
 
@@ -97,4 +99,4 @@ def test_too_many_bad_images_stop_the_run_and_keep_what_was_saved(
     ],
 )
 def test_legs_lead_from_the_step_to_the_end(step, expected):
-    assert train.legs(step, 10, 4) == expected
+    assert run_lib.fit_segments(step, 10, 4) == expected

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
-from clsa_tf import workdir
-from clsa_tf.data import fingerprint
-from clsa_tf.data.sources import open_source
+from clsa_tf.data.open import open_source
+from clsa_tf.data.sources import fingerprint
 from clsa_tf.errors import UserError
+from clsa_tf.training import workdir
 from tests import tiny
 from tests.photos import write_folder
 

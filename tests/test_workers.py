@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from clsa_tf import metrics
+from clsa_tf.training import metrics_log
 from tests import cluster, runs
 from tests.photos import TINY_FLAGS, write_folder
 from tests.test_distribution import assert_same_state, state
@@ -62,7 +62,7 @@ def straight(photos, tmp_path_factory):
 
 def assert_same_end(workdir, straight):
     assert_same_state(state(workdir, LAST), state(straight, LAST))
-    logged, expected = metrics.read(workdir), metrics.read(straight)
+    logged, expected = metrics_log.read(workdir), metrics_log.read(straight)
     assert [e["step"] for e in logged] == [e["step"] for e in expected]
     for one, two in zip(logged, expected):
         for name in two.keys() & {"loss", "knn"}:
@@ -107,7 +107,7 @@ def test_one_worker_is_told_to_stop(photos, straight, tmp_path):
     processes = cluster.start(command, log=log)
     assert cluster.wait(processes, timeout=300) == [0]
     assert f"resuming {workdir} at step {newest} of 18" in texts(log)[0]
-    steps = [e["step"] for e in metrics.read(workdir) if "loss" in e]
+    steps = [e["step"] for e in metrics_log.read(workdir) if "loss" in e]
     assert steps == list(range(2, 19, 2))
 
 

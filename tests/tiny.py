@@ -4,9 +4,11 @@ import numpy as np
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
-from clsa_tf import methods, optimizer
-from clsa_tf.networks import resnet
-from clsa_tf.options import Crop
+from clsa_tf import methods
+from clsa_tf.networks.backbones import resnet
+from clsa_tf.optimizers import optimizers
+from clsa_tf.optimizers.schedule import make_schedule
+from clsa_tf.options.fields import Crop
 
 ROWS = 16
 
@@ -45,14 +47,14 @@ def config(method="clsa", **changes):
 def make(config):
     """The compiled method, with a rate that changes every two steps."""
     method = methods.load(config.method).METHOD(config, total_steps=100)
-    sgd = optimizer.make_optimizer(
+    sgd = optimizers.make_optimizer(
         "sgd",
-        optimizer.make_schedule(config.replace(total_epochs=50), 2),
+        make_schedule(config.replace(total_epochs=50), 2),
         momentum=0.9,
         l2=config.l2,
         precision=method.precision,
     )
-    optimizer.build(sgd, method.learned)
+    optimizers.build(sgd, method.learned)
     method.compile(optimizer=sgd)
     return method
 

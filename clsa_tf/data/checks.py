@@ -8,8 +8,8 @@ import tensorflow as tf
 from clsa_tf.augment.views import View
 from clsa_tf.data import headers
 from clsa_tf.data.decode import try_decode
-from clsa_tf.data.order import Source
-from clsa_tf.data.shapes_render import SIDE
+from clsa_tf.data.shapes.render import SIDE
+from clsa_tf.data.source import Source
 from clsa_tf.errors import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from clsa_tf.data import headers, orientation
-from clsa_tf.data.calls import attempt, opaque
+from clsa_tf.data.graph_calls import attempt, opaque
 
 _REDUCTIONS = (1, 2, 4, 8)  # what libjpeg can divide sizes by as it decodes
 # Pixels that a reduction must leave per pixel of the result, in each
@@ -290,7 +290,7 @@ def try_open(stored, *, rules, load=None, whole_below=0):
         stored: list of K string[], the contents of the files, or what `load`
             takes.
         rules: `headers.Rules`.
-        load: see `order.Source`; it may fail.
+        load: see `source.Source`; it may fail.
         whole_below: see `open_image`.
 
     Returns:

@@ -6,7 +6,7 @@ numbers how the photograph was held: 1 is upright, 6 and 8 are quarter turns.
 
 import tensorflow as tf
 
-from clsa_tf.data.calls import opaque
+from clsa_tf.data.graph_calls import opaque
 
 _TAG = 0x0112
 _SHORT = 3

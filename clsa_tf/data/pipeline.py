@@ -22,9 +22,10 @@ from clsa_tf.data.decode import (
     try_decode_boxes,
     try_open,
 )
-from clsa_tf.data.faults import Faults
-from clsa_tf.data.offload import Services
-from clsa_tf.data.order import ALONE, ROWS, VIEWS, Source, Worker, key
+from clsa_tf.data.order import ALONE, ROWS, VIEWS, Worker, key
+from clsa_tf.data.service_client import Services
+from clsa_tf.data.source import Source
+from clsa_tf.data.unreadable import Faults
 from clsa_tf.errors import UserError
 
 # Images that one call makes, at most. A call of a compiled program costs a host

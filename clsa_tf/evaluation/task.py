@@ -3,9 +3,9 @@
 import dataclasses
 import typing
 
-from clsa_tf.data.order import Absent, Source
+from clsa_tf.data.open import open_bank_source, open_eval_source
 from clsa_tf.data.pipeline import evaluation_batches
-from clsa_tf.data.sources import open_bank_source, open_eval_source
+from clsa_tf.data.source import Absent, Source
 from clsa_tf.evaluation.knn import KnnTask
 
 
@@ -36,7 +36,7 @@ class Evaluation:
         """Returns the `KnnTask` with these images, labelled or not.
 
         Args:
-            faults: `clsa_tf.data.faults.Faults` that counts unreadable images.
+            faults: `clsa_tf.data.unreadable.Faults`, for unreadable images.
         """
         return KnnTask(
             self.bank_batches(faults),

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 
 # What methods are made of.
-_PARTS = ("base", "gradients", "momentum")
+_PARTS = ("base", "gradients", "key_queue", "momentum", "statistics")
 NAMES = tuple(
     sorted(
         m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS

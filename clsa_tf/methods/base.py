@@ -3,12 +3,14 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf import collapse, distribute, losses, precision
+from clsa_tf import losses
 from clsa_tf.augment.chain import finish_batch
-from clsa_tf.methods import gradients
+from clsa_tf.distributed import collectives
+from clsa_tf.methods import gradients, statistics
 from clsa_tf.methods.gradients import flat, in_parts
+from clsa_tf.networks import precision
 from clsa_tf.networks.encoder import Encoder
-from clsa_tf.options import unresolved
+from clsa_tf.options.fields import unresolved
 
 
 class Method(keras.Model):
@@ -23,7 +25,7 @@ class Method(keras.Model):
         encoder: the `Encoder` that is being learned.
         config: the `Config` it was made from.
         total_steps: of the run, for schedules.
-        precision: of the convolutions, see `clsa_tf.precision`.
+        precision: of the convolutions, see `clsa_tf.networks.precision`.
         steps_taken: int64 variable; the position in the data follows from it.
     """
 
@@ -44,7 +46,7 @@ class Method(keras.Model):
 
         Args:
             config: `clsa_tf.config.Config` whose `method` is this one; see
-                `clsa_tf.auto.resolve`.
+                `clsa_tf.training.auto.resolve`.
             total_steps: of the run.
 
         Raises:
@@ -54,7 +56,7 @@ class Method(keras.Model):
         if auto:
             raise ValueError(
                 f"Expected values of {', '.join(auto)}, received auto; call "
-                "clsa_tf.auto.resolve first."
+                "clsa_tf.training.auto.resolve first."
             )
         super().__init__(name=config.method)
         # `train_step` averages its reports itself; Keras would add them up.
@@ -201,20 +203,20 @@ class Method(keras.Model):
             uint8 `[N, H, W, 3]`, and int32 `[N]`, the row that each shows.
         """
         size = images.shape[0]
-        own = distribute.positives(size)
+        own = collectives.positives(size)
         parts = self.config.accumulation_steps * bn_splits(self.config)
-        together = distribute.num_replicas() * parts == 1
+        together = collectives.num_replicas() * parts == 1
         if together or self.config.batch_norm == "sync":
             return images, own  # any order gives the same statistics
         seed = tf.stack([self.config.seed + purpose, self.steps_taken])
         # Not `stateless_shuffle`, which XLA does not compile.
         order = tf.argsort(
             tf.random.stateless_uniform(
-                [size * distribute.num_replicas()], seed
+                [size * collectives.num_replicas()], seed
             )
         )
         rows = tf.gather(order, own)
-        return distribute.exchange(images, rows), rows
+        return collectives.exchange(images, rows), rows
 
     def divergence(self, weak, strong):
         """DDM of an example's weak and strong views, and reports on it.
@@ -272,25 +274,25 @@ class Method(keras.Model):
         found = gradients.of_batch(self, batch, targets)
         by_weights, reports, embedded = found
         self.optimizer.apply_gradients(zip(by_weights, self.learned))
-        reports |= collapse.measures(self.embeddings(targets, embedded))
+        reports |= statistics.measures(self.embeddings(targets, embedded))
         self.update(targets)
         self.steps_taken.assign_add(1)
-        return distribute.mean(reports)
+        return collectives.mean(reports)
 
     def _complete(self, batch):
         """Finishes views, exchanges shuffled ones, numbers the rows."""
         views = self.views(self.options)
         if self.config.augment_on == "device":
             batch = finish_batch(batch, views=views)
-        own = distribute.positives(batch[views[0].name].shape[0])
+        own = collectives.positives(batch[views[0].name].shape[0])
         batch = batch | {"rows": own}
         # No loader has the images to permute the rows of the global batch.
-        for view in views if distribute.num_loaders() > 1 else []:
+        for view in views if collectives.num_loaders() > 1 else []:
             name, rows = view.name, f"{view.name}_rows"
             if view.shuffle and self.config.batch_norm == "sync":
                 batch[rows] = own  # any order gives the same statistics
             elif view.shuffle:
-                batch[name] = distribute.exchange(batch[name], batch[rows])
+                batch[name] = collectives.exchange(batch[name], batch[rows])
         return batch
 
 
@@ -321,8 +323,8 @@ def make_encoder(config, *, name, precision="float32"):
 
     Args:
         config: `clsa_tf.config.Config`.
-        precision: of its convolutions, see `clsa_tf.precision`; variables are
-            float32 whatever it is.
+        precision: of its convolutions, see `clsa_tf.networks.precision`;
+            variables are float32 whatever it is.
         name: of the model; does not change its initial weights.
     """
     options = config.options

@@ -15,15 +15,16 @@ import dataclasses
 
 import tensorflow as tf
 
-from clsa_tf import losses, recipe
+from clsa_tf import losses
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import PredictorMethod, check_queue
-from clsa_tf.options import Crop, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import Crop, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Divergence, recipe.Prediction):
+class Options(groups.Divergence, groups.Prediction):
     """Flags of BYOL."""
 
     head_kind = "byol"

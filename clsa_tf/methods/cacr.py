@@ -14,14 +14,16 @@ AlexNet: here one linear layer as well.
 import dataclasses
 import itertools
 
-from clsa_tf import distribute, losses, recipe
+from clsa_tf import losses
+from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import Method, recognised
-from clsa_tf.options import Crop, but, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import Crop, but, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Projection, recipe.Weak):
+class Options(groups.Projection, groups.Weak):
     """Flags of CACR."""
 
     crops: tuple[Crop, ...] = option(
@@ -47,10 +49,10 @@ class Options(recipe.Projection, recipe.Weak):
         "0: all alike",
         minimum=0.0,
     )
-    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.4, 0.4, 0.4, 0.4))
-    jitter_probability: float = but(recipe.Weak, "jitter_probability", 1.0)
-    blur: float = but(recipe.Weak, "blur", 0.0)
-    projection_layers: int = but(recipe.Projection, "projection_layers", 1)
+    jitter: tuple[float, ...] = but(groups.Weak, "jitter", (0.4, 0.4, 0.4, 0.4))
+    jitter_probability: float = but(groups.Weak, "jitter_probability", 1.0)
+    blur: float = but(groups.Weak, "blur", 0.0)
+    projection_layers: int = but(groups.Projection, "projection_layers", 1)
 
     def contrast(self, attractions, repulsions):
         """Loss of lists of `[n]`, one per view or pair; and its two parts."""
@@ -115,7 +117,7 @@ class CACR(Method):
         other way round, as published.
         """
         options = self.options
-        everywhere = {x: distribute.gather(z) for x, z in embedded.items()}
+        everywhere = {x: collectives.gather(z) for x, z in embedded.items()}
         attractions = [
             losses.cacr_attraction(
                 embedded[name],
@@ -139,7 +141,7 @@ class CACR(Method):
 
     def embeddings(self, targets, embedded):
         """Of the first view."""
-        return distribute.gather(embedded["view_0"])
+        return collectives.gather(embedded["view_0"])
 
 
 METHOD = CACR

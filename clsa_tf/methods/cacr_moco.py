@@ -16,15 +16,17 @@ import dataclasses
 
 import tensorflow as tf
 
-from clsa_tf import distribute, losses, recipe
+from clsa_tf import losses
+from clsa_tf.distributed import collectives
 from clsa_tf.methods import cacr, moco
 from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
-from clsa_tf.options import AUTO, but, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import AUTO, but, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Momentum, cacr.Options):
+class Options(groups.Momentum, cacr.Options):
     """Flags of CACR on MoCo v2."""
 
     queue_size: int = but(moco.Options, "queue_size", AUTO)
@@ -34,10 +36,10 @@ class Options(recipe.Momentum, cacr.Options):
         "queue",
     )
     repulsion_sharpness: float = but(cacr.Options, "repulsion_sharpness", 2.0)
-    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.4, 0.4, 0.4, 0.1))
-    jitter_probability: float = but(recipe.Weak, "jitter_probability", 0.8)
-    blur: float = but(recipe.Weak, "blur", 0.5)
-    projection_layers: int = but(recipe.Projection, "projection_layers", 2)
+    jitter: tuple[float, ...] = but(groups.Weak, "jitter", (0.4, 0.4, 0.4, 0.1))
+    jitter_probability: float = but(groups.Weak, "jitter_probability", 0.8)
+    blur: float = but(groups.Weak, "blur", 0.5)
+    projection_layers: int = but(groups.Projection, "projection_layers", 2)
 
 
 def check(config):
@@ -99,7 +101,7 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
     def _others(self, queries):
         """Queries that repel these, `[G, D]` with gradient, or none."""
         if self.options.inbatch_negatives:
-            return distribute.gather(queries)
+            return collectives.gather(queries)
         return queries[:0]
 
     def embeddings(self, targets, embedded):

@@ -15,23 +15,24 @@ over a device's images.
 import dataclasses
 import math
 
-from clsa_tf import losses, recipe
+from clsa_tf import losses
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import recognised
 from clsa_tf.methods.momentum import PredictorMethod
 from clsa_tf.networks.heads import Head
-from clsa_tf.options import Crop, but, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import Crop, but, option
 
 COSTS = {"rbf": losses.cacr_rbf, "euclidean": losses.cacr_euclidean}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Prediction):
+class Options(groups.Prediction):
     """Flags of CACR on MoCo v3."""
 
     head_kind = "mocov3"
 
-    crop: Crop = but(recipe.Unequal, "crop", Crop(224, 0.2, 1.0))
+    crop: Crop = but(groups.Unequal, "crop", Crop(224, 0.2, 1.0))
     local_crops: tuple[Crop, ...] = option(
         (),
         "further, smaller crops, which are compared with the keys of the two "

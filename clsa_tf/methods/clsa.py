@@ -12,17 +12,17 @@ import dataclasses
 
 import tensorflow as tf
 
-from clsa_tf import recipe
 from clsa_tf.errors import UserError
 from clsa_tf.methods import moco
-from clsa_tf.options import but, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import but, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Divergence, moco.Options):
+class Options(groups.Divergence, moco.Options):
     """Flags of CLSA: those of MoCo, of the divergence, and these."""
 
-    ddm_weight: float = but(recipe.Divergence, "ddm_weight", 1.0)
+    ddm_weight: float = but(groups.Divergence, "ddm_weight", 1.0)
     inbatch_negatives: bool = but(moco.Options, "inbatch_negatives", True)
     strong_contrast: bool = option(
         False,

@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf import distribute
+from clsa_tf.distributed import collectives
 
 
 def of_batch(method, batch, targets):
@@ -104,7 +104,7 @@ def _loss(method, embedded, targets, rows):
     reports = {k: tf.reduce_mean(x) for k, x in reports.items()}
     # The optimizer sums gradients over replicas: divided by their number the
     # result is the gradient of the global batch's mean.
-    loss = reports["loss"] / distribute.num_replicas()
+    loss = reports["loss"] / collectives.num_replicas()
     if _scales(method):
         loss = method.optimizer.get_scaled_loss(loss)
     return loss, reports

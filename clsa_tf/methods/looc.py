@@ -15,11 +15,12 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import losses, recipe
+from clsa_tf import losses
 from clsa_tf.errors import UserError
 from clsa_tf.methods import moco
 from clsa_tf.methods.momentum import MomentumMethod
-from clsa_tf.options import AUTO, Crop, but, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import AUTO, Crop, but, option
 
 # Parts of a view (see `clsa_tf.augment.views`) that make up an augmentation.
 AUGMENTATIONS = {
@@ -30,7 +31,7 @@ AUGMENTATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
+class Options(groups.Momentum, groups.Projection, groups.Weak):
     """Flags of LooC."""
 
     # Keys are never queries: their views share augmentations with them.

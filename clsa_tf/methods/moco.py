@@ -9,14 +9,15 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import losses, recipe
+from clsa_tf import losses
 from clsa_tf.errors import UserError
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
-from clsa_tf.options import AUTO, Crop, but, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import AUTO, Crop, but, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
+class Options(groups.Momentum, groups.Projection, groups.Weak):
     """Flags of MoCo."""
 
     key_crop: Crop = option(
@@ -47,7 +48,7 @@ class Options(recipe.Momentum, recipe.Projection, recipe.Weak):
         "key and (first) query change roles for a second loss, the two are "
         "averaged, and both views' keys are stored",
     )
-    over_crops: str = but(recipe.Weak, "over_crops", "sum")
+    over_crops: str = but(groups.Weak, "over_crops", "sum")
 
 
 def check(config):

@@ -4,13 +4,13 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import distribute
+from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
-from clsa_tf.key_queue import KeyQueue
 from clsa_tf.methods.base import Method, bn_splits
+from clsa_tf.methods.key_queue import KeyQueue
 from clsa_tf.networks import heads
 from clsa_tf.networks.encoder import unit
-from clsa_tf.options import AUTO
+from clsa_tf.options.fields import AUTO
 
 
 class MomentumMethod(Method):
@@ -40,7 +40,7 @@ class MomentumMethod(Method):
 
     def update(self, targets):
         """Moves the key encoder towards the encoder."""
-        distribute.moving_average(
+        collectives.moving_average(
             self.key_encoder.trainable_variables,
             self.encoder.trainable_variables,
             self.momentum,
@@ -75,7 +75,7 @@ class MomentumMethod(Method):
             dictionary, name -> float32 `[G, ...]`.
         """
         return {
-            name: distribute.gather(
+            name: collectives.gather(
                 self.in_parts(self.project_keys, batch[name])
             )
             for name in names
@@ -94,7 +94,7 @@ class MomentumMethod(Method):
                 images[name], rows[name] = self.shuffle(batch[name], purpose)
         return {
             name: tf.scatter_nd(
-                distribute.gather(rows[name])[:, tf.newaxis],
+                collectives.gather(rows[name])[:, tf.newaxis],
                 keys,
                 tf.shape(keys),
             )

@@ -13,13 +13,15 @@ import math
 
 import tensorflow as tf
 
-from clsa_tf import distribute, losses, recipe
+from clsa_tf import losses
+from clsa_tf.distributed import collectives
 from clsa_tf.methods.base import Method, recognised
-from clsa_tf.options import Crop, but, option
+from clsa_tf.options import groups
+from clsa_tf.options.fields import Crop, but, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(recipe.Divergence, recipe.Projection, recipe.Weak):
+class Options(groups.Divergence, groups.Projection, groups.Weak):
     """Flags of SimCLR."""
 
     head_kind = "simclr"
@@ -36,9 +38,9 @@ class Options(recipe.Divergence, recipe.Projection, recipe.Weak):
         group="views",
     )
     temperature: float = option(0.1, "T of the contrast", above=0.0)
-    jitter: tuple[float, ...] = but(recipe.Weak, "jitter", (0.8, 0.8, 0.8, 0.2))
-    join_crops: bool = but(recipe.Weak, "join_crops", True)
-    projection_layers: int = but(recipe.Projection, "projection_layers", 3)
+    jitter: tuple[float, ...] = but(groups.Weak, "jitter", (0.8, 0.8, 0.8, 0.2))
+    join_crops: bool = but(groups.Weak, "join_crops", True)
+    projection_layers: int = but(groups.Projection, "projection_layers", 3)
 
 
 def check(config):
@@ -81,7 +83,7 @@ class SimCLR(Method):
         paper's value.
         """
         options = self.options
-        both = [distribute.gather(embedded[f"view_{i}"]) for i in (0, 1)]
+        both = [collectives.gather(embedded[f"view_{i}"]) for i in (0, 1)]
         total = 0.0
         for i in (0, 1):
             queries = [x for x in self.names("view_") if x != f"view_{i}"]
@@ -114,7 +116,7 @@ class SimCLR(Method):
 
     def embeddings(self, targets, embedded):
         """Of the first view."""
-        return distribute.gather(embedded["view_0"])
+        return collectives.gather(embedded["view_0"])
 
 
 METHOD = SimCLR

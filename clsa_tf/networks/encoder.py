@@ -3,8 +3,8 @@
 import tensorflow as tf
 from tensorflow import keras
 
+from clsa_tf.networks.backbones.resnet import resnet
 from clsa_tf.networks.heads import PLAIN, build, hidden
-from clsa_tf.networks.resnet import resnet
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1]; torchvision's.
 MEAN = (0.485, 0.456, 0.406)
@@ -29,9 +29,9 @@ class Encoder(keras.Model):
     """Images to features, and features to unit projections.
 
     Args:
-        backbone: one of `clsa_tf.networks.resnet.BLOCKS`.
+        backbone: one of `clsa_tf.networks.backbones.resnet.BLOCKS`.
         width: factor on the backbone's channels.
-        stem: one of `clsa_tf.networks.resnet.STEMS`.
+        stem: one of `clsa_tf.networks.backbones.resnet.STEMS`.
         head: `clsa_tf.networks.heads.Head`, of each head.
         heads: `H`, heads side by side on the one backbone.
         concatenate: whether the features are, instead of the backbone's, the

@@ -4,8 +4,8 @@ import dataclasses
 
 from tensorflow import keras
 
+from clsa_tf.networks.backbones.resnet import layer_seed
 from clsa_tf.networks.batchnorm import batch_norm
-from clsa_tf.networks.resnet import layer_seed
 
 
 def _torch_uniform(fan_in, seed):

@@ -132,8 +132,8 @@ class Checkpoint:
 
     def __init__(self, workdir, outputs):
         """See the class."""
-        from clsa_tf import outcome
-        from clsa_tf.checkpoint import load_trained
+        from clsa_tf.training import outcome
+        from clsa_tf.training.checkpoint import load_trained
         from export.model import card, served
 
         self._workdir = workdir

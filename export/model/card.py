@@ -8,11 +8,12 @@ import os
 import numpy as np
 
 from clsa_tf import config as config_lib
-from clsa_tf import metrics, outcome, stack
+from clsa_tf import stack
 from clsa_tf.files import MODEL_CARD
-from clsa_tf.load import architecture
 from clsa_tf.networks.encoder import weight_name
-from clsa_tf.workdir import DATASET
+from clsa_tf.networks.functional import architecture
+from clsa_tf.training import metrics_log, outcome
+from clsa_tf.training.workdir import DATASET
 
 TEXT = "README.md"
 
@@ -63,7 +64,7 @@ def describe(workdir, trained, served_as, *, license_):
 
     Args:
         workdir: directory of the run.
-        trained: `clsa_tf.checkpoint.Trained`, of that run.
+        trained: `clsa_tf.training.checkpoint.Trained`, of that run.
         served_as: dictionary of `image_size` (px), `keep`, `precision`,
             `outputs`, `bad_images`, `limits`.
         license_: of the weights, text.
@@ -134,7 +135,7 @@ def _evaluation(workdir):
     """Accuracies in [0, 1], those of the report if there is one."""
     summary = _read(workdir, "summary.json")
     found = {k: v for k, v in summary.items() if k.startswith("knn_") and v}
-    logged = [e["knn"] for e in metrics.read(workdir) if "knn" in e]
+    logged = [e["knn"] for e in metrics_log.read(workdir) if "knn" in e]
     return found or ({"knn_trained": logged[-1]} if logged else {})
 
 

@@ -1,0 +1,1 @@
+"""What `import clsa_tf` offers."""

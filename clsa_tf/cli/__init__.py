@@ -1,0 +1,1 @@
+"""The command line: flags, flagfiles, help, start and end of a command."""

@@ -1,0 +1,1 @@
+"""Where images come from: folders, tensorflow-datasets, record files."""

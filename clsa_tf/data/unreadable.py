@@ -1,0 +1,214 @@
+"""Images that cannot be read: counted, named, and too many of them an error."""
+
+import itertools
+import os
+import sys
+import threading
+from typing import Mapping, Optional
+
+import tensorflow as tf
+
+from clsa_tf import files
+from clsa_tf.data import headers
+from clsa_tf.data.graph_calls import in_python
+from clsa_tf.data.source import Source
+from clsa_tf.errors import UserError
+from clsa_tf.terminal import progress
+
+# All names, one in a line; behind a tab the reason (earlier versions: none).
+FILE = "unreadable.txt"
+LOGGED = 10  # names that are logged one by one
+NAMED = 3  # names in the error message
+
+
+class Faults:
+    """The unreadable images of a run. Safe to use from several threads.
+
+    A run goes on while, in each source, they are at most `max_bad_share` of
+    the distinct images seen so far, counting at least 1,000 images (or all,
+    if there are fewer) as seen: a few bad ones at the beginning are not yet a
+    bad share.
+    """
+
+    def __init__(self, *, max_bad_share: float, advice: str = ""):
+        """Starts with no faults.
+
+        Args:
+            max_bad_share: tolerated share of unreadable images, in [0, 1].
+            advice: what else to do about them, in the imperative.
+        """
+        self._max_bad_share = max_bad_share
+        self._advice = f"{advice}, " if advice else ""
+        self._lock = threading.Lock()
+        self._names = {}  # by source: distinct, in the order they came in
+        self._error = None
+        self._path = None
+        self._noted = set()  # names in that file
+        self._logged = 0
+
+    def record(self, directory: str, moved=()):
+        """Writes further names to a file there, and reads those it has.
+
+        These are counted, too, but say nothing about the share: what was seen
+        beside them is not known.
+
+        Args:
+            directory: of the run; it exists.
+            moved: pairs (before, now) of datasets that are at another place
+                now, as flags spell them. Names below it change with it.
+        """
+        self._path = os.path.join(directory, FILE)
+        if not os.path.exists(self._path):
+            return
+        with open(self._path, encoding="utf-8", errors="replace") as file:
+            before = file.read().splitlines()
+        lines = [_follow(line, moved) for line in before]
+        if lines != before:
+            text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
+            files.write_atomically(self._path, text)
+        self._noted.update(line.split("\t")[0] for line in lines)
+
+    @property
+    def count(self) -> int:
+        """Number of distinct unreadable images so far."""
+        return len(self._noted)
+
+    def summary(self) -> str:
+        """Returns a sentence for the end of the run."""
+        where = f"; {self._path} names them" if self._path else ""
+        what = "images were" if self.count != 1 else "image was"
+        return f"{self.count} unreadable {what} left out{where}."
+
+    def error(self) -> Optional[UserError]:
+        """Returns the error that stopped the data, or None."""
+        return self._error
+
+    def report(
+        self,
+        names: Mapping[str, str],
+        *,
+        source: Source,
+        seen: int,
+        lost: bool = False,
+    ) -> bool:
+        """Notes unreadable images.
+
+        Args:
+            names: what they are called, and what each is or has, in words;
+                repetitions do not count.
+            source: where they are from.
+            seen: examples read from it so far, the unreadable ones included.
+            lost: whether a batch has no readable image at all.
+
+        Returns:
+            Whether the run may go on: not if there are too many, or `lost`, or
+            names cannot be written; `error()` then says so.
+        """
+        with self._lock:
+            known = self._names.setdefault(source, {})
+            for name, reason in names.items():
+                if name not in known:
+                    known[name] = reason
+                    self._note(name, reason)
+            counted = min(source.size, max(seen, 1000))
+            if lost or len(known) > self._max_bad_share * counted:
+                error = self._too_many(known, source, seen, lost)
+                self._error = self._error or error
+            return self._error is None
+
+    def report_op(
+        self, names, codes, *, source: Source, seen, lost
+    ) -> tf.Operation:
+        """Calls `report` from inside a graph.
+
+        Args:
+            names: string[n].
+            codes: i32[n], of `headers`.
+            source: as for `report`.
+            seen: i64[].
+            lost: bool[].
+
+        Returns:
+            An operation, which fails with `tf.errors.InvalidArgumentError` if
+            the run may not go on.
+        """
+
+        words = headers.reasons(source.rules)
+
+        def report(names, codes, seen, lost):
+            named = {
+                name.decode("utf-8", "replace"): words[code]
+                for name, code in zip(names, codes)
+            }
+            return self.report(
+                named, source=source, seen=int(seen), lost=bool(lost)
+            )
+
+        # An error raised in there would be logged with tracebacks, repeatedly.
+        fine = in_python(
+            report, [names, codes, seen, lost], tf.bool, stateful=True
+        )
+        return tf.debugging.Assert(fine, ["Too many unreadable images."])
+
+    def _note(self, name, reason):
+        name = " ".join(name.replace("\t", " ").splitlines())
+        if name in self._noted:
+            return
+        self._noted.add(name)
+        self._logged += 1
+        if self._logged <= LOGGED:
+            _say(f"Cannot read the image {name}, which {reason}; skipped.")
+        if self._logged == LOGGED:
+            _say("Further unreadable images are only counted.")
+        if self._path:
+            self._write(f"{name}\t{reason}")
+
+    def _write(self, line):
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        except OSError as e:
+            self._error = self._error or UserError(
+                "Expected to write the names of unreadable images to "
+                f"{self._path}, received {e.strerror!r}; make room or fix the "
+                "permissions, then start the same command again."
+            )
+
+    def _too_many(self, known, source, seen, lost):
+        seen = min(seen, source.size)
+        received = (
+            "a whole batch of such images"
+            if lost
+            else f"{len(known)} among {seen} ({len(known) / seen:.1%})"
+        )
+        named = [
+            f"{name}, which {reason}"
+            for name, reason in itertools.islice(known.items(), NAMED)
+        ]
+        raising = "--max_bad_share"
+        limits = headers.reasons(source.rules)
+        if limits[headers.BYTES] in known.values():
+            raising += ", or --max_image_bytes"
+        if limits[headers.PIXELS] in known.values():
+            raising += ", or --max_image_pixels"
+        return UserError(
+            f"Expected at most {self._max_bad_share:.1%} unreadable images in "
+            f"{source.name}, received {received}, such as "
+            f"{', '.join(named)}; {self._advice}repair or remove them, or "
+            f"raise {raising}."
+        )
+
+
+def _say(text):
+    progress.say(text, file=sys.stderr)
+
+
+def _follow(line, moved):
+    """A line of `FILE`, of an image whose dataset may have moved."""
+    for before, now in moved:
+        # (folder:/photos: the names are paths.)
+        before, now = (text.partition(":")[2] or text for text in (before, now))
+        root = os.path.join(before, "")
+        if line.startswith(root):
+            return os.path.join(now, "") + line[len(root) :]
+    return line

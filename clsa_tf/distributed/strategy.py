@@ -1,0 +1,240 @@
+"""Choosing the devices and machines that a run uses."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from clsa_tf.distributed import collectives
+from clsa_tf.errors import UserError
+
+# What TensorFlow raises when another process of the job is gone.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+
+STRATEGIES = ("auto", "one", "mirrored", "multiworker", "tpu")
+
+
+def make_strategy(name, *, tpu=""):
+    """Returns the `tf.distribute.Strategy` called `name`.
+
+    Has to be called before TensorFlow computes anything: workers of several
+    processes connect to one another when TensorFlow starts.
+
+    Args:
+        name: `"one"` (first GPU, else the CPU), `"mirrored"` (all GPUs of this
+            machine), `"multiworker"` (all GPUs, else the CPU, of every process
+            that `TF_CONFIG` or SLURM names), `"tpu"`, or `"auto"`: what the
+            arguments, the environment and the machine suggest.
+        tpu: name or address of the TPU; `"local"` on a TPU VM.
+
+    Raises:
+        UserError: unknown name, or the machine or environment lacks it.
+    """
+    if name not in STRATEGIES:
+        raise UserError(
+            f"Expected a strategy out of {', '.join(STRATEGIES)}, received "
+            f"{name!r}; set --strategy."
+        )
+    if name == "auto":
+        name = _suggested(tpu)
+    if name == "tpu":
+        return _tpu_strategy(tpu or "local")
+    if tpu:
+        raise UserError(
+            f"Expected --strategy=tpu or auto with --tpu={tpu}, received "
+            f"{name}; change one."
+        )
+    if name == "multiworker":
+        return _multiworker_strategy()
+    gpus = tf.config.list_logical_devices("GPU")
+    # Several logical CPUs are how the tests make replicas.
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    if name == "mirrored":
+        if len(devices) == 1 and not gpus:
+            raise UserError(
+                "Expected GPUs for --strategy=mirrored, received a machine "
+                "without any; use --strategy=auto or --strategy=one."
+            )
+        return tf.distribute.MirroredStrategy([d.name for d in devices])
+    return tf.distribute.OneDeviceStrategy(devices[0].name)
+
+
+def is_accelerated(strategy):
+    """Whether the replicas of a strategy are GPUs or TPUs."""
+    return not any("CPU" in d for d in strategy.extended.worker_devices)
+
+
+class Workers:
+    """The processes that train together, and what they tell one another.
+
+    What is asked of them has to be asked by all, in the same order.
+
+    Args:
+        strategy: the run's strategy.
+
+    Attributes:
+        count: how many they are.
+        chief: whether this is the one that writes files and talks.
+    """
+
+    def __init__(self, strategy):
+        """See the class."""
+        self.count = collectives.num_loaders(strategy)
+        self.chief = strategy.extended.should_checkpoint
+        self._strategy = strategy
+        self._gather = tf.function(
+            lambda row: strategy.run(collectives.gather, args=(row,))
+        )
+
+    def maximum(self, number):
+        """The largest of the int32 numbers that the workers give."""
+        if self.count == 1:
+            return number
+        return int(np.max(self._table([number])))
+
+    def check_same(self, **numbers):
+        """Compares numbers that all workers have to share.
+
+        Args:
+            **numbers: int32 values; the name says, in words with underscores,
+                what each is.
+
+        Raises:
+            UserError: they differ between workers.
+        """
+        if self.count == 1:
+            return
+        table = self._table(list(numbers.values()))
+        for name, column in zip(numbers, table.T):
+            if len(set(column.tolist())) > 1:
+                raise UserError(
+                    f"Expected the same {name.replace('_', ' ')} on all "
+                    f"workers, received {', '.join(map(str, column))}; start "
+                    "them with the same flags, data and --workdir on storage "
+                    "that all of them share."
+                )
+
+    def _table(self, numbers):
+        """Gathers int32 numbers of every replica: `[R, len(numbers)]`."""
+        gathered = self._gather(tf.constant([numbers], tf.int32))
+        return np.array(self._strategy.experimental_local_results(gathered)[0])
+
+
+def _suggested(tpu):
+    if tpu:
+        return "tpu"
+    if _tf_config_tasks() > 1 or _slurm_tasks() > 1:
+        return "multiworker"
+    several = len(tf.config.list_physical_devices("GPU")) > 1
+    return "mirrored" if several else "one"
+
+
+def _tf_config():
+    """The cluster that the environment names: `TF_CONFIG`, parsed."""
+    text = os.environ.get("TF_CONFIG", "")
+    if not text.strip():
+        return {}
+    try:
+        config = json.loads(text)
+        cluster = config.get("cluster", {})
+        if cluster:
+            task = config["task"]
+            cluster[task["type"]][int(task["index"])]  # is it there?
+        return config
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        raise UserError(
+            'Expected TF_CONFIG like {"cluster": {"worker": ["a:1", "b:1"]}, '
+            f'"task": {{"type": "worker", "index": 0}}}}, received {text!r}; '
+            "correct it or unset it."
+        ) from e
+
+
+def _tf_config_tasks():
+    cluster = _tf_config().get("cluster", {})
+    return sum(len(cluster.get(job, [])) for job in ("chief", "worker"))
+
+
+def _slurm_tasks():
+    # Set within a step (`srun`) only: the script around it is no worker.
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))
+
+
+def _multiworker_strategy():
+    resolvers = tf.distribute.cluster_resolver
+    if _tf_config_tasks():
+        resolver = resolvers.TFConfigClusterResolver()
+    elif _slurm_tasks():
+        resolver = _slurm_resolver()
+    else:
+        raise UserError(
+            "Expected TF_CONFIG, or a SLURM step (srun), for "
+            "--strategy=multiworker, received neither; set TF_CONFIG on each "
+            "worker (configs/cluster has examples), or use --strategy=auto."
+        )
+    cluster = resolver.cluster_spec().as_dict()
+    workers = [f"{job} {', '.join(hosts)}" for job, hosts in cluster.items()]
+    print(f"  waiting for all workers: {'; '.join(workers)}", file=sys.stderr)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except RuntimeError as e:
+        if "startup" not in str(e):
+            raise
+        raise UserError(
+            "Expected the workers to be connected before TensorFlow computes "
+            "anything, received a program in which it has; start the training "
+            "first, or by python -m clsa_tf.train."
+        ) from e
+
+
+def _slurm_resolver():
+    resolvers = tf.distribute.cluster_resolver
+    # Jobs that share a machine must not share ports.
+    job = int(os.environ.get("SLURM_JOB_ID", 0))
+    port = 20_000 + 100 * (job % 100)
+    tasks = _slurm_tasks()
+    # Which GPUs a task sees is SLURM's business (--gpus-per-task); the resolver
+    # wants some to count with.
+    cluster = resolvers.SlurmClusterResolver(
+        port_base=port,
+        gpus_per_node=tasks,
+        gpus_per_task=1,
+        auto_set_gpu=False,
+    ).cluster_spec()
+    # It sorts machines by name, where node10 comes before node2: a task's
+    # number there need not be SLURM's.
+    host = os.environ.get("SLURMD_NODENAME", "")
+    address = f"{host}:{port + int(os.environ.get('SLURM_LOCALID', 0))}"
+    addresses = cluster.as_dict()["worker"]
+    if address not in addresses:
+        raise UserError(
+            f"Expected this task's machine in {', '.join(addresses)}, received "
+            f"SLURMD_NODENAME={host!r}; start the training by srun."
+        )
+    return resolvers.SimpleClusterResolver(
+        cluster,
+        task_type="worker",
+        task_id=addresses.index(address),
+        rpc_layer="grpc",
+    )
+
+
+def _tpu_strategy(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (tf.errors.OpError, ValueError, OSError) as e:
+        reason = str(e).strip().split("\n")[0]
+        raise UserError(
+            f"Expected a TPU called {name!r}, received: {reason}; set --tpu to "
+            "its name, or to local on the TPU's own machine."
+        ) from e
+    return tf.distribute.TPUStrategy(resolver)

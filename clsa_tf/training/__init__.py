@@ -1,0 +1,1 @@
+"""A run: training loop, checkpoints, metrics, evaluation while training."""

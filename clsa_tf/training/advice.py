@@ -1,0 +1,160 @@
+"""Advice at the start of a run: settings that do harm there."""
+
+import math
+
+from clsa_tf import methods
+from clsa_tf.methods.momentum import keys_per_step
+from clsa_tf.options.fields import AUTO
+from clsa_tf.training.auto import (
+    IMAGES_PER_KEY,
+    LEAST_MOMENTUM,
+    PART,
+    total_steps,
+)
+
+# Where `advice` begins.
+FEW_STEPS = 1000
+
+
+INITIAL_SHARE = 0.05  # of the weights, at the end of a run
+
+
+BANK_PER_NEIGHBOUR = 10
+
+
+# What a processor is too slow for: views of so many px, a network so wide.
+PROCESSOR_SIZE, PROCESSOR_WIDTH = 96, 0.5
+
+
+SMALL_QUEUE = 1024  # of LooC, whose run with so many keys collapsed
+
+
+def advice(config, *, images, replicas, bank=None, accelerated=True):
+    """What in a configuration does harm here: a list of sentences.
+
+    Args:
+        config: `clsa_tf.config.Config`, resolved.
+        images: N, how many there are to train on.
+        replicas: R, devices that share each batch.
+        bank: images that the kNN evaluation takes neighbours from; None: those
+            to train on; 0: there is no such evaluation.
+        accelerated: whether the replicas are GPUs or TPUs.
+
+    Returns:
+        list of str, each with what to change; the run is possible anyway.
+    """
+    checks = (
+        "" if accelerated else _on_processor(config),
+        _on_batch_norm(config, replicas),
+        _on_queue(config, images),
+        _on_loocs_queue(config),
+        _on_momentum(config, images),
+        _on_steps(config, images),
+        _on_neighbours(config, images if bank is None else bank),
+    )
+    return [sentence for sentence in checks if sentence]
+
+
+def _on_processor(config):
+    views = methods.load(config.method).METHOD.views(config.options)
+    size = max(view.size for view in views)
+    if size < PROCESSOR_SIZE or config.width < PROCESSOR_WIDTH:
+        return ""
+    return (
+        f"without a GPU or TPU a step of {config.backbone} on "
+        f"{config.batch_size} images at {size} px takes minutes; a small "
+        "network on small views is for processors: --flagfile=photos in place "
+        "of this recipe"
+    )
+
+
+def _on_batch_norm(config, replicas):
+    parts = replicas * config.accumulation_steps
+    if config.batch_norm == "split":
+        parts = config.batch_norm_splits
+    whole = parts == 1 or config.batch_norm == "sync"
+    wanted = methods.load(config.method).METHOD.batch_statistics
+    if wanted == "parts" and whole:
+        return (
+            f"--batch_norm={config.batch_norm} on {replicas} device(s) "
+            "normalises a query and its key with statistics of the same "
+            "images, by which a network can recognise the batch instead of "
+            "the image; use --batch_norm=split with a --batch_size that is a "
+            f"multiple of {2 * PART}"
+        )
+    if wanted == "whole" and not whole and config.accumulation_steps == 1:
+        return (
+            f"--batch_norm={config.batch_norm} takes statistics of {parts} "
+            f"parts of the batch, and {config.method} is published with those "
+            "of the whole; use --batch_norm=sync"
+        )
+    return ""
+
+
+def _on_queue(config, images):
+    size = getattr(config.options, "queue_size", 0)
+    if size <= images:
+        return ""
+    return (
+        f"--queue_size={size} is longer than the data set of {images:,} "
+        f"images: {size / images:.3g} keys of every query's own image are "
+        f"among its negatives; use --queue_size={AUTO}, or at most "
+        f"{max(images // IMAGES_PER_KEY, keys_per_step(config))}"
+    )
+
+
+def _on_loocs_queue(config):
+    options = config.options
+    if (
+        config.method != "looc"
+        or options.inbatch_negatives
+        or options.queue_size > SMALL_QUEUE
+    ):
+        return ""
+    return (
+        f"--queue_size={options.queue_size} is small: with 1,024 keys LooC's "
+        "embeddings collapsed on the embedded data set; add "
+        "--inbatch_negatives"
+    )
+
+
+def _on_momentum(config, images):
+    m = getattr(config.options, "key_momentum", 0.0)
+    steps = total_steps(config, images)
+    if m <= LEAST_MOMENTUM:
+        return ""
+    # Scheduled to rise to 1, it is half as far from it on average.
+    half = config.options.key_momentum_schedule == "cosine"
+    left = m ** (steps / 2 if half else steps)
+    if left <= INITIAL_SHARE:
+        return ""
+    return (
+        f"--key_momentum={m} leaves {left:.0%} of its initial weights to the "
+        f"momentum encoder after all {steps:,} steps; use --key_momentum="
+        f"{AUTO}, or train for longer"
+    )
+
+
+def _on_steps(config, images):
+    steps = total_steps(config, images)
+    if steps >= FEW_STEPS:
+        return ""
+    epochs = math.ceil(FEW_STEPS / (images // config.batch_size or 1))
+    return (
+        f"{steps:,} steps are few: raise --total_epochs to {epochs} or more, "
+        "or lower --batch_size"
+    )
+
+
+def _on_neighbours(config, bank):
+    bank = min(bank, config.knn_bank)
+    if (
+        not (bank and config.knn_epochs)
+        or config.knn_k * BANK_PER_NEIGHBOUR <= bank
+    ):
+        return ""
+    return (
+        f"--knn_k={config.knn_k} of {bank:,} images vote in the kNN "
+        "evaluation, distant ones too; use --knn_k="
+        f"{max(1, bank // BANK_PER_NEIGHBOUR // 5)} or so"
+    )

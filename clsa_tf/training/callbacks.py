@@ -1,0 +1,324 @@
+"""What happens beside the training steps: reporting, saving, evaluating.
+
+Keras calls them in the order of the list, and order matters: what is logged at
+a step is written before that step's checkpoint, so that a run that dies in
+between neither loses a line nor writes it twice. Evaluation comes after it: a
+run that dies while it evaluates repeats the evaluation, not the epoch.
+
+With several workers all of them call everything, since reading a variable may
+take all of them; only the chief writes.
+"""
+
+import contextlib
+import math
+import sys
+import time
+
+import tensorflow as tf
+from tensorflow import keras
+
+from clsa_tf.errors import Stopped, UserError, first_line
+from clsa_tf.terminal import progress
+from clsa_tf.training import metrics_log
+
+# Reports shown in the progress bar, with their short names.
+_SHOWN = {
+    "loss": "loss",
+    "ddm": "ddm",
+    "contrast_accuracy": "acc",
+    "knn": "kNN",
+}
+
+
+class StepCallback(keras.callbacks.Callback):
+    """A callback that knows the step without asking the accelerator.
+
+    Args:
+        step: steps taken before.
+    """
+
+    # Keras otherwise copies every report off the device at every step.
+    _supports_tf_logs = True
+
+    def __init__(self, step):
+        """See the class."""
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Counts the step, then calls `after_step`."""
+        self.step += 1
+        self.after_step(logs)
+
+    def after_step(self, logs):
+        """Called with `self.step` steps taken and the last one's reports."""
+
+
+class Log(StepCallback):
+    """Progress bar, `metrics.jsonl` and TensorBoard.
+
+    Args:
+        config: `Config`.
+        step: steps taken before.
+        steps_per_epoch: int.
+        schedule: step -> learning rate.
+        checkpoints: `Checkpoints`.
+        watch: `collapse.Watch`.
+        chief: whether this process writes and shows anything.
+    """
+
+    def __init__(
+        self,
+        config,
+        step,
+        *,
+        steps_per_epoch,
+        schedule,
+        checkpoints,
+        watch,
+        chief=True,
+    ):
+        """See the class."""
+        super().__init__(step)
+        self._config = config
+        self.steps_per_epoch = steps_per_epoch
+        self._schedule = schedule
+        self._checkpoints = checkpoints
+        self._watch = watch
+        self.chief = chief
+        if chief:
+            with self._writing():
+                self._writer = tf.summary.create_file_writer(
+                    f"{config.workdir}/{metrics_log.TENSORBOARD}"
+                )
+        self._shown = {}
+        self._unchecked = None  # the last step and its loss
+        self._bar = None
+        self._compiling = contextlib.ExitStack()
+        # Of the next line: step before it, seconds of training so far, and
+        # since when the clock runs (not during evaluation and saving).
+        self._from_step = step
+        self._elapsed = 0.0
+        self._since = 0.0
+
+    def begin(self):
+        """Says that the first step takes its time; to be called before it."""
+        if self.chief:
+            what = "compiling the training step and taking the first one"
+            self._compiling.enter_context(progress.waiting(what))
+
+    def _open_bar(self):
+        """Opens the bar after the first step, which tells nothing of speed."""
+        total = self._config.total_epochs * self.steps_per_epoch
+        self._compiling.close()
+        self._bar = progress.bar(
+            total * self._config.batch_size,
+            initial=self.step * self._config.batch_size,
+            unit="images",
+            shown=self.chief,
+            optional=("ddm", "epoch"),
+        )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self._since = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Stops the clock."""
+        self._tick()
+
+    def close(self):
+        """Ends the line of the bar, however the run ends."""
+        self._compiling.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def doing(self, what):
+        """Shows in words what is done instead of training, while entered."""
+        if self._bar is None:
+            return progress.waiting(what)
+        return self._bar.doing(what)
+
+    def after_step(self, logs):
+        """Moves the bar; every `log_steps` reads and writes the reports."""
+        if self._bar is None:
+            self._open_bar()
+        else:
+            self._bar.update(self._config.batch_size)
+        # The loss of the step before: to read this one's would make the host
+        # wait for it.
+        self.check()
+        self._unchecked = self.step, logs["loss"]
+        last = self.step == self._config.total_epochs * self.steps_per_epoch
+        if self.step % self._config.log_steps == 0 or last:
+            self.check()
+            values = {name: float(value) for name, value in logs.items()}
+            self._tick()
+            images = (self.step - self._from_step) * self._config.batch_size
+            values["lr"] = float(self._schedule(self.step - 1))
+            values["images_per_second"] = images / self._elapsed
+            self._from_step, self._elapsed = self.step, 0.0
+            self.write(values)
+            self._tell(self._watch.words(self.step, values))
+
+    def write(self, values):
+        """Writes one line of values at the present step, and shows them."""
+        if not self.chief:
+            return
+        epoch = self.step / self.steps_per_epoch
+        with self._writing():
+            metrics_log.append(
+                self._config.workdir,
+                {"step": self.step, "epoch": round(epoch, 4)} | values,
+            )
+            with self._writer.as_default(self.step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+        for name, short in _SHOWN.items():
+            if name in values:
+                self._shown[short] = f"{values[name]:.3f}"
+        if self._bar is not None:
+            self._bar.set_values({"epoch": f"{epoch:.1f}"} | self._shown)
+
+    def has(self, name):
+        """Whether the value `name` was written at the present step."""
+        entries = metrics_log.read(self._config.workdir)
+        return any(e["step"] == self.step and name in e for e in entries)
+
+    def picture(self, name, image):
+        """Shows uint8 `[H, W, 3]` in TensorBoard."""
+        if not self.chief:
+            return
+        with self._writing(), self._writer.as_default(self.step):
+            tf.summary.image(name, image[tf.newaxis])
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Says in a sentence that something could not be written."""
+        try:
+            yield
+        except (tf.errors.OpError, OSError) as e:
+            raise UserError(
+                "Expected to write what is measured to "
+                f"{self._config.workdir}, received: {first_line(e)}; the "
+                f"newest good checkpoint is {self._checkpoints.newest}: make "
+                "room or fix the permissions, then start the same command "
+                "again."
+            ) from e
+
+    def flush(self):
+        """Hands to the disk what TensorBoard has not got yet."""
+        with self._writing():
+            self._writer.flush()
+
+    def _tell(self, words):
+        if words and self.chief:
+            self._bar.write(words, file=sys.stderr)
+
+    def _tick(self):
+        now = time.perf_counter()
+        self._elapsed += now - self._since
+        self._checkpoints.seconds.assign_add(now - self._since)
+        self._since = now
+
+    def check(self):
+        """Raises `UserError` unless the latest loss is finite."""
+        if self._unchecked is None:
+            return
+        step, loss = self._unchecked[0], float(self._unchecked[1])
+        self._unchecked = None
+        if not math.isfinite(loss):
+            raise UserError(
+                f"Expected a finite loss, received {loss} at step {step} with "
+                f"learning rate {float(self._schedule(step - 1)):.3g}; the "
+                f"newest good checkpoint is {self._checkpoints.newest}: lower "
+                "--base_lr or raise the temperatures."
+            )
+
+
+class Save(StepCallback):
+    """Saves after every `every` steps, after every epoch, and before stopping.
+
+    Args:
+        checkpoints: `Checkpoints`.
+        log: the `Log` that checks the loss.
+        every: steps; 0 for none but at the end of an epoch.
+        stop_signal: function from the steps taken to the number of the signal
+            after which to stop now; 0 to go on.
+    """
+
+    def __init__(self, checkpoints, log, *, every, stop_signal):
+        """See the class."""
+        super().__init__(log.step)
+        self._checkpoints = checkpoints
+        self._log = log
+        self._every = every
+        self._stop_signal = stop_signal
+
+    def after_step(self, logs):
+        """Saves if it is time; raises `Stopped` after a signal."""
+        number = self._stop_signal(self.step)
+        due = self._every and self.step % self._every == 0
+        # The end of an epoch has a call of its own.
+        if number or (due and self.step % self._log.steps_per_epoch):
+            self._save()
+        if number:
+            raise Stopped(number)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves at the end of an epoch."""
+        self._save()
+
+    def _save(self):
+        self._log.check()
+        self._checkpoints.save()
+
+
+class Monitor(StepCallback):
+    """Evaluates the encoder after every `every` epochs, and at the end.
+
+    Args:
+        log: the `Log` that the result is written to.
+        task: the `KnnTask`.
+        snapshot: `Snapshot` of the encoder.
+        every: epochs.
+        last: epochs of the run.
+        interruption: `Interruption`, which need not wait for an evaluation.
+    """
+
+    def __init__(self, log, task, snapshot, *, every, last, interruption):
+        """See the class."""
+        super().__init__(log.step)
+        self._log = log
+        self._task = task
+        self._snapshot = snapshot
+        self._every = every
+        self._last = last
+        self._interruption = interruption
+
+    def catch_up(self):
+        """Evaluates if the run was stopped between saving and evaluating."""
+        epochs, within = divmod(self.step, self._log.steps_per_epoch)
+        if self.step and not within and self._is_due(epochs):
+            self._evaluate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Evaluates and writes."""
+        if self._is_due(epoch + 1):
+            self._evaluate()
+
+    def _is_due(self, epochs):
+        """Whether to evaluate after so many epochs."""
+        return epochs % self._every == 0 or epochs == self._last
+
+    def _evaluate(self):
+        self._snapshot.take()  # by all workers
+        if self._log.chief and not self._log.has("knn"):
+            what = "leaving the evaluation, which the next start makes up for"
+            self._log.flush()
+            with (
+                self._log.doing("evaluating"),
+                self._interruption.at_once(what),
+            ):
+                accuracy = self._task.accuracy(self._snapshot.features)
+            self._log.write({"knn": accuracy})

@@ -1,0 +1,366 @@
+"""Saving a run whole, and finding the newest state that can be read back."""
+
+import contextlib
+import math
+import os
+import re
+import shutil
+import tempfile
+import typing
+
+import tensorflow as tf
+from absl import logging
+
+from clsa_tf import config as config_lib
+from clsa_tf.distributed.strategy import LOST
+from clsa_tf.errors import UserError, first_line
+from clsa_tf.files import flush_to_disk
+from clsa_tf.methods.base import make_encoder
+from clsa_tf.networks.encoder import Encoder
+from clsa_tf.training import metrics_log
+from clsa_tf.training.workdir import images as images_of
+
+# Within the run's directory; and within that, what is not complete yet.
+DIRECTORY = "checkpoints"
+UNFINISHED = "unfinished"
+
+# What TensorFlow has been seen to raise on files that are damaged, or written
+# by another model.
+_UNREADABLE = (
+    tf.errors.OpError,
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+)
+
+
+class Checkpoints:
+    """The newest checkpoints of a run.
+
+    What is saved is all variables of the method (both networks, the queue and
+    its pointer) and of the optimizer. Among them is the step, and thereby the
+    position in the data, which is a function of seed and step.
+
+    Writing is atomic: into a directory aside, from which the files move when
+    they are on the disk, the index last. What a process that was killed left
+    there is removed before the next one is written.
+
+    Args:
+        method: compiled `Method` whose optimizer is built.
+        workdir: directory of the run.
+        keep: how many of the newest to keep.
+        schedule: step -> learning rate, for messages; None to leave it out.
+        chief: whether this process writes; the others of its job have to take
+            part in saving, too.
+
+    Attributes:
+        seconds: variable, seconds spent in training over all starts.
+    """
+
+    def __init__(self, method, workdir, *, keep, schedule=None, chief=True):
+        """See the class."""
+        self._method = method
+        self._workdir = workdir
+        self._directory = os.path.join(workdir, DIRECTORY)
+        self._keep = keep
+        self._schedule = schedule
+        self._chief = chief
+        self._saved = None  # step of the newest good checkpoint
+        self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        # Batch statistics and queue, too: they may overflow before weights do.
+        numbers = [v for v in method.variables if v.dtype.is_floating]
+        self._weights_are_finite = tf.function(
+            lambda: tf.reduce_all(
+                [tf.reduce_all(tf.math.is_finite(v)) for v in numbers]
+            )
+        )
+        self._checkpoint = tf.train.Checkpoint(
+            method=method, optimizer=method.optimizer, seconds=self.seconds
+        )
+
+    @property
+    def step(self):
+        """Steps taken so far, int."""
+        return int(self._method.steps_taken.numpy())
+
+    @property
+    def newest(self):
+        """The newest good checkpoint, in words."""
+        if self._saved is None:
+            return "no checkpoint yet"
+        return os.path.join(self._directory, f"step-{self._saved}")
+
+    def save(self):
+        """Writes the present state unless it is the newest one already.
+
+        Raises:
+            UserError: it cannot be written (disk full, no permission), or is
+                not worth it: weights that are not finite.
+        """
+        if self._saved == self.step:
+            return
+        if not self._weights_are_finite():
+            rate = self._schedule and float(self._schedule(self.step - 1))
+            raise UserError(
+                f"Expected finite weights, received others after step "
+                f"{self.step}"
+                + (f" with learning rate {rate:.3g}" if rate else "")
+                + ", which were not saved; the newest good checkpoint is "
+                f"{self.newest}: lower --base_lr or raise the temperatures."
+            )
+        try:
+            self._write()
+        except LOST:
+            raise
+        except (tf.errors.OpError, OSError) as e:
+            self._remove_incomplete()
+            raise UserError(
+                f"Expected to write the checkpoint of step {self.step} to "
+                f"{self._directory}, received: {first_line(e)}; the newest "
+                f"good one is {self.newest}: make room or fix the permissions, "
+                "then start the same command again."
+            ) from e
+        self._saved = self.step
+
+    def _write(self):
+        if not self._chief:
+            # Batch statistics are averaged over all workers when they are
+            # read, so that each has to read them, and TensorFlow reads to
+            # write.
+            with tempfile.TemporaryDirectory() as unused:
+                self._checkpoint.write(os.path.join(unused, "step"))
+            return
+        self._remove_unfinished()
+        folder = os.path.join(self._directory, UNFINISHED)
+        self._checkpoint.write(os.path.join(folder, f"step-{self.step}"))
+        # "step-5.data-00000-of-00001" comes before "step-5.index".
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            flush_to_disk(path)
+            os.replace(path, os.path.join(self._directory, name))
+        flush_to_disk(self._directory)
+        os.rmdir(folder)
+        self._remove_old(self.step)
+
+    def _remove_old(self, step):
+        """Removes all but the newest checkpoints, of those up to `step`."""
+        for path in list_checkpoints(self._directory, step)[self._keep :]:
+            # The index first: without it the rest is none to anybody.
+            os.remove(path + ".index")
+        self._remove_data_without_index()
+
+    def _remove_data_without_index(self):
+        complete = set(list_checkpoints(self._directory))
+        for path, suffix in _files(self._directory):
+            if suffix.startswith(".data-") and path not in complete:
+                os.remove(path + suffix)
+
+    def _remove_incomplete(self):
+        """Removes what a checkpoint left that was not written to its end."""
+        with contextlib.suppress(OSError):
+            # First what has been moved already: without its index, which is
+            # still aside, it would look as if that had been lost.
+            self._remove_data_without_index()
+        self._remove_unfinished()
+
+    def _remove_unfinished(self):
+        folder = os.path.join(self._directory, UNFINISHED)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def restore(self):
+        """Restores the newest checkpoint that can be read; returns its step.
+
+        A checkpoint that cannot be read is reported and passed over. Without
+        any checkpoint nothing happens and the step is 0.
+
+        Raises:
+            UserError: there are checkpoints, and none of them can be read; or
+                there are none, but there have been some.
+        """
+        if not list_checkpoints(self._directory):
+            if _traces(self._workdir):
+                raise UserError(_lost(self._workdir))
+            if self._chief:
+                self._remove_incomplete()
+            return 0
+        self._saved = _restore_newest(
+            self._directory,
+            lambda path: self._checkpoint.read(
+                path
+            ).assert_existing_objects_matched(),
+        )
+        return self._saved
+
+
+class Trained(typing.NamedTuple):
+    """What evaluation and export need of a run."""
+
+    config: config_lib.Config
+    encoder: Encoder
+    step: int  # at which it was saved
+    seconds: float  # spent in training until then
+
+
+def load_trained(workdir, *, precision="float32"):
+    """Reads the encoder of a run back from its newest readable checkpoint.
+
+    Args:
+        workdir: directory of the run.
+        precision: in which it shall compute, see `clsa_tf.networks.precision`;
+            its variables are float32 whatever it is.
+
+    Returns:
+        `Trained`.
+
+    Raises:
+        UserError: no run there, or no checkpoint that can be read.
+    """
+    config = config_lib.load(workdir)
+    encoder = make_encoder(config, name="encoder", precision=precision)
+    seconds = tf.Variable(0.0, dtype=tf.float64)
+    # Only this part of what `Checkpoints` saves.
+    reader = tf.train.Checkpoint(
+        method=tf.train.Checkpoint(encoder=encoder), seconds=seconds
+    )
+    step = _restore_partly(reader, workdir)
+    return Trained(config, encoder, step, float(seconds.numpy()))
+
+
+def restore_method(method, workdir):
+    """Reads all of a method back from a run's newest readable checkpoint.
+
+    Args:
+        method: `Method` made from the `Config` of that run.
+        workdir: directory of the run.
+
+    Returns:
+        the step at which it was saved.
+
+    Raises:
+        UserError: no checkpoint that can be read.
+    """
+    return _restore_partly(tf.train.Checkpoint(method=method), workdir)
+
+
+def newest_step(workdir):
+    """Step of the newest checkpoint of the run in `workdir`; 0 without any."""
+    paths = list_checkpoints(os.path.join(workdir, DIRECTORY))
+    return _step_of(paths[0]) if paths else 0
+
+
+def _restore_partly(reader, workdir):
+    directory = os.path.join(workdir, DIRECTORY)
+    if not list_checkpoints(directory):
+        raise UserError(
+            _lost(workdir) if _traces(workdir) else _not_yet(workdir)
+        )
+    return _restore_newest(
+        directory,
+        lambda each: (
+            reader.read(each).expect_partial().assert_existing_objects_matched()
+        ),
+    )
+
+
+def _restore_newest(directory, restore):
+    """Calls `restore(path)` from the newest on until it works; its step."""
+    paths = list_checkpoints(directory)
+    for path in paths:
+        try:
+            restore(path)
+        except _UNREADABLE as e:
+            logging.warning(
+                "Checkpoint %s cannot be read (%s); falling back to the one "
+                "before.",
+                path,
+                first_line(e),
+            )
+            continue
+        return _step_of(path)
+    raise UserError(
+        f"Expected a readable checkpoint in {directory}, received only "
+        f"{len(paths)} unreadable ones; restore one from a backup or start "
+        "with another --workdir."
+    )
+
+
+def _traces(workdir):
+    """What proves that a run without checkpoints has had some, in words.
+
+    A run that was killed before its first checkpoint has none of it.
+    """
+    directory = os.path.join(workdir, DIRECTORY)
+    # Files that a process was about to complete when it was killed: the index
+    # is moved last.
+    unfinished = {
+        os.path.basename(name)
+        for name, suffix in _files(os.path.join(directory, UNFINISHED))
+        if suffix == ".index"
+    }
+    for name, suffix in _files(directory):
+        step = os.path.basename(name)
+        if suffix.startswith(".data-") and step not in unfinished:
+            return f"{step}{suffix} without its index"
+    # At the end of each epoch the run is saved before it goes on.
+    entries = metrics_log.read(workdir)
+    if any(e.get("epoch", 0) > 1 or "knn" in e for e in entries):
+        return f"{metrics_log.FILE} up to step {entries[-1]['step']}"
+    return ""
+
+
+def _lost(workdir):
+    directory = os.path.join(workdir, DIRECTORY)
+    return (
+        f"Expected a checkpoint in {directory}, received none, although there "
+        f"has been one ({_traces(workdir)}); restore the files from a backup, "
+        f"choose another --workdir, or delete {workdir} to train again from "
+        "step 0."
+    )
+
+
+def _not_yet(workdir):
+    config, images = config_lib.load(workdir), images_of(workdir)
+    epoch = images and images // config.batch_size
+    if config.checkpoint_steps and config.checkpoint_steps <= (epoch or 1):
+        first = f"after {config.checkpoint_steps} steps"
+    else:
+        first = "after the first epoch" + (f", {epoch} steps" if epoch else "")
+    directory = os.path.join(workdir, DIRECTORY)
+    return (
+        f"Expected a checkpoint in {directory}, received none: the run has not "
+        f"written any yet, the first one comes {first}; "
+        "train on with `python -m clsa_tf.train "
+        f"--flagfile={os.path.join(workdir, config_lib.RUN_FLAGS)} "
+        f"--workdir={workdir}`."
+    )
+
+
+def list_checkpoints(directory, last=math.inf):
+    """Paths of the checkpoints in `directory`, newest first.
+
+    Args:
+        directory: where they are; it need not exist.
+        last: step after which they do not count.
+    """
+    paths = {
+        path
+        for path, suffix in _files(directory)
+        if suffix == ".index" and _step_of(path) <= last
+    }
+    return sorted(paths, key=_step_of, reverse=True)
+
+
+def _files(directory):
+    """Pairs (path of the checkpoint, suffix) of the files in `directory`."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    found = (re.fullmatch(r"(step-\d+)(\..*)", name) for name in names)
+    return [
+        (os.path.join(directory, match[1]), match[2])
+        for match in found
+        if match
+    ]
+
+
+def _step_of(path):
+    return int(path.rsplit("-", 1)[1])

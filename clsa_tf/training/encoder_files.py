@@ -1,0 +1,108 @@
+"""Encoders from whatever holds their weights: runs, exports, Keras files."""
+
+import json
+import os
+import zipfile
+
+import tensorflow as tf
+from tensorflow import keras
+
+from clsa_tf import config as config_lib
+from clsa_tf.errors import UserError, first_line
+from clsa_tf.files import MODEL_CARD, newest_savedmodel
+from clsa_tf.networks.backbones.resnet import BLOCKS, STEMS
+from clsa_tf.networks.encoder import weight_name
+from clsa_tf.networks.functional import (
+    FEATURES,
+    NORMALISE,
+    PROJECTION,
+    architecture,
+    from_encoder,
+    functional_of,
+)
+from clsa_tf.networks.heads import KINDS
+from clsa_tf.training.checkpoint import load_trained
+
+# What export.formats calls its file.
+KERAS_FILE = "encoder.keras"
+
+
+# What it writes beside: what is known of each file.
+FORMATS = "formats.json"
+
+
+_ACCEPTED = (
+    "the directory of a run, of an exported version or of the versions, or "
+    f"the file {KERAS_FILE}"
+)
+
+
+def read(path):
+    """Reads an encoder from any of the places that hold one.
+
+    Args:
+        path: see `load_encoder`.
+
+    Returns:
+        the model that `functional` describes; and its `architecture`, None
+        where it is not recorded.
+
+    Raises:
+        UserError: nothing that can be loaded there, or it is damaged.
+    """
+    if os.path.isfile(path):
+        return _from_keras(path), None
+    if os.path.exists(os.path.join(path, config_lib.RUN_FLAGS)):
+        trained = load_trained(path)
+        model = from_encoder(trained.encoder, trained.config)
+        return model, architecture(trained.config)
+    if os.path.exists(os.path.join(path, KERAS_FILE)):
+        return _from_keras(os.path.join(path, KERAS_FILE)), None
+    exported = newest_savedmodel(path)
+    if exported:
+        return _from_export(exported)
+    raise UserError(
+        f"Expected {_ACCEPTED}, received {path!r}, which is "
+        f"{'none of them' if os.path.exists(path) else 'not there'}; check "
+        "the path."
+    )
+
+
+def _from_export(path):
+    """From the variables that `export.model.served` saves by name."""
+    try:
+        with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
+            spec = json.load(file)["encoder"]
+        known = spec["backbone"] in BLOCKS and spec["stem"] in STEMS
+        if not known or spec["head"]["kind"] not in KINDS:
+            raise ValueError(f"unknown architecture {spec}")
+        model = functional_of(spec)
+        weights = {weight_name(v): v for v in model.variables}
+        reader = tf.train.Checkpoint(weights=weights)
+        status = reader.read(os.path.join(path, "variables", "variables"))
+        status.expect_partial().assert_existing_objects_matched()
+    # What is thrown depends on what is damaged.
+    except Exception as e:
+        raise UserError(
+            f"Expected a model with its {MODEL_CARD} and variables, as "
+            f"export.savedmodel writes it, in {path}, received: "
+            f"{first_line(e)}; export it again."
+        ) from e
+    return model, spec
+
+
+def _from_keras(path):
+    try:
+        # Keras takes files of other names for formats that may bring code.
+        if not (path.endswith(".keras") and zipfile.is_zipfile(path)):
+            raise ValueError("not a .keras file")
+        model = keras.models.load_model(path, compile=False)
+        for name in (NORMALISE, FEATURES, PROJECTION):
+            model.get_layer(name)
+    # What is thrown depends on what is damaged.
+    except Exception as e:
+        raise UserError(
+            f"Expected {_ACCEPTED}, received {path}, which cannot be read as "
+            f"such: {first_line(e)}; check the path or write it again."
+        ) from e
+    return model

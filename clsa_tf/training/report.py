@@ -1,0 +1,124 @@
+"""Sums a run up: accuracies, pictures, summary.json."""
+
+import json
+import os
+
+from clsa_tf import files, methods
+from clsa_tf.data.open import open_train_source
+from clsa_tf.data.unreadable import Faults
+from clsa_tf.evaluation import features
+from clsa_tf.evaluation.task import plan
+from clsa_tf.methods.base import make_encoder
+from clsa_tf.plots import curves as curves_plot
+from clsa_tf.plots import sheet
+from clsa_tf.plots.neighbours import neighbours_grid, short_name
+from clsa_tf.terminal import progress
+from clsa_tf.training import metrics_log, outcome
+from clsa_tf.training.checkpoint import load_trained
+
+
+def report(workdir, *, savedmodel=""):
+    """Evaluates the run in `workdir` and writes its summary and pictures.
+
+    Args:
+        workdir: directory of the run.
+        savedmodel: path of its export, to be named in the summary; empty: the
+            newest version in `<workdir>/savedmodel`, if any.
+
+    Returns:
+        dictionary: `knn_pixels`, `knn_untrained`, `knn_trained` (in [0, 1];
+        None where there are no labels), `no_knn_because` (why there are none,
+        or None), `savedmodel` (path or None), `train_seconds`, `pictures`
+        (list of paths), and those of `clsa_tf.training.outcome.of`.
+    """
+    with progress.waiting("loading the encoder"):
+        trained = load_trained(workdir)
+    config = trained.config
+    faults = Faults(max_bad_share=config.max_bad_share)
+    source = open_train_source(config)
+    evaluation = plan(config, source)
+    title = f"{config.method}, {config.backbone}, {describe(trained, source)}"
+
+    task = evaluation.task(faults)
+    with progress.waiting("encoding images, for the neighbours of each"):
+        found = task.features(features.compiled(trained.encoder))
+    accuracies = {}
+    if not evaluation.no_accuracy:
+        with progress.waiting("kNN accuracy of raw pixels"):
+            accuracies["pixels"] = task.accuracy(features.pixels)
+        with progress.waiting("kNN accuracy of the untrained encoder"):
+            untrained = make_encoder(config, name="untrained")
+            untrained = features.compiled(untrained)
+            accuracies["untrained"] = task.accuracy(untrained)
+        accuracies["trained"] = task.accuracy_of(*found)
+
+    names = ("views.png", "neighbours.png", "curves.png")
+    views, neighbours, curves = (os.path.join(workdir, name) for name in names)
+    grid = neighbours_grid(evaluation, task, found, faults, title=title)
+    sheet.sheet([grid], neighbours)
+    learner = methods.load(config.method).METHOD
+    curves_plot.curves(
+        metrics_log.read(workdir),
+        curves,
+        title=title,
+        useless=learner.useless(config),
+        unit=learner.unit,
+        baselines={
+            label: accuracies[name]
+            for label, name in (
+                ("raw pixels", "pixels"),
+                ("untrained", "untrained"),
+            )
+            if name in accuracies
+        },
+    )
+    summary = {
+        f"knn_{name}": accuracies.get(name)
+        for name in ("pixels", "untrained", "trained")
+    }
+    summary |= {
+        "no_knn_because": evaluation.no_accuracy or None,
+        "savedmodel": savedmodel
+        or files.newest_savedmodel(os.path.join(workdir, "savedmodel")),
+        "train_seconds": round(trained.seconds, 1),
+        "pictures": [views, neighbours, curves],
+    } | outcome.of(workdir, trained)
+    files.write_atomically(
+        os.path.join(workdir, "summary.json"),
+        json.dumps(summary, indent=2) + "\n",
+    )
+    return summary
+
+
+def describe(trained, source):
+    """What a run was trained on and how long, for titles.
+
+    Args:
+        trained: `clsa_tf.training.checkpoint.Trained`.
+        source: `Source` that it trains on.
+    """
+    total = trained.config.total_epochs
+    done = trained.step / max(1, source.size // trained.config.batch_size)
+    epochs = f"{total}" if done >= total else f"{done:.3g} of {total}"
+    name = short_name(source.name)
+    word = "epoch" if epochs == "1" else "epochs"
+    return f"{source.size} images of {name}, {epochs} {word}"
+
+
+def show(summary):
+    """Prints a summary for a person."""
+    for name in ("pixels", "untrained", "trained"):
+        value = summary[f"knn_{name}"]
+        if value is not None:
+            print(f"  kNN accuracy, {name:<10} {100 * value:5.1f} %")
+    if summary["no_knn_because"]:
+        print(f"  no kNN accuracy: {summary['no_knn_because']}")
+    print(f"  trained for            {summary['train_seconds'] / 60:5.1f} min")
+    for change in outcome.history(summary):
+        print(f"  changed                {change}")
+    if summary["savedmodel"]:
+        print(f"  SavedModel             {summary['savedmodel']}")
+    for path in summary["pictures"]:
+        print(f"  picture                {path}")
+    for _, sentence in outcome.warnings(summary):
+        print(f"  warning: {sentence}")

@@ -1,0 +1,96 @@
+"""What a run reached, and what to type next: printed when it is over."""
+
+import os
+import statistics
+
+from clsa_tf import methods
+from clsa_tf.terminal import shell
+from clsa_tf.text import counted
+from clsa_tf.training import collapse, metrics_log
+
+
+def of_run(config, *, step, steps_per_epoch, seconds, unreadable=""):
+    """Sums up a run that is complete.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        step: steps taken.
+        steps_per_epoch: int.
+        seconds: spent in training over all starts.
+        unreadable: a sentence about images that could not be read, or "".
+
+    Returns:
+        lines of text, without the end of the last one.
+    """
+    entries = metrics_log.read(config.workdir)
+    lines = [
+        f"trained for {counted(step / steps_per_epoch, 'epoch')}, "
+        f"{counted(step, 'step')}, in {_duration(seconds)}" + _speed(entries),
+        *_loss(config, entries),
+        *_knn(entries),
+        *_embeddings(config, entries),
+        *([unreadable] if unreadable else []),
+        f"all of it is in {config.workdir}; to evaluate and to export it, type",
+        "  " + shell.of_module("clsa_tf.report", workdir=config.workdir),
+        "  "
+        + shell.of_module(
+            "export.savedmodel",
+            workdir=config.workdir,
+            output=os.path.join(config.workdir, "savedmodel"),
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _duration(seconds):
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _speed(entries):
+    found = [
+        e["images_per_second"] for e in entries if "images_per_second" in e
+    ]
+    # Not the mean: the first ones are of a step that was compiled.
+    if not found:
+        return ""
+    return f", {statistics.median(found):,.0f} images/s once under way"
+
+
+def _loss(config, entries):
+    """The last loss beside that of an encoder that has learned nothing."""
+    # A method without DDM has nothing but the contrast in its loss.
+    name = "contrast" if any("contrast" in e for e in entries) else "loss"
+    values = [e[name] for e in entries if name in e]
+    if not values:
+        return []
+    learner = methods.load(config.method).METHOD
+    chance = learner.useless(config)
+    return [
+        f"  {name:<12} {values[-1]:.3f} {learner.unit}, at chance level "
+        f"{chance:.3f}"
+    ]
+
+
+def _knn(entries):
+    found = [e for e in entries if "knn" in e]
+    if not found:
+        return []
+    best, last = max(found, key=lambda e: e["knn"]), found[-1]
+    if best["knn"] == last["knn"]:
+        return [f"  kNN accuracy {last['knn']:.1%}, the best so far"]
+    return [
+        f"  kNN accuracy {last['knn']:.1%}, at best {best['knn']:.1%} after "
+        f"epoch {best['epoch']:g}"
+    ]
+
+
+def _embeddings(config, entries):
+    found = collapse.verdict(entries, config.options.projection_size)
+    if found is None:
+        return []
+    warning = "  warning: " if found.useless else "  "
+    return [warning + found.words]
