@@ -172,19 +172,20 @@ def measure(setting):
     import tensorflow as tf
 
     import clsa_tf.config
+    from clsa_tf.methods.base import RunInfo
     from clsa_tf.training import auto
     from clsa_tf.training.run import make_method
 
     config = clsa_tf.config.parse([f"--{k}={v}" for k, v in setting.items()])
     config = config.replace(batch_norm="local")  # as the figures were measured
     config = auto.resolve(config, images=10**6, replicas=1)
-    method = make_method(config, 0.01, total_steps=1)
+    method = make_method(config, 0.01, RunInfo())
     rng = np.random.default_rng(0)
     batch = {}
     for view in method.views(config.options):
         if view.shuffle:
             rows = np.arange(config.batch_size, dtype=np.int32)
-            batch[f"{view.name}_rows"] = rows
+            batch[f"{view.name}_order"] = rows
         shape = [config.batch_size, view.size, view.size, 3]
         batch[view.name] = np.uint8(rng.integers(0, 256, shape))
     dataset = tf.data.Dataset.from_tensors(batch).repeat()

@@ -169,6 +169,14 @@ class Config:
         portable=True,
         group="data",
     )
+    whole_epochs: bool = option(
+        True,
+        "end each epoch with its last whole batch, as published, so that no "
+        "batch holds an image twice; otherwise a batch may continue into the "
+        "next epoch",
+        before=False,
+        group="data",
+    )
     prefetch_batches: int = option(
         2,
         "finished batches that the host keeps ready, in memory",

@@ -223,7 +223,7 @@ def batch_of(made, **others):
 
 def test_host_equals_device(made):
     """One by one, each through its own branches, and all through all."""
-    batch = batch_of(made, key_rows=np.arange(COUNT))
+    batch = batch_of(made, key_order=np.arange(COUNT))
     step = tf.function(lambda x: chain.finish_batch(x, views=list(VIEWS)))
     finished = step(batch)
     assert set(finished) == set(batch)
@@ -233,7 +233,7 @@ def test_host_equals_device(made):
         )
         key = views.params_key(view)
         assert_equal(finished[key], batch[key])
-    np.testing.assert_array_equal(finished["key_rows"], np.arange(COUNT))
+    np.testing.assert_array_equal(finished["key_order"], np.arange(COUNT))
 
 
 @pytest.mark.parametrize("begin, count", [(7, 1), (0, 6)])

@@ -25,11 +25,11 @@ def compare(embedded, queue=True, **changes):
     method = tiny.make(tiny.config("byol", **settings | changes))
     if queue:
         method.queue.keys.assign(golden.QUEUE)
-    loss, reports = method.compare(
+    loss, reports = method.loss(
         *tf.nest.map_structure(
             lambda x: tf.constant(x, tf.float32), (embedded, TARGETS)
         ),
-        tf.range(4),
+        {"example_ids": tf.range(4)},
     )
     return np.mean(loss), {k: np.mean(v) for k, v in reports.items()}
 
@@ -64,7 +64,7 @@ def test_predictor_is_learned_and_not_averaged():
     learned = {v.ref() for v in method.learned}
     assert {v.ref() for v in method.predictor.trainable_variables} < learned
     # Nothing of it in the target, which has no predictor.
-    assert len(method.key_encoder.trainable_variables) == len(
+    assert len(method.momentum_encoder.trainable_variables) == len(
         method.encoder.trainable_variables
     )
 

@@ -33,7 +33,9 @@ def tensors(arrays):
 def compared(method, embedded, targets=None):
     """Means of the loss and of the reports."""
     targets = targets and tensors(targets)
-    loss, reports = method.compare(tensors(embedded), targets, tf.range(4))
+    loss, reports = method.loss(
+        tensors(embedded), targets, {"example_ids": tf.range(4)}
+    )
     assert {x.shape[0] for x in [loss, *reports.values()]} == {4}
     return {k: np.mean(x) for k, x in ({"loss": loss} | reports).items()}
 
@@ -95,7 +97,7 @@ def test_other_images_learn_from_repelling(inbatch):
     views, keys = tensors(VIEWS), tensors(KEYS)
     with tf.GradientTape() as tape:
         tape.watch(views)
-        loss, _ = method.compare(views, keys, tf.range(4))
+        loss, _ = method.loss(views, keys, {"example_ids": tf.range(4)})
         first = loss[0]
     for gradient in tape.gradient(first, views).values():
         rows = np.abs(gradient).max(axis=1)
@@ -166,7 +168,7 @@ def test_local_crops_train(changes, keys):
     assert {tuple(x.shape) for x in targets.values()} == {(16, 16)}
     (report,) = tiny.fit(method, dataset)
     # Of untrained predictions: near that of an encoder that knows nothing.
-    chance = method.useless(method.config)
+    chance = method.chance_loss(method.config)
     assert report["loss"] == pytest.approx(chance, abs=0.7)
     assert report["loss"] != pytest.approx(chance, abs=1e-6)
 
@@ -179,7 +181,9 @@ def test_useless_is_the_contrast_of_embeddings_that_are_all_the_same(name):
         for queue in tiny.queues(method):
             queue.keys.assign(np.eye(8)[[0] * 16])
         found = compared(method, same, same)["loss"]
-        assert found == pytest.approx(method.useless(method.config), abs=1e-5)
+        assert found == pytest.approx(
+            method.chance_loss(method.config), abs=1e-5
+        )
 
 
 def test_keys_of_the_last_view_enter_the_queue_in_order():
@@ -199,7 +203,6 @@ def test_keys_are_encoded_in_another_order_and_put_back(compiled):
     config = tiny.config("cacr_moco", batch_norm="split", batch_norm_splits=4)
     method = tiny.make(config)
     batch = next(iter(tiny.batches(config, 1)))
-    seen = []
 
     def network(images):
         return tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 2])
@@ -208,17 +211,16 @@ def test_keys_are_encoded_in_another_order_and_put_back(compiled):
 
     @tf.function(jit_compile=compiled)
     def encode(batch):
-        for purpose in (0, 1):
-            seen.append(method.shuffle(batch["view_1"], purpose)[1])
+        batch = method._complete(batch)
+        images, order = method._shuffled(batch, "view_1")
         keys = method.shuffled_keys(batch, ["view_0", "view_1"])
-        return keys["view_1"], *seen
+        return keys["view_1"], images, order
 
-    keys, one, two = encode(batch)
+    keys, images, order = encode(batch)
     np.testing.assert_allclose(keys, network(batch["view_1"]), rtol=1e-5)
-    for order in (one, two):
-        assert not np.array_equal(order, np.arange(16))
-        assert sorted(order.numpy()) == list(range(16))
-    assert not np.array_equal(one, two)
+    np.testing.assert_array_equal(images, tf.gather(batch["view_1"], order))
+    assert not np.array_equal(order, np.arange(16))
+    assert sorted(order.numpy()) == list(range(16))
 
 
 def test_queries_of_the_queue_form_accumulate_without_the_batch():

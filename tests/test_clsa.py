@@ -30,11 +30,11 @@ def compare(embedded, targets, **changes):
         tiny.config(batch_size=4, queue_size=16, projection_size=8, **changes)
     )
     method.queue.keys.assign(golden.QUEUE)
-    loss, reports = method.compare(
+    loss, reports = method.loss(
         *tf.nest.map_structure(
             lambda x: tf.constant(x, tf.float32), (embedded, targets)
         ),
-        tf.range(4),
+        {"example_ids": tf.range(4)},
     )
     return np.mean(loss), {k: np.mean(v) for k, v in reports.items()}
 
@@ -117,7 +117,7 @@ def test_momentum_teacher_is_what_the_key_encoder_makes_of_the_weak_view():
     batch = method._complete(batch)
     targets = method.targets(batch)
     assert list(targets) == ["key", "query_0"]
-    expected = method.key_encoder.project(batch["query_0"], training=True)
+    expected = method.momentum_encoder.project(batch["query_0"], training=True)
     np.testing.assert_allclose(targets["query_0"], expected, atol=1e-5)
 
 

@@ -133,8 +133,8 @@ def test_parts_of_workers_make_up_the_batch(tmp_path):
             for name in batch
         }
         # Several loaders leave it to the replicas to permute the rows.
-        np.testing.assert_array_equal(joined["key_rows"], batch["key_rows"])
-        joined["key"] = joined["key"][joined["key_rows"]]
+        np.testing.assert_array_equal(joined["key_order"], batch["key_order"])
+        joined["key"] = joined["key"][joined["key_order"]]
         for name in batch:
             np.testing.assert_array_equal(joined[name], batch[name])
 
@@ -227,7 +227,7 @@ def test_shapes(strong):
     assert shapes == {
         "query": ((5, 8, 8, 3), np.uint8),
         "key": ((5, 8, 8, 3), np.uint8),
-        "key_rows": ((5,), np.int32),
+        "key_order": ((5,), np.int32),
         "strong_0": ((5, 6, 6, 3), np.uint8),
         "strong_1": ((5, 6, 6, 3), np.uint8),
     }
@@ -244,7 +244,7 @@ def test_static_shapes(source):
     )
     shapes = {n: tuple(spec.shape) for n, spec in data.element_spec.items()}
     assert shapes["key"] == shapes["query"] == (5, 8, 8, 3)
-    assert shapes["key_rows"] == (5,)
+    assert shapes["key_order"] == (5,)
 
 
 @pytest.mark.parametrize("start", [1, 5])  # 12 images, 5 per step
@@ -306,10 +306,10 @@ def test_shuffled_rows_unpermute(source):
     steps = batches(source, 4, views=views)
     permutations = []
     for batch, expected in zip(steps, batches(source, 4, views=straight)):
-        assert batch.keys() == expected.keys() | {"b_rows", "c_rows"}
+        assert batch.keys() == expected.keys() | {"b_order", "c_order"}
         np.testing.assert_array_equal(batch["a"], expected["a"])
         for name in "bc":
-            rows = batch[f"{name}_rows"]
+            rows = batch[f"{name}_order"]
             assert sorted(rows) == list(range(5))
             np.testing.assert_array_equal(batch[name], expected[name][rows])
             np.testing.assert_array_equal(
@@ -378,7 +378,7 @@ def test_bad_rows_show_the_next_readable_one(tmp_path):
             replaced += donor != counter
             for name, place in (
                 ("query", row),
-                ("key", batch["key_rows"].tolist().index(row)),
+                ("key", batch["key_order"].tolist().index(row)),
             ):
                 np.testing.assert_array_equal(
                     batch[name][place], good[donor][name][0]
@@ -518,7 +518,7 @@ def test_what_was_drawn_comes_with_the_views(source, strong):
         # Of a shuffled view in its order: equal to drawing for that row.
         params = {v.name: unpack(batch[params_key(v)], v) for v in VIEWS}
         boxes = {name: drawn["box"].numpy() for name, drawn in params.items()}
-        unshuffled = boxes["query"][batch["key_rows"]]
+        unshuffled = boxes["query"][batch["key_order"]]
         assert not np.array_equal(boxes["key"], unshuffled)
         assert params["strong_0"]["strong"]["op"].shape == (5, 2)
 

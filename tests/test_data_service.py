@@ -66,7 +66,7 @@ def test_a_later_start_too(addresses, source, whole):
     tail = batches(source, 4, start=3, services=Services(addresses[:1]))
     assert len(tail) == 4
     for batch, expected in zip(tail, whole[3:]):
-        assert batch.keys() == {"query", "key", "key_rows"}
+        assert batch.keys() == {"query", "key", "key_order"}
         for name in batch:
             np.testing.assert_array_equal(batch[name], expected[name])
 

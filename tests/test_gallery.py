@@ -91,7 +91,7 @@ def test_captions_name_what_made_the_view_of_their_row(photos):
     made = views_plot.in_order(batch, "x", batch["x"])
     assert views_plot.captions(weak, plain) == [[]] * IMAGES
     # The rows were shuffled, and none of this is trivial.
-    assert list(batch["x_rows"]) != list(range(IMAGES))
+    assert list(batch["x_order"]) != list(range(IMAGES))
     assert len({tuple(words) for words in captions}) == IMAGES
     every = {word.split(" ")[0] for words in captions for word in words}
     assert {"rotation", "solarized"} < every

@@ -151,7 +151,7 @@ def test_joined_crops_share_the_statistics_of_their_part():
         seen.append(images.numpy())
         return tf.cast(images[:, 0, 0], tf.float32)
 
-    found = method.project_all(network, batch, ["view_0", "view_1"])
+    found = method.encode_views(network, batch, ["view_0", "view_1"])
     (joined,) = seen
     # Eight rows for each of four parts: four of each view.
     np.testing.assert_array_equal(joined[:4], batch["view_0"][:4])
@@ -171,7 +171,7 @@ def test_crops_of_other_sizes_are_not_joined():
         return tf.cast(images[:, 0, 0], tf.float32)
 
     names = ["view_0", "strong_0", "view_1"]
-    found = method.project_all(network, batch, names)
+    found = method.encode_views(network, batch, names)
     assert [s[:2] for s in shapes] == [[2 * tiny.ROWS, 16], [tiny.ROWS, 12]]
     assert list(found) == names
 

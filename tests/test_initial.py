@@ -56,7 +56,7 @@ def test_the_encoder_of_a_run_and_a_momentum_encoder_that_is_its_copy(source):
     method, left_out = start(path)
     assert not left_out
     assert_equal(method.encoder.variables, trained.encoder.variables)
-    assert_equal(method.key_encoder.variables, trained.encoder.variables)
+    assert_equal(method.momentum_encoder.variables, trained.encoder.variables)
     assert np.any(method.queue.keys != trained.queue.keys)
     assert method.steps_taken == 0 and method.queue.pointer == 0
 
@@ -66,10 +66,12 @@ def test_all_of_a_run_but_step_and_optimizer(source):
     method, left_out = start(path, init_what="all")
     assert not left_out
     assert_equal(method.encoder.variables, trained.encoder.variables)
-    assert_equal(method.key_encoder.variables, trained.key_encoder.variables)
+    assert_equal(
+        method.momentum_encoder.variables, trained.momentum_encoder.variables
+    )
     assert_equal(method.queue.variables, trained.queue.variables)
     assert np.any(
-        trained.key_encoder.variables[0] != trained.encoder.variables[0]
+        trained.momentum_encoder.variables[0] != trained.encoder.variables[0]
     )
     assert method.steps_taken == 0 and method.optimizer.iterations == 0
 
@@ -128,7 +130,7 @@ def test_exports(exported, tmp_path, place):
     method, left_out = start(path)
     assert not left_out
     assert_equal(method.encoder.variables, exported.encoder.variables)
-    assert_equal(method.key_encoder.variables, exported.encoder.variables)
+    assert_equal(method.momentum_encoder.variables, exported.encoder.variables)
     if place == "keras":  # does not say how wide it is
         with pytest.raises(UserError, match="--width .*|.*instead of"):
             initial_weights.read(make(init_from=str(path), width=0.25))
@@ -193,7 +195,7 @@ def test_damaged_and_hostile_places(source, tmp_path, damage):
         shutil.rmtree(path / "checkpoints")
         # (`Checkpoints` itself does not save such.)
         saver = Checkpoints(method, str(path), keep=1)
-        variable = method.key_encoder.variables[0]
+        variable = method.momentum_encoder.variables[0]
         method.encoder.variables[0].assign(np.full(variable.shape, np.nan))
         saver._write()
     for what in ("encoder", "all"):

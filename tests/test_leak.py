@@ -34,7 +34,7 @@ def batches(steps, *, shuffled):
         yield {
             "query_0": view(),
             "key": view()[order],
-            "key_rows": order.astype(np.int32),
+            "key_order": order.astype(np.int32),
         }
 
 

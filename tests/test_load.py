@@ -11,8 +11,8 @@ import clsa_tf
 from clsa_tf import config as config_lib
 from clsa_tf.api import load
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks import functional
+from clsa_tf.networks.encoder import make_encoder
 from export import formats
 from tests import exports
 

@@ -12,8 +12,8 @@ from clsa_tf.api import load
 from clsa_tf.augment import chain, views
 from clsa_tf.errors import UserError
 from clsa_tf.methods import looc
-from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks import functional
+from clsa_tf.networks.encoder import make_encoder
 from clsa_tf.options.fields import Crop
 from clsa_tf.training.checkpoint import Checkpoints
 from export import savedmodel
@@ -74,7 +74,7 @@ def oracle(queries, *, inbatch, temperature=0.2):
 def test_objective_golden():
     method = golden_method()
     embedded = {"query_0": QUERIES["query_0"]}
-    loss, reports = method.compare(embedded, TARGETS, tf.range(4))
+    loss, reports = method.loss(embedded, TARGETS, {"example_ids": tf.range(4)})
     assert loss.shape == [4]
     assert np.mean(loss) == pytest.approx(1.9132705564478745, abs=1e-6)
     assert list(reports) == [
@@ -107,7 +107,7 @@ def test_objective_equals_the_formula(inbatch, over_crops):
     # Of two of the four images, out of order, as a replica may hold them.
     rows = [3, 1]
     embedded = {name: tf.gather(x, rows) for name, x in QUERIES.items()}
-    loss, _ = method.compare(embedded, TARGETS, tf.constant(rows))
+    loss, _ = method.loss(embedded, TARGETS, {"example_ids": tf.constant(rows)})
     expected = sum(oracle(x, inbatch=inbatch) for x in QUERIES.values())
     expected /= 2 if over_crops == "mean" else 1
     np.testing.assert_allclose(loss, expected[rows], rtol=1e-5)
@@ -124,7 +124,7 @@ def test_accuracies_are_those_of_the_heads():
     for queue in method.queues:
         queue.keys.assign(tf.zeros([16, 8]))
     embedded = {"query_0": tf.constant(queries)}
-    _, reports = method.compare(embedded, TARGETS, tf.range(4))
+    _, reports = method.loss(embedded, TARGETS, {"example_ids": tf.range(4)})
     found = {name: x.numpy().tolist() for name, x in reports.items()}
     assert found == {
         "contrast_accuracy": [1, 1, 1, 1],  # no other view is a candidate
@@ -140,8 +140,8 @@ def test_useless_is_the_loss_of_telling_nothing_apart(inbatch, over_crops):
         inbatch_negatives=inbatch, query_crops=CROPS, over_crops=over_crops
     )
     embedded = {name: tf.zeros([4, 3, 8]) for name in QUERIES}
-    loss, _ = method.compare(embedded, TARGETS, tf.range(4))
-    useless = type(method).useless(method.config)
+    loss, _ = method.loss(embedded, TARGETS, {"example_ids": tf.range(4)})
+    useless = type(method).chance_loss(method.config)
     np.testing.assert_allclose(loss, [useless] * 4, rtol=1e-6)
 
 
@@ -151,7 +151,7 @@ def test_queues_hold_each_heads_keys_of_its_own_view():
     batch = next(iter(tiny.batches(config, 1)))
     expected = []
     for head in range(3):
-        order = np.argsort(batch[f"key_{head}_rows"])
+        order = np.argsort(batch[f"key_{head}_order"])
         in_order = tf.gather(batch[f"key_{head}"], order)
         # Before the step the two encoders are equal.
         rows = method.encoder.project_heads(in_order, training=True)

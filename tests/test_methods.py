@@ -50,7 +50,8 @@ def assert_all_equal(one, two):
 def test_momentum_copy_equals_the_encoder_at_the_start(name):
     method = tiny.make(tiny.config(name))
     assert_all_equal(
-        arrays(method.key_encoder.variables), arrays(method.encoder.variables)
+        arrays(method.momentum_encoder.variables),
+        arrays(method.encoder.variables),
     )
 
 
@@ -68,16 +69,16 @@ def test_gradients_reach_all_that_is_learned(name):
 @those_of(MomentumMethod)
 def test_gradients_do_not_reach_the_key_encoder(name):
     method = tiny.make(tiny.config(name, key_momentum=1.0, l2=0.0))
-    keys = arrays(method.key_encoder.trainable_variables)
-    weights = arrays(method.key_encoder.weights)
+    keys = arrays(method.momentum_encoder.trainable_variables)
+    weights = arrays(method.momentum_encoder.weights)
     tiny.fit(method, tiny.batches(method.config, 1), eager=True)
-    assert_all_equal(arrays(method.key_encoder.trainable_variables), keys)
+    assert_all_equal(arrays(method.momentum_encoder.trainable_variables), keys)
     # ... whose batch normalisation does see the batch.
     assert not all(
         np.array_equal(v, old)
-        for v, old in zip(method.key_encoder.weights, weights)
+        for v, old in zip(method.momentum_encoder.weights, weights)
     )
-    own = {v.ref() for v in method.key_encoder.variables}
+    own = {v.ref() for v in method.momentum_encoder.variables}
     assert own.isdisjoint(v.ref() for v in method.learned)
 
 
@@ -86,10 +87,10 @@ def test_key_encoder_is_the_moving_average(name):
     method = tiny.make(
         tiny.config(name, key_momentum=0.75, key_momentum_schedule="constant")
     )
-    keys = arrays(method.key_encoder.trainable_variables)
+    keys = arrays(method.momentum_encoder.trainable_variables)
     tiny.fit(method, tiny.batches(method.config, 1), eager=True)
     for key, old, query in zip(
-        method.key_encoder.trainable_variables,
+        method.momentum_encoder.trainable_variables,
         keys,
         method.encoder.trainable_variables,
     ):
@@ -103,7 +104,7 @@ def test_queue_holds_the_keys_in_the_order_of_the_batch(name):
     config = tiny.config(name)
     method = tiny.make(config)
     batch = next(iter(tiny.batches(config, 1)))
-    in_order = tf.gather(batch["key"], np.argsort(batch["key_rows"]))
+    in_order = tf.gather(batch["key"], np.argsort(batch["key_order"]))
     # Before the step the two encoders are equal, but for what they normalise:
     # batch statistics do not depend on the order of the rows.
     expected = method.encoder.project(in_order, training=True)
@@ -188,7 +189,7 @@ def test_loss_falls_below_chance(name, shapes):
     changes = dict(base_lr=1.0) | easy | SMALL_BATCH.get(name, {})
     method = tiny.make(tiny.config(name, **changes))
     late = tiny.fit(method, real_batches(shapes, method).take(60))[-10:]
-    chance = type(method).useless(method.config)
+    chance = type(method).chance_loss(method.config)
     contrast = np.mean([r.get("contrast", r["loss"]) for r in late])
     assert contrast < chance - 0.2 * max(abs(chance), 1.0)
     # 1/16 by guessing.
@@ -270,7 +271,7 @@ def test_golden_values_through_the_method(name, case):
         x and {k: tf.constant(v, tf.float32) for k, v in x.items()}
         for x in (embedded, targets)
     )
-    loss, reports = method.compare(embedded, targets, tf.range(4))
+    loss, reports = method.loss(embedded, targets, {"example_ids": tf.range(4)})
     assert loss.shape == [4]
     got = {"loss": loss} | reports
     for key, value in expected.items():
@@ -332,7 +333,7 @@ def unfinished(method, config):
     batch = {}
     for view in method.views(config.options):
         if view.shuffle:
-            batch[f"{view.name}_rows"] = tf.range(config.batch_size)
+            batch[f"{view.name}_order"] = tf.range(config.batch_size)
         size = [config.batch_size, view.size, 3, view.size]
         batch[view.name] = tf.zeros(size, tf.uint8)
         batch[params_key(view)] = tf.ones(

@@ -22,18 +22,20 @@ def test_symmetric_loss_is_the_mean_of_both_directions(name):
     one = tiny.make(tiny.config(name, **settings))
     for method in (both, one):
         method.queue.keys.assign(golden.QUEUE)
-    loss, _ = both.compare(
+    loss, _ = both.loss(
         {"query_0": rows(golden.WEAK), "key": rows(golden.STRONG)},
         {"key": rows(golden.KEYS), "query_0": rows(golden.WEAK_2)},
-        tf.range(4),
+        {"example_ids": tf.range(4)},
     )
-    there, _ = one.compare(
-        {"query_0": rows(golden.WEAK)}, {"key": rows(golden.KEYS)}, tf.range(4)
+    there, _ = one.loss(
+        {"query_0": rows(golden.WEAK)},
+        {"key": rows(golden.KEYS)},
+        {"example_ids": tf.range(4)},
     )
-    back, _ = one.compare(
+    back, _ = one.loss(
         {"query_0": rows(golden.STRONG)},
         {"key": rows(golden.WEAK_2)},
-        tf.range(4),
+        {"example_ids": tf.range(4)},
     )
     np.testing.assert_allclose(loss, (there + back) / 2, atol=1e-6)
 
@@ -46,7 +48,6 @@ def test_symmetric_keys_are_those_of_their_own_images(kind):
     )
     method = tiny.make(config)
     batch = method._complete(next(iter(tiny.batches(config, 1))))
-    assert "key_rows" not in batch
     targets = method.targets(batch)
     for name in ("key", "query_0"):
         expected = method.encoder.project(batch[name], training=True)
@@ -57,18 +58,19 @@ def test_symmetric_keys_are_encoded_in_another_order():
     """Else a query and its key would be normalised with the same images."""
     config = tiny.config("moco", symmetric=True, batch_norm="split")
     method = tiny.make(config)
-    images = np.arange(tiny.ROWS, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    images = tf.constant(images)
-    orders = []
-    for purpose in (0, 1, 0):
-        shuffled, shown = method.shuffle(images, purpose)
-        np.testing.assert_array_equal(tf.reshape(shuffled, [-1]), shown)
-        assert sorted(shown.numpy()) == list(range(tiny.ROWS))
-        orders.append(shown.numpy().tolist())
-    assert orders[0] != orders[1] and orders[0] == orders[2]
-    assert orders[0] != list(range(tiny.ROWS))
-    method.steps_taken.assign_add(1)
-    assert method.shuffle(images, 0)[1].numpy().tolist() != orders[0]
+    batch = next(iter(tiny.batches(config, 1)))
+    names = np.arange(tiny.ROWS, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    seen = []
+    method.project_keys = lambda x: (
+        seen.append(x) or tf.cast(x[:, 0, 0], tf.float32)
+    )
+    batch |= {"key": tf.constant(names), "query_0": tf.constant(names)}
+    keys = method.targets(method._complete(batch))
+    for images, name in zip(seen, ("key", "query_0")):
+        np.testing.assert_array_equal(
+            tf.reshape(images, [-1]), batch[f"{name}_order"]
+        )
+        np.testing.assert_array_equal(keys[name], names[:, 0, 0])
 
 
 def test_symmetric_stores_both_views_keys():
@@ -85,10 +87,8 @@ def test_symmetric_with_several_queries():
         query_crops=(Crop(16, 0.2, 1.0), Crop(12, 0.1, 0.8)),
     )
     method = tiny.make(config)
-    assert method.directions() == [
-        ("key", ["query_0", "query_1"]),
-        ("query_0", ["key", "query_1"]),
-    ]
+    outputs = method.forward(next(iter(tiny.batches(config, 1))))
+    assert [*outputs] == ["query_0", "query_1", "key"]
     (report,) = tiny.fit(method, tiny.batches(config, 1))
     assert np.isfinite(report["loss"])
 
@@ -101,13 +101,14 @@ def test_version_1_has_a_linear_head():
     assert shapes == [[features, 16], [16]]
 
 
-def test_useless_counts_candidates_and_queries():
+def test_chance_loss_counts_candidates_and_queries():
     two = dict(query_crops=(Crop(16, 0.2, 1.0), Crop(16, 0.2, 1.0)))
 
-    def useless(**changes):
-        return moco.MoCo.useless(tiny.config("moco", queue_size=40, **changes))
+    def chance(**changes):
+        config = tiny.config("moco", queue_size=40, **changes)
+        return moco.MoCo.chance_loss(config)
 
-    assert useless() == pytest.approx(np.log(41))
-    assert useless(inbatch_negatives=True) == pytest.approx(np.log(56))
-    assert useless(**two) == pytest.approx(2 * np.log(41))
-    assert useless(over_crops="mean", **two) == pytest.approx(np.log(41))
+    assert chance() == pytest.approx(np.log(41))
+    assert chance(inbatch_negatives=True) == pytest.approx(np.log(56))
+    assert chance(**two) == pytest.approx(2 * np.log(41))
+    assert chance(over_crops="mean", **two) == pytest.approx(np.log(41))

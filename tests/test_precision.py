@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks import precision
+from clsa_tf.networks.encoder import make_encoder
 from clsa_tf.options.fields import Crop
 from tests import tiny
 

@@ -14,7 +14,7 @@ from tests.ddm_oracle import ddm
 def compare(embedded, **changes):
     settings = dict(batch_size=4, projection_size=8, temperature=0.5)
     method = tiny.make(tiny.config("simclr", **settings | changes))
-    loss, reports = method.compare(
+    loss, reports = method.loss(
         {k: tf.constant(x, tf.float32) for k, x in embedded.items()},
         None,
         tf.range(4),
@@ -46,7 +46,7 @@ def test_the_divergence_teaches_the_strong_views_only():
     }
     with tf.GradientTape() as tape:
         found = {k: tf.convert_to_tensor(v) for k, v in x.items()}
-        _, reports = method.compare(found, None, tf.range(4))
+        _, reports = method.loss(found, None, {"example_ids": tf.range(4)})
         loss = tf.reduce_sum(reports["ddm"])
     gradients = tape.gradient(loss, x)
     assert gradients["view_0"] is None or not np.any(gradients["view_0"])

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from clsa_tf import config as config_lib
 from clsa_tf import methods
+from clsa_tf.methods.base import RunInfo
 from clsa_tf.networks.backbones import resnet
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
@@ -46,7 +47,9 @@ def config(method="clsa", **changes):
 
 def make(config):
     """The compiled method, with a rate that changes every two steps."""
-    method = methods.load(config.method).METHOD(config, total_steps=100)
+    method = methods.load(config.method).METHOD(
+        config, RunInfo(total_steps=100)
+    )
     sgd = optimizers.make_optimizer(
         "sgd",
         make_schedule(config.replace(total_epochs=50), 2),
@@ -73,7 +76,8 @@ def batches(config, steps, *, first=0):
             x = np.uint8(np.clip(x + rng.normal(0, 20, x.shape), 0, 255))
             if view.shuffle:
                 order = rng.permutation(len(x)).astype(np.int32)
-                x, batch[f"{view.name}_rows"] = x[order], order
+                batch[f"{view.name}_order"] = order
+                x = x if view.both_orders else x[order]
             batch[view.name] = x
         found.append(batch)
     stacked = {k: np.stack([b[k] for b in found]) for k in found[0]}

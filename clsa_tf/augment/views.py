@@ -54,7 +54,9 @@ class View:
         strong_level: bound of their levels, in 2..10 (see `strong.draw`).
         blur: probability of the weak chain's Gaussian blur, in [0, 1].
         shuffle: whether the rows of this view are permuted over the global
-            batch (MoCo's shuffled batch normalisation, done by the loader).
+            batch (ShuffleBN of MoCo, done by the loader).
+        both_orders: with `shuffle`, whether the rows are also needed in the
+            order of the batch, because both encoders see the view.
         like: name of an earlier view with which this one shares `shared`.
         shared: those of `PARTS` that are drawn for `like` and used for both,
             which must have the same settings of them.
@@ -85,6 +87,7 @@ class View:
     strong_level: int = strong.MAX_LEVEL
     blur: float = 0.5
     shuffle: bool = False
+    both_orders: bool = False
     like: str = ""
     shared: tuple[str, ...] = ()
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -292,6 +295,11 @@ def unpack(packed, view):
         for part, x in zip(parts, flat)
     ]
     return tf.nest.pack_sequence_as(specs, values)
+
+
+def shuffled_copy(view):
+    """The view under which a batch holds permuted rows beside the others."""
+    return dataclasses.replace(view, name=f"{view.name}_shuffled")
 
 
 def params_key(view):

@@ -14,7 +14,12 @@ import tensorflow as tf
 
 from clsa_tf.augment import crop
 from clsa_tf.augment.chain import compiled_draw, make_views
-from clsa_tf.augment.views import View, params_key, split_packed
+from clsa_tf.augment.views import (
+    View,
+    params_key,
+    shuffled_copy,
+    split_packed,
+)
 from clsa_tf.data import headers
 from clsa_tf.data.decode import (
     REDUCIBLE,
@@ -46,6 +51,7 @@ def training_batches(
     faults: Faults,
     finished: bool = True,
     keep_params: bool = False,
+    whole_epochs: bool = True,
     prefetch: int = 2,
     parallel_calls: Optional[int] = None,
     worker: Worker = ALONE,
@@ -76,6 +82,9 @@ def training_batches(
             `finish_batch` to complete them on the accelerator.
         keep_params: whether batches hold what was drawn. Unfinished ones
             always do.
+        whole_epochs: whether an epoch ends with its last whole batch, as in
+            published code; otherwise a batch may continue into the next epoch
+            and hold an image twice.
         prefetch: finished batches kept ready.
         parallel_calls: groups of images made at the same time; None is two
             for each processor core (one if there is one), in a service one for
@@ -87,13 +96,20 @@ def training_batches(
             errors of the iterator.
 
     Returns:
-        Dataset of dicts: for each view its name -> u8[G, S, S, 3]. The rows
-        of a view with `shuffle` are permuted; `"<name>_rows"` i32[G] says
-        which example (row of the unshuffled views) each of its rows shows.
-        With several workers they are not permuted, for their images are
-        elsewhere: it says which rows of the global batch belong here.
-        `"<name>_params"`, if kept, is what was drawn for each row, f32[G, p];
-        `augment.views.unpack` turns it into what `augment.views.draw` says.
+        Dataset of dicts:
+
+        * for each view its name -> u8[G, S, S, 3];
+        * `"index"` i64[G], number of each example's record in the data set,
+          if the source has random access;
+        * `"label"` i64[G], if the source has classes;
+        * of a view with `shuffle`, `"<name>_order"` i32[G]: which example each
+          row of the permuted view shows. The rows of `"<name>"` are permuted.
+          With `both_orders` they are not, and `"<name>_shuffled"` holds the
+          permuted ones, if there are several replicas. With several workers
+          no rows are permuted, because other workers have the images: the
+          order says which rows of the global batch belong here;
+        * `"<name>_params"`, if kept: what was drawn for each row, f32[G, p];
+          `augment.views.unpack` turns it into what `augment.views.draw` says.
 
     Raises:
         UserError: the batch is larger than the dataset, or views cannot share
@@ -125,6 +141,7 @@ def training_batches(
             start=start_step * batch_size,
             seed=seed,
             batch_size=batch_size,
+            whole_epochs=whole_epochs,
         )
 
         def belongs(counter, _):
@@ -161,7 +178,9 @@ def training_batches(
             [_report(batch, step - start_step + 1, source, faults)]
         ):
             donors = _next_valid(batch["valid"])  # [G]
-        result = _arrange(batch, donors, views, seed, step, worker)
+        result = _arrange(
+            batch, donors, views, seed, step, worker, copies=replicas > 1
+        )
         return tf.nest.map_structure(_in_parts(replicas), result)
 
     if services:
@@ -279,6 +298,12 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
         if keep_params:
             for view in views:
                 result[params_key(view)] = packed[view.name]
+        if source.random_access:
+            result["index"] = items
+        if source.class_names:
+            result["label"] = tf.stack(
+                [example["label"] for example in examples]
+            )
         return {
             "code": tf.stack(codes),
             "name": tf.stack([example["name"] for example in examples]),
@@ -356,29 +381,57 @@ def _next_valid(valid):
     return tf.gather(rows, following % tf.size(rows))  # [G]
 
 
-def _arrange(batch, donors, views, seed, step, worker):
-    """Replaces invalid rows, permutes those of shuffled views."""
+def _arrange(batch, donors, views, seed, step, worker, *, copies):
+    """Replaces invalid rows, permutes those of shuffled views.
+
+    Args:
+        batch: what was made of the examples.
+        donors: i32[G], the row that each row shows.
+        views: of the batch.
+        seed: of the order of shuffled views.
+        step: of the batch.
+        worker: `Worker`.
+        copies: whether views in both orders get a permuted copy.
+    """
     size = donors.shape[0]
-    result = {}
+    result = _replaced(batch, ("index", "label"), donors)
     for i, view in enumerate(views):
-        names = [view.name, params_key(view)]
-        rows = {name: batch[name] for name in names if name in batch}
-        if view.shuffle:
-            order = tf.random.experimental.stateless_shuffle(
-                tf.range(size * worker.count), key(seed, ROWS, step, i)
-            )  # [G]
-            order = order[worker.rows(size * worker.count)]
-            result[f"{view.name}_rows"] = order
-        if view.shuffle and worker.count == 1:
-            rows = _gather(rows, tf.gather(donors, order))
-        else:
-            rows = tf.cond(
-                tf.reduce_all(batch["valid"]),
-                lambda rows=rows: rows,
-                lambda rows=rows: _gather(rows, donors),
-            )
-        result |= tf.nest.map_structure(_with_rows(size), rows)
-    return result
+        names = view.name, params_key(view)
+        if not view.shuffle:
+            result |= _replaced(batch, names, donors)
+            continue
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(size * worker.count), key(seed, ROWS, step, i), "philox"
+        )[worker.rows(size * worker.count)]  # [G]
+        result[f"{view.name}_order"] = order
+        alone = worker.count == 1
+        if view.both_orders or not alone:
+            result |= _replaced(batch, names, donors)
+        if alone and (copies or not view.both_orders):
+            place = shuffled_copy(view) if view.both_orders else view
+            places = place.name, params_key(place)
+            result |= {
+                new: tf.gather(batch[old], tf.gather(donors, order))
+                for new, old in zip(places, names)
+                if old in batch
+            }
+    return tf.nest.map_structure(_with_rows(size), result)
+
+
+def _rows_of(batch, names):
+    return {name: batch[name] for name in names if name in batch}
+
+
+def _replaced(batch, names, donors):
+    """Tensors of a batch in which valid rows stand in for invalid ones."""
+    rows = _rows_of(batch, names)
+    if not rows:
+        return {}
+    return tf.cond(
+        tf.reduce_all(batch["valid"]),
+        lambda: rows,
+        lambda: _gather(rows, donors),
+    )
 
 
 def _in_parts(count):

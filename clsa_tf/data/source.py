@@ -70,7 +70,13 @@ class Source:
     held_out: int = 0
 
     def items(
-        self, *, start: int, seed: int, shuffle: bool, repeat: bool
+        self,
+        *,
+        start: int,
+        seed: int,
+        shuffle: bool,
+        repeat: bool,
+        size: Optional[int] = None,
     ) -> tf.data.Dataset:
         """Returns (counter i64[], what `read` takes) from a counter on.
 
@@ -84,20 +90,34 @@ class Source:
             shuffle: whether each epoch is a permutation, or the fixed order.
             repeat: whether epochs follow one another forever; otherwise the
                 dataset ends with counter `size - 1`.
+            size: examples that are taken from each epoch; None: all.
 
         Returns:
             Dataset of (counter, element for `read`).
         """
+        size = size or self.size
+
+        def epoch(number):
+            whole = self.epoch(seed if shuffle else None, number)
+            # (A stream that is read to its end checks its length there.)
+            return whole if size == self.size else whole.take(size)
+
         order = _epochs(
-            lambda epoch: self.epoch(seed if shuffle else None, epoch),
-            size=self.size,
+            epoch,
+            size=size,
             start=start,
             stop=2**40 if repeat else 1,
         )
         return tf.data.Dataset.zip((tf.data.Dataset.counter(start), order))
 
     def items_of(
-        self, worker: Worker, *, start: int, seed: int, batch_size: int
+        self,
+        worker: Worker,
+        *,
+        start: int,
+        seed: int,
+        batch_size: int,
+        whole_epochs: bool,
     ) -> tf.data.Dataset:
         """Returns those of the endless, shuffled `items` that a worker makes.
 
@@ -112,11 +132,17 @@ class Source:
             start: counter of the first example of a batch.
             seed: seed of the order.
             batch_size: G, examples in a global batch.
+            whole_epochs: whether each epoch ends with its last whole batch.
 
         Returns:
             Dataset of (counter, element for `read`).
         """
-        items = self.items(start=start, seed=seed, shuffle=True, repeat=True)
+        size = self.size
+        if whole_epochs:
+            size -= size % batch_size
+        items = self.items(
+            start=start, seed=seed, shuffle=True, repeat=True, size=size
+        )
         if worker.count == 1:
             return items
         rows = worker.rows(batch_size)
@@ -125,7 +151,7 @@ class Source:
             return batches.map(
                 lambda *batch: tf.nest.map_structure(lambda x: x[rows], batch)
             ).unbatch()
-        share = self.size // worker.count
+        share = size // worker.count
         order = _epochs(
             lambda epoch: self.epoch(seed, epoch, worker).repeat().take(share),
             size=share,
@@ -137,7 +163,13 @@ class Source:
         return tf.data.Dataset.zip((mine, order))
 
     def examples(
-        self, *, start: int, seed: int, shuffle: bool, repeat: bool
+        self,
+        *,
+        start: int,
+        seed: int,
+        shuffle: bool,
+        repeat: bool,
+        size: Optional[int] = None,
     ) -> tf.data.Dataset:
         """Returns the examples of `items`, with the same arguments.
 
@@ -159,7 +191,11 @@ class Source:
             return found
 
         items = self.items(
-            start=start, seed=seed, shuffle=shuffle, repeat=repeat
+            start=start,
+            seed=seed,
+            shuffle=shuffle,
+            repeat=repeat,
+            size=size,
         )
         return items.map(
             example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True

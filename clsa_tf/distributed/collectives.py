@@ -46,36 +46,48 @@ def gather(rows):
     return tf.reshape(total, [replicas * rows.shape[0], *rows.shape[1:]])
 
 
-def exchange(images, rows):
-    """Rows of the global batch, most of which other replicas hold.
+def total(tensors):
+    """Sums each tensor of a list over the replicas."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tensors
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def exchange(images, order):
+    """Images of the global batch, most of which other replicas hold.
 
     Args:
         images: uint8 `[N, ...]` on each replica; the shape is static.
-        rows: int32 `[N]`, the rows of the global batch that are wanted here.
+        order: int32 `[N]`, which images of the global batch are wanted here.
 
     Returns:
         uint8 `[N, ...]`.
     """
     context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tf.gather(images, order)
     flat = tf.reshape(images, [images.shape[0], -1])  # [N, bytes]
     width = flat.shape[1]
-    # No collective knows bytes; four of them travel as one number.
+    # No collective knows bytes; four of them travel as one integer. (As a float
+    # it could be a NaN, whose bits not every device keeps.)
     words = tf.pad(flat, [[0, 0], [0, -width % 4]])
     words = tf.bitcast(
-        tf.reshape(words, [images.shape[0], -1, 4]), tf.float32
+        tf.reshape(words, [images.shape[0], -1, 4]), tf.int32
     )  # [N, words]
-    if context.num_replicas_in_sync > 1:
-        words = context.all_gather(words, axis=0)  # [G, words]
-    wanted = tf.bitcast(tf.gather(words, rows), tf.uint8)  # [N, words, 4]
+    words = context.all_gather(words, axis=0)  # [G, words]
+    wanted = tf.bitcast(tf.gather(words, order), tf.uint8)  # [N, words, 4]
     wanted = tf.reshape(wanted, [images.shape[0], -1])[:, :width]
     return tf.reshape(wanted, images.shape)
 
 
-def positives(rows):
-    """Columns of this replica's own keys among the gathered keys.
+def example_ids(rows):
+    """Positions of this replica's examples in the global batch.
+
+    They are the columns of their own keys among the gathered keys.
 
     Args:
-        rows: int, `N`, rows per replica.
+        rows: int, `N`, examples per replica.
 
     Returns:
         int32 `[N]`: global replica id * N + 0 .. N-1.

@@ -1,13 +1,13 @@
 """The objectives, as pure functions: embeddings in, one value per row out.
 
-* `contrast`: recognising one key among candidates: `cosines`, `info_nce`,
+* `contrast`: telling one key from other candidates: `cosines`, `info_nce`,
   `nt_xent`.
 * `divergence`: one distribution over the candidates teaches another: `ddm`,
   `teacher_entropy`.
 * `prediction`: predicting an embedding, with nothing to tell it from:
   `regression`.
-* `cacr`: near strangers repel, distant relatives attract: `cacr_attraction`,
-  `cacr_repulsion`, `cacr_rbf`, `cacr_euclidean`.
+* `cacr`: hard negatives repel more, hard positives attract more:
+  `cacr_attraction`, `cacr_repulsion`, `cacr_rbf`, `cacr_euclidean`.
 
 `N` rows per replica, `G` of the global batch, `C` candidates (keys of the batch
 and of the queue). Inputs are unit rows or their similarities, cosines in

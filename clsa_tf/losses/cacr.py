@@ -70,7 +70,7 @@ def cacr_attraction(queries, positives, *, sharpness, constant_weights=False):
     return tf.einsum("nv,nv->n", weights, distances)
 
 
-def cacr_repulsion(queries, others, rows, *, sharpness, queue=None):
+def cacr_repulsion(queries, others, example_ids, *, sharpness, queue=None):
     """Weighted distance of each row to other images, negated.
 
     With `d_c = |q - o_c|^2` and `u = softmax_c(-sharpness d_c)` over the other
@@ -86,7 +86,8 @@ def cacr_repulsion(queries, others, rows, *, sharpness, queue=None):
         queries: float `[N, D]`, unit rows.
         others: float `[G, D]`, unit rows: a view of each image of the global
             batch. The own row is left out, so that G > 1 without a queue.
-        rows: int32 `[N]`, in [0, G): row of each query in the global batch.
+        example_ids: int32 `[N]`, in [0, G): position of each query in the
+            global batch.
         sharpness: t- >= 0; published 0.9 or 2, see the module.
         queue: float `[K, D]`, unit rows, older keys, or None.
 
@@ -96,7 +97,7 @@ def cacr_repulsion(queries, others, rows, *, sharpness, queue=None):
     Source: as `cacr_attraction`.
     """
     distances = 2 - 2 * cosines(queries, others)
-    logits = without_own(-sharpness * distances, rows)
+    logits = without_own(-sharpness * distances, example_ids)
     if queue is not None:
         to_queue = 2 - 2 * cosines(queries, queue)
         distances = tf.concat([to_queue, distances], axis=1)
@@ -106,7 +107,7 @@ def cacr_repulsion(queries, others, rows, *, sharpness, queue=None):
     return -tf.einsum("nc,nc->n", tf.nn.softmax(logits), distances)
 
 
-def cacr_rbf(queries, keys, rows, *, temperature):
+def cacr_rbf(queries, keys, example_ids, *, temperature):
     """Attraction and repulsion with a radial basis function as the cost.
 
     `2 T sum_v p_v info_nce(q_v, keys)` with `p = softmax_v(|q_v - k|^2 / T)`
@@ -118,7 +119,8 @@ def cacr_rbf(queries, keys, rows, *, temperature):
         queries: sequence of float `[N, D]`, unit rows: the image's views
             without that of `keys`.
         keys: float `[G, D]`, unit rows: keys of the global batch.
-        rows: int32 `[N]`, in [0, G): row of each query in the global batch.
+        example_ids: int32 `[N]`, in [0, G): position of each query in the
+            global batch.
         temperature: T > 0, divides cosines and distances.
 
     Returns:
@@ -127,14 +129,17 @@ def cacr_rbf(queries, keys, rows, *, temperature):
     Source: CACR-SSL@fbc9d94 `imagenet_pretraining/moco/builder.py`.
     """
     similarities = _with_constant_keys(queries, keys)
-    weights = _weights_of_views(similarities, rows, temperature)
+    weights = _weights_of_views(similarities, example_ids, temperature)
     contrasts = tf.stack(
-        [info_nce(x, rows, temperature=temperature) for x in similarities]
+        [
+            info_nce(x, example_ids, temperature=temperature)
+            for x in similarities
+        ]
     )
     return 2 * temperature * tf.einsum("vn,vn->n", weights, contrasts)
 
 
-def cacr_euclidean(queries, keys, rows, *, temperature):
+def cacr_euclidean(queries, keys, example_ids, *, temperature):
     """Attraction and repulsion with halved squared distances as the cost.
 
     With `c_vj = 1 - q_v.k_j`, `p` as in `cacr_rbf` and
@@ -149,7 +154,7 @@ def cacr_euclidean(queries, keys, rows, *, temperature):
     Args:
         queries: see `cacr_rbf`.
         keys: see `cacr_rbf`; G > 1.
-        rows: see `cacr_rbf`.
+        example_ids: see `cacr_rbf`.
         temperature: T > 0, divides the costs.
 
     Returns:
@@ -158,12 +163,12 @@ def cacr_euclidean(queries, keys, rows, *, temperature):
     Source: as `cacr_rbf`.
     """
     similarities = _with_constant_keys(queries, keys)
-    weights = _weights_of_views(similarities, rows, temperature)
+    weights = _weights_of_views(similarities, example_ids, temperature)
     costs = []
     for x in similarities:
-        near = tf.nn.softmax(without_own((x - 1) / temperature, rows))
+        near = tf.nn.softmax(without_own((x - 1) / temperature, example_ids))
         repulsion = tf.einsum("ng,ng->n", tf.stop_gradient(near), x - 1)
-        costs.append(1 - _own(x, rows) + repulsion)
+        costs.append(1 - _own(x, example_ids) + repulsion)
     return tf.einsum("vn,vn->n", weights, tf.stack(costs))
 
 
@@ -171,11 +176,11 @@ def _with_constant_keys(queries, keys):
     return [cosines(x, tf.stop_gradient(keys)) for x in queries]
 
 
-def _weights_of_views(similarities, rows, temperature):
+def _weights_of_views(similarities, example_ids, temperature):
     """`p`, `[V, N]`: the further a view from the own key, the larger."""
-    distances = tf.stack([2 - 2 * _own(x, rows) for x in similarities])
+    distances = tf.stack([2 - 2 * _own(x, example_ids) for x in similarities])
     return tf.stop_gradient(tf.nn.softmax(distances / temperature, axis=0))
 
 
-def _own(similarities, rows):
-    return tf.gather(similarities, rows, batch_dims=1)
+def _own(similarities, example_ids):
+    return tf.gather(similarities, example_ids, batch_dims=1)

@@ -45,7 +45,24 @@ def info_nce(similarities, positive, *, temperature):
     )
 
 
-def nt_xent(queries, positives, others, rows, *, temperature):
+def top1(similarities, positive):
+    """Whether each row's own key is the most similar of all candidates.
+
+    A tie is a miss: embeddings that are all the same find nothing.
+
+    Args:
+        similarities: float `[N, C]`.
+        positive: int32 `[N]`, column of the row's own key, in [0, C).
+
+    Returns:
+        float32 `[N]`, 0 or 1.
+    """
+    own = tf.gather(similarities, positive, batch_dims=1)[:, tf.newaxis]
+    as_near = tf.cast(similarities >= own, tf.int32)  # the own key, too
+    return tf.cast(tf.reduce_sum(as_near, axis=1) == 1, tf.float32)
+
+
+def nt_xent(queries, positives, others, example_ids, *, temperature):
     """Recognising an image's other view among two views of the global batch.
 
     With `p_j`, `o_j` the rows of `positives` and `others`, `i` the row's own,
@@ -64,7 +81,8 @@ def nt_xent(queries, positives, others, rows, *, temperature):
             global batch.
         others: float `[G, D]`, unit rows: the queries' own view, or a third
             one. The own row is left out.
-        rows: int32 `[N]`, in [0, G): row of each query in the global batch.
+        example_ids: int32 `[N]`, in [0, G): position of each query in the
+            global batch.
         temperature: T > 0, divides the cosines.
 
     Returns:
@@ -75,22 +93,22 @@ def nt_xent(queries, positives, others, rows, *, temperature):
     """
     similarities = [
         cosines(queries, positives),
-        without_own(cosines(queries, others), rows),
+        without_own(cosines(queries, others), example_ids),
     ]
     return info_nce(
-        tf.concat(similarities, axis=1), rows, temperature=temperature
+        tf.concat(similarities, axis=1), example_ids, temperature=temperature
     )
 
 
-def without_own(logits, rows):
+def without_own(logits, own):
     """Returns `logits` with each row's own column at minus infinity.
 
     A softmax over them gives that column exactly 0, and no gradient.
 
     Args:
         logits: float `[N, G]`.
-        rows: int32 `[N]`, in [0, G), the own columns.
+        own: int32 `[N]`, in [0, G), the own columns.
     """
-    columns = tf.range(tf.shape(logits)[1], dtype=rows.dtype)
-    own = columns[tf.newaxis] == rows[:, tf.newaxis]
-    return tf.where(own, tf.cast(-math.inf, logits.dtype), logits)
+    columns = tf.range(tf.shape(logits)[1], dtype=own.dtype)
+    masked = columns[tf.newaxis] == own[:, tf.newaxis]
+    return tf.where(masked, tf.cast(-math.inf, logits.dtype), logits)

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from clsa_tf import losses
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import recognised
+from clsa_tf.methods.base import contrast_top1
 from clsa_tf.methods.momentum import PredictorMethod, check_queue
 from clsa_tf.options import groups
 from clsa_tf.options.fields import Crop, option
@@ -46,7 +46,7 @@ class Options(groups.Divergence, groups.Prediction):
 def check(config):
     """Raises `UserError` for options that do not go together."""
     options = config.options
-    options.check_unequal()
+    options.check_asymmetric()
     options.check_divergence(momentum=True)
     if not options.queue_size:
         return
@@ -66,16 +66,15 @@ class BYOL(PredictorMethod):
     """
 
     unit = "squared distance"
-    useless_words = (
+    chance_text = (
         "predictions unrelated to their targets have a loss of {:.2f}; 0 is "
         "perfect, or a collapse, which `spread` tells apart"
     )
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, *args):
         """See `Method`."""
-        super().__init__(config, **kwargs)
-        size = config.options.queue_size
-        self.queue = self.make_queue() if size else None
+        super().__init__(*args)
+        self.queue = self.make_queue() if self.options.queue_size else None
 
     @classmethod
     def views(cls, options):
@@ -90,30 +89,31 @@ class BYOL(PredictorMethod):
         )
 
     @classmethod
-    def useless(cls, config):
+    def chance_loss(cls, config):
         """2 for each prediction."""
         terms = 1 + len(config.options.local_crops)
         return 4.0 * (terms if config.options.over_crops == "sum" else 1)
 
     def targets(self, batch):
         """Unit projections float32 `[G, D]` of both views."""
-        return self.gathered_keys(batch, ("view_0", "view_1"))
+        return self.keys(batch, ("view_0", "view_1"))
 
-    def embed(self, batch):
-        """Unit predictions of all views; see `Method.embed`."""
-        return self.project_all(self.predict_images, batch, self.names(""))
+    def forward(self, batch):
+        """Unit predictions of all views; see `Method.forward`."""
+        return self.encode_views(self.predictions, batch, self.view_names())
 
-    def compare(self, embedded, targets, rows):
-        """Both directions, summed, plus divergence; see `Method.compare`."""
+    def loss(self, outputs, targets, batch):
+        """Both directions, summed, plus divergence; see `Method.loss`."""
+        ids = batch["example_ids"]
         options = self.options
-        own = {name: tf.gather(x, rows) for name, x in targets.items()}
+        own = {name: tf.gather(x, ids) for name, x in targets.items()}
         total = 0.0
         for name in own:
-            predicting = [x for x in self.names("view_") if x != name]
+            predicting = [x for x in self.view_names("view_") if x != name]
             total += options.reduce(
-                [losses.regression(embedded[x], own[name]) for x in predicting]
+                [losses.regression(outputs[x], own[name]) for x in predicting]
             )
-        hits = recognised(embedded["view_0"], targets["view_1"], rows)
+        hits = contrast_top1(outputs["view_0"], targets["view_1"], ids)
         reports = {"contrast_accuracy": hits}
         if not options.ddm_weight:
             return total, reports
@@ -121,23 +121,23 @@ class BYOL(PredictorMethod):
         if self.queue:
             candidates = tf.concat([candidates, self.queue.keys], axis=0)
         online = options.ddm_teacher == "online"
-        teacher = embedded["view_0"] if online else own["view_0"]
+        teacher = outputs["view_0"] if online else own["view_0"]
         ddm, on_ddm = self.divergence(
             [losses.cosines(teacher, candidates)],
             [
-                losses.cosines(embedded[name], candidates)
-                for name in self.names("strong_")
+                losses.cosines(outputs[name], candidates)
+                for name in self.view_names("strong_")
             ],
         )
         return total + ddm, reports | {"contrast": total} | on_ddm
 
-    def embeddings(self, targets, embedded):
+    def collapse_embeddings(self, targets, outputs):
         """Targets of the first view."""
         return targets["view_0"]
 
-    def update(self, targets):
-        """Moves the key encoder; stores targets, if there is a queue."""
-        super().update(targets)
+    def update(self, batch, targets, outputs):
+        """Moves the momentum encoder; stores targets, if there is a queue."""
+        super().update(batch, targets, outputs)
         if self.queue:
             self.queue.enqueue(targets["view_1"])
 

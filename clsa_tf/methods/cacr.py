@@ -17,13 +17,13 @@ import itertools
 from clsa_tf import losses
 from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import Method, recognised
+from clsa_tf.methods.base import Method, contrast_top1
 from clsa_tf.options import groups
-from clsa_tf.options.fields import Crop, but, option
+from clsa_tf.options.fields import Crop, option, override
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(groups.Projection, groups.Weak):
+class Options(groups.Projection, groups.AugmentationOptions):
     """Flags of CACR."""
 
     crops: tuple[Crop, ...] = option(
@@ -49,10 +49,14 @@ class Options(groups.Projection, groups.Weak):
         "0: all alike",
         minimum=0.0,
     )
-    jitter: tuple[float, ...] = but(groups.Weak, "jitter", (0.4, 0.4, 0.4, 0.4))
-    jitter_probability: float = but(groups.Weak, "jitter_probability", 1.0)
-    blur: float = but(groups.Weak, "blur", 0.0)
-    projection_layers: int = but(groups.Projection, "projection_layers", 1)
+    jitter: tuple[float, ...] = override(
+        groups.AugmentationOptions, "jitter", (0.4, 0.4, 0.4, 0.4)
+    )
+    jitter_probability: float = override(
+        groups.AugmentationOptions, "jitter_probability", 1.0
+    )
+    blur: float = override(groups.AugmentationOptions, "blur", 0.0)
+    projection_layers: int = override(groups.Projection, "projection_layers", 1)
 
     def contrast(self, attractions, repulsions):
         """Loss of lists of `[n]`, one per view or pair; and its two parts."""
@@ -81,7 +85,7 @@ class CACR(Method):
 
     whole_batch = True
     unit = "squared distance"
-    useless_words = (
+    chance_text = (
         "the contrast of an encoder that tells nothing apart is {:.2f}; the "
         "further below, the better"
     )
@@ -95,53 +99,46 @@ class CACR(Method):
         ]
 
     @classmethod
-    def useless(cls, config):
+    def chance_loss(cls, config):
         """0: embeddings that are all the same neither attract nor repel.
 
         With equal weights unrelated ones, too, are about there.
         """
         return 0.0
 
-    def embed(self, batch):
-        """Unit projections of all views; see `Method.embed`."""
-        return self.project_all(
-            lambda x: self.encoder.project(x, training=True),
-            batch,
-            self.names("view_"),
-        )
+    def forward(self, batch):
+        """Unit projections of all views; see `Method.forward`."""
+        return self.encode_views(self.project, batch, self.view_names())
 
-    def compare(self, embedded, targets, rows):
+    def loss(self, outputs, targets, batch):
         """Attraction of each view, repulsion of each pair; see `Method`.
 
         Of a pair the first is repelled from the second's other images, not the
         other way round, as published.
         """
+        ids = batch["example_ids"]
         options = self.options
-        everywhere = {x: collectives.gather(z) for x, z in embedded.items()}
+        everywhere = {x: collectives.gather(z) for x, z in outputs.items()}
         attractions = [
             losses.cacr_attraction(
-                embedded[name],
-                [embedded[x] for x in embedded if x != name],
+                outputs[name],
+                [outputs[x] for x in outputs if x != name],
                 sharpness=options.attraction_sharpness,
             )
-            for name in embedded
+            for name in outputs
         ]
         repulsions = [
             losses.cacr_repulsion(
-                embedded[x],
+                outputs[x],
                 everywhere[y],
-                rows,
+                ids,
                 sharpness=options.repulsion_sharpness,
             )
-            for x, y in itertools.combinations(embedded, 2)
+            for x, y in itertools.combinations(outputs, 2)
         ]
         loss, reports = options.contrast(attractions, repulsions)
-        hits = recognised(embedded["view_0"], everywhere["view_1"], rows)
+        hits = contrast_top1(outputs["view_0"], everywhere["view_1"], ids)
         return loss, reports | {"contrast_accuracy": hits}
-
-    def embeddings(self, targets, embedded):
-        """Of the first view."""
-        return collectives.gather(embedded["view_0"])
 
 
 METHOD = CACR

@@ -19,27 +19,33 @@ import tensorflow as tf
 from clsa_tf import losses
 from clsa_tf.distributed import collectives
 from clsa_tf.methods import cacr, moco
-from clsa_tf.methods.base import recognised
+from clsa_tf.methods.base import contrast_top1
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
 from clsa_tf.options import groups
-from clsa_tf.options.fields import AUTO, but, option
+from clsa_tf.options.fields import AUTO, option, override
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(groups.Momentum, cacr.Options):
     """Flags of CACR on MoCo v2."""
 
-    queue_size: int = but(moco.Options, "queue_size", AUTO)
+    queue_size: int = override(moco.Options, "queue_size", AUTO)
     inbatch_negatives: bool = option(
         True,
         "the other images' queries of the same view repel, too, not only the "
         "queue",
     )
-    repulsion_sharpness: float = but(cacr.Options, "repulsion_sharpness", 2.0)
-    jitter: tuple[float, ...] = but(groups.Weak, "jitter", (0.4, 0.4, 0.4, 0.1))
-    jitter_probability: float = but(groups.Weak, "jitter_probability", 0.8)
-    blur: float = but(groups.Weak, "blur", 0.5)
-    projection_layers: int = but(groups.Projection, "projection_layers", 2)
+    repulsion_sharpness: float = override(
+        cacr.Options, "repulsion_sharpness", 2.0
+    )
+    jitter: tuple[float, ...] = override(
+        groups.AugmentationOptions, "jitter", (0.4, 0.4, 0.4, 0.1)
+    )
+    jitter_probability: float = override(
+        groups.AugmentationOptions, "jitter_probability", 0.8
+    )
+    blur: float = override(groups.AugmentationOptions, "blur", 0.5)
+    projection_layers: int = override(groups.Projection, "projection_layers", 2)
 
 
 def check(config):
@@ -57,10 +63,18 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
 
     batch_statistics = "parts"
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, *args):
         """See `Method`."""
-        super().__init__(config, **kwargs)
+        super().__init__(*args)
         self.queue = self.make_queue()
+
+    @classmethod
+    def views(cls, options):
+        """Views of equal standing, which both encoders see."""
+        return [
+            dataclasses.replace(view, shuffle=True, both_orders=True)
+            for view in super().views(options)
+        ]
 
     @property
     def whole_batch(self):
@@ -69,12 +83,13 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
 
     def targets(self, batch):
         """Keys float32 `[G, D]` of the global batch, by view."""
-        return self.shuffled_keys(batch, self.names("view_"))
+        return self.shuffled_keys(batch, self.view_names("view_"))
 
-    def compare(self, embedded, targets, rows):
-        """Attraction and repulsion of each query; see `Method.compare`."""
+    def loss(self, outputs, targets, batch):
+        """Attraction and repulsion of each query; see `Method.loss`."""
+        ids = batch["example_ids"]
         options = self.options
-        own = {name: tf.gather(keys, rows) for name, keys in targets.items()}
+        own = {name: tf.gather(keys, ids) for name, keys in targets.items()}
         attractions = [
             losses.cacr_attraction(
                 query,
@@ -82,20 +97,20 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
                 sharpness=options.attraction_sharpness,
                 constant_weights=True,
             )
-            for name, query in embedded.items()
+            for name, query in outputs.items()
         ]
         repulsions = [
             losses.cacr_repulsion(
                 query,
                 self._others(query),
-                rows,
+                ids,
                 sharpness=options.repulsion_sharpness,
                 queue=self.queue.keys,
             )
-            for query in embedded.values()
+            for query in outputs.values()
         ]
         loss, reports = options.contrast(attractions, repulsions)
-        hits = recognised(embedded["view_0"], targets["view_1"], rows)
+        hits = contrast_top1(outputs["view_0"], targets["view_1"], ids)
         return loss, reports | {"contrast_accuracy": hits}
 
     def _others(self, queries):
@@ -104,14 +119,14 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
             return collectives.gather(queries)
         return queries[:0]
 
-    def embeddings(self, targets, embedded):
+    def collapse_embeddings(self, targets, outputs):
         """Keys of the first view."""
         return targets["view_0"]
 
-    def update(self, targets):
-        """Moves the key encoder, then stores the last view's keys."""
-        super().update(targets)
-        self.queue.enqueue(targets[self.names("view_")[-1]])
+    def update(self, batch, targets, outputs):
+        """Moves the momentum encoder, then stores the last view's keys."""
+        super().update(batch, targets, outputs)
+        self.queue.enqueue(targets[self.view_names("view_")[-1]])
 
 
 METHOD = CACRMoCo

@@ -17,11 +17,11 @@ import math
 
 from clsa_tf import losses
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import recognised
+from clsa_tf.methods.base import contrast_top1
 from clsa_tf.methods.momentum import PredictorMethod
 from clsa_tf.networks.heads import Head
 from clsa_tf.options import groups
-from clsa_tf.options.fields import Crop, but, option
+from clsa_tf.options.fields import Crop, option, override
 
 COSTS = {"rbf": losses.cacr_rbf, "euclidean": losses.cacr_euclidean}
 
@@ -32,7 +32,7 @@ class Options(groups.Prediction):
 
     head_kind = "mocov3"
 
-    crop: Crop = but(groups.Unequal, "crop", Crop(224, 0.2, 1.0))
+    crop: Crop = override(groups.AsymmetricViews, "crop", Crop(224, 0.2, 1.0))
     local_crops: tuple[Crop, ...] = option(
         (),
         "further, smaller crops, which are compared with the keys of the two "
@@ -56,7 +56,7 @@ class Options(groups.Prediction):
 def check(config):
     """Raises `UserError` for options that do not go together."""
     options = config.options
-    options.check_unequal()
+    options.check_asymmetric()
     if options.local_keys and not options.local_crops:
         raise UserError(
             "Expected local crops for --local_keys, received no --local_crops; "
@@ -68,7 +68,7 @@ class CACRMoCoV3(PredictorMethod):
     """Predictions against a momentum encoder's keys of the batch."""
 
     unit = "contrast"
-    useless_words = (
+    chance_text = (
         "the contrast of an encoder that tells nothing apart is {:.2f}"
     )
 
@@ -97,7 +97,7 @@ class CACRMoCoV3(PredictorMethod):
         return [f"view_{i}" for i in range(2 + local)]
 
     @classmethod
-    def useless(cls, config):
+    def chance_loss(cls, config):
         """`2 T ln G`; squared distances to own and other keys cancel."""
         options = config.options
         if options.cost == "euclidean":
@@ -108,31 +108,34 @@ class CACRMoCoV3(PredictorMethod):
 
     def targets(self, batch):
         """Keys float32 `[G, D]` of the global batch, by view."""
-        return self.gathered_keys(batch, self.key_views(self.options))
+        return self.keys(batch, self.key_views(self.options))
 
-    def embed(self, batch):
-        """Unit predictions of all views; see `Method.embed`."""
-        return self.project_all(self.predict_images, batch, self.names("view_"))
+    def forward(self, batch):
+        """Unit predictions of all views; see `Method.forward`."""
+        return self.encode_views(
+            self.predictions, batch, self.view_names("view_")
+        )
 
-    def compare(self, embedded, targets, rows):
-        """Mean over the key views; see `Method.compare`.
+    def loss(self, outputs, targets, batch):
+        """Mean over the key views; see `Method.loss`.
 
         With two views half of MoCo v3's loss, which `--over_crops=sum` gives.
         """
+        ids = batch["example_ids"]
         options = self.options
         terms = [
             COSTS[options.cost](
-                [query for x, query in embedded.items() if x != name],
+                [query for x, query in outputs.items() if x != name],
                 keys,
-                rows,
+                ids,
                 temperature=options.temperature,
             )
             for name, keys in targets.items()
         ]
-        hits = recognised(embedded["view_0"], targets["view_1"], rows)
+        hits = contrast_top1(outputs["view_0"], targets["view_1"], ids)
         return options.reduce(terms), {"contrast_accuracy": hits}
 
-    def embeddings(self, targets, embedded):
+    def collapse_embeddings(self, targets, outputs):
         """Keys of the first view."""
         return targets["view_0"]
 

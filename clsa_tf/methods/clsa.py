@@ -1,8 +1,8 @@
 """CLSA: contrastive learning with stronger augmentations.
 
-MoCo's contrast of weak queries, against the keys of the whole batch as well as
-the queue, plus a divergence (DDM) through which each weak query's distribution
-over those candidates teaches that of each strong query. Strong queries have no
+MoCo's contrast of weak queries, with the keys of the whole batch as well as the
+queue as candidates, plus a divergence (DDM): each weak query's distribution
+over the candidates supervises that of each strong query. Strong queries have no
 contrast of their own.
 
 Source: Wang and Qi (arXiv 2104.07713); maple-research-lab/CLSA@37df76c.
@@ -15,15 +15,15 @@ import tensorflow as tf
 from clsa_tf.errors import UserError
 from clsa_tf.methods import moco
 from clsa_tf.options import groups
-from clsa_tf.options.fields import but, option
+from clsa_tf.options.fields import option, override
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(groups.Divergence, moco.Options):
     """Flags of CLSA: those of MoCo, of the divergence, and these."""
 
-    ddm_weight: float = but(groups.Divergence, "ddm_weight", 1.0)
-    inbatch_negatives: bool = but(moco.Options, "inbatch_negatives", True)
+    ddm_weight: float = override(groups.Divergence, "ddm_weight", 1.0)
+    inbatch_negatives: bool = override(moco.Options, "inbatch_negatives", True)
     strong_contrast: bool = option(
         False,
         "strong queries have a contrast of their own, like weak ones: with "
@@ -35,6 +35,17 @@ class Options(groups.Divergence, moco.Options):
     def uses_strong_views(self):
         """Whether strong views take part in any loss."""
         return self.ddm_weight > 0 or self.strong_contrast
+
+    @property
+    def contrasts(self):
+        """Number of queries with a contrast of their own."""
+        strong = self.strong_crops if self.strong_contrast else ()
+        return len(self.query_crops) + len(strong)
+
+    @property
+    def momentum_teacher(self):
+        """Whether the momentum encoder sees the weak queries, too."""
+        return self.ddm_weight > 0 and self.ddm_teacher == "momentum"
 
 
 def check(config):
@@ -49,63 +60,38 @@ def check(config):
 
 
 class CLSA(moco.MoCo):
-    """MoCo plus a divergence that teaches strongly augmented views."""
+    """MoCo plus a divergence that supervises strongly augmented views."""
 
     @classmethod
     def views(cls, options):
         """MoCo's key and weak queries, and the strong queries."""
         return super().views(options) + options.strong_views()
 
-    @classmethod
-    def contrasted(cls, options):
-        """The weak queries; and the strong ones, used naively."""
-        strong = options.strong_crops if options.strong_contrast else ()
-        return super().contrasted(options) + [
-            f"strong_{i}" for i in range(len(strong))
-        ]
-
-    def encoded_by_keys(self):
-        """Of a momentum teacher the weak queries, too."""
-        names = super().encoded_by_keys()
-        if self.options.ddm_weight and self.options.ddm_teacher == "momentum":
-            names += self.names("query_")
-        return list(dict.fromkeys(names))
-
-    def embed(self, batch):
-        """Unit projections of all queries, the strong ones at last."""
-        names = [name for _, queries in self.directions() for name in queries]
-        return self.project_all(
-            lambda x: self.encoder.project(x, training=True),
-            batch,
-            list(dict.fromkeys(names + self.names("strong_"))),
-        )
-
-    def compare_with(self, name, queries, embedded, targets, rows):
-        """Contrast plus `ddm_weight` times divergence; see `Method.compare`.
+    def one_way_loss(self, outputs, targets, batch):
+        """Contrast plus `ddm_weight` times divergence; see `Method.loss`.
 
         Both are sums over crops, as published, unless `--over_crops=mean`:
         five crops have 5 contrasts and 25 divergences.
         """
-        options = self.options
-        online = {
-            x: self.similarities(embedded[x], targets[name], rows)
-            for x in [*queries, *self.names("strong_")]
-        }
-        contrast, reports = self.contrast([online[x] for x in queries], rows)
+        options, ids = self.options, batch["example_ids"]
+        # Cosines [n, C] of each query with the candidates: the keys of the
+        # batch, then the queue.
+        weak, strong = (
+            [self.similarities(outputs[x], targets["key"], ids) for x in names]
+            for names in (self.view_names("query_"), self.view_names("strong_"))
+        )
+        contrasted = weak + strong if options.strong_contrast else weak
+        contrast, reports = self.contrast(contrasted, ids)
         if not options.ddm_weight:
             return contrast, reports
-        weak = [x for x in queries if not x.startswith("strong_")]
-        teachers = [online[x] for x in weak]
-        if options.ddm_teacher == "momentum":
-            teachers = [
-                self.similarities(
-                    tf.gather(targets[x], rows), targets[name], rows
-                )
-                for x in weak
+
+        teachers = weak
+        if options.momentum_teacher:
+            own = [
+                tf.gather(targets[x], ids) for x in self.view_names("query_")
             ]
-        ddm, on_ddm = self.divergence(
-            teachers, [online[x] for x in self.names("strong_")]
-        )
+            teachers = [self.similarities(x, targets["key"], ids) for x in own]
+        ddm, on_ddm = self.divergence(teachers, strong)
         return contrast + ddm, reports | {"contrast": contrast} | on_ddm
 
 

@@ -11,108 +11,222 @@ def of_batch(method, batch, targets):
 
     Args:
         method: compiled `clsa_tf.methods.base.Method`.
-        batch: dictionary of `[N, ...]`, see `Method.targets`.
+        batch: dictionary of `[N, ...]`, see `Method`.
         targets: what `method.targets` returned.
 
     Returns:
-        list of the gradients of `method.learned`, this replica's share of the
-        sum; dictionary of float32 scalars, mean reports; and what
-        `method.embed` returned, or None where it was never there as a whole.
+        list of the gradients of `method.learned`, summed over the replicas;
+        dictionary of float32 scalars, mean reports; and the outputs of
+        `method.forward`, `[N, ...]`.
     """
     if method.config.accumulation_steps == 1:
-        gradients, reports, embedded = _at_once(method, batch, targets)
+        gradients, reports, outputs = _at_once(method, batch, targets)
     elif method.whole_batch:
-        gradients, reports, embedded = _in_two_passes(method, batch, targets)
+        gradients, reports, outputs = _in_two_passes(method, batch, targets)
     else:
-        gradients, reports = _part_by_part(method, batch, targets)
-        embedded = None
-    if _scales(method):
+        gradients, reports, outputs = _part_by_part(method, batch, targets)
+    gradients = collectives.total(gradients)
+    if scales(method):
         gradients = method.optimizer.get_unscaled_gradients(gradients)
-    return gradients, reports, embedded
+    return gradients, reports, tf.nest.map_structure(tf.stop_gradient, outputs)
 
 
 def _at_once(method, batch, targets):
-    """Gradients, mean reports and embeddings of a (micro-)batch."""
+    """Gradients, mean reports and outputs of a (micro-)batch."""
     with tf.GradientTape() as tape:
-        embedded = method.embed(batch)
-        loss, reports = _loss(method, embedded, targets, batch["rows"])
-    return tape.gradient(loss, method.learned), reports, embedded
+        outputs = method.forward(batch)
+        loss, reports = _mean_loss(method, outputs, targets, batch)
+    return _gradient(tape, loss, method.learned), reports, outputs
 
 
 def _part_by_part(method, batch, targets):
-    """Gradients and mean reports, summed over the micro-batches."""
+    """The same; gradients and reports are means over the micro-batches."""
     parts = method.config.accumulation_steps
-    total = _sum_over_parts(
-        lambda part: _at_once(method, part, targets)[:2], batch, parts
-    )
-    return tf.nest.map_structure(lambda x: x / parts, total)
+
+    def part(batch):
+        gradients, reports, outputs = _at_once(method, batch, targets)
+        return (gradients, reports), outputs
+
+    total, outputs = _over_parts(part, batch, parts)
+    return *tf.nest.map_structure(lambda x: x / parts, total), outputs
 
 
 def _in_two_passes(method, batch, targets):
     """The same as `_at_once`, with one micro-batch in memory at a time.
 
-    Embeddings of all micro-batches first; the gradients of the loss by them;
-    then each micro-batch again, with its share of these.
+    Outputs of all micro-batches first; the gradients of the loss by them; then
+    each micro-batch again, with its share of these.
     """
-    names = []
-
-    def embed(part):
-        found = method.embed(part)
-        names[:] = found
-        return tf.stack(list(found.values()), axis=1)  # [n, V, D]
-
-    rows = method.in_parts(embed, batch)
+    parts = method.config.accumulation_steps
+    outputs = map_parts(method.forward, batch, parts)
     with tf.GradientTape() as tape:
-        tape.watch(rows)
-        embedded = dict(zip(names, tf.unstack(rows, axis=1)))
-        loss, reports = _loss(method, embedded, targets, batch["rows"])
-    by_rows = tape.gradient(loss, rows)  # [N, V, D]
+        leaves = tf.nest.flatten(outputs)
+        tape.watch(leaves)
+        loss, reports = _mean_loss(
+            method, tf.nest.pack_sequence_as(outputs, leaves), targets, batch
+        )
+    own = list(method.loss_variables)
+    found = _gradient(tape, loss, [*leaves, *own])
+    by_outputs, by_own = found[: len(leaves)], found[len(leaves) :]
 
     def by_weights(part):
-        part, share = part
+        part, shares = part
         with tf.GradientTape() as tape:
-            found = embed(part)
-        return tape.gradient(found, method.learned, output_gradients=share)
+            leaves = tf.nest.flatten(method.forward(part))
+        return _gradient(tape, leaves, method.learned, shares), ()
 
-    total = _sum_over_parts(
-        by_weights, (batch, by_rows), method.config.accumulation_steps
-    )
-    return total, reports, embedded
+    total, _ = _over_parts(by_weights, (batch, by_outputs), parts)
+    direct = {v.ref(): gradient for v, gradient in zip(own, by_own)}
+    total = [
+        gradient + direct[v.ref()] if v.ref() in direct else gradient
+        for v, gradient in zip(method.learned, total)
+    ]
+    return total, reports, outputs
 
 
-def _sum_over_parts(function, rows, parts):
-    """Sum of `function` over the micro-batches of a structure of rows."""
+def _gradient(tape, target, sources, output_gradients=None):
+    """Gradients as dense tensors; zeros where there is no connection."""
+    return [
+        tf.convert_to_tensor(gradient)
+        for gradient in tape.gradient(
+            target,
+            sources,
+            output_gradients=output_gradients,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+    ]
+
+
+def map_parts(function, rows, parts):
+    """Applies a function to each micro-batch in turn.
+
+    Args:
+        function: of one micro-batch -> structure of tensors `[n, ...]`.
+        rows: structure of tensors `[N, ...]`.
+        parts: number of micro-batches; divides `N`.
+
+    Returns:
+        the structure of tensors `[N, ...]`.
+    """
+    if parts == 1:
+        return function(rows)
+    return _over_parts(lambda part: ((), function(part)), rows, parts)[1]
+
+
+def _over_parts(function, rows, parts):
+    """Applies a function to each micro-batch; sums and joins its results.
+
+    Args:
+        function: of one micro-batch -> a structure of tensors to sum, and a
+            structure of tensors `[n, ...]` to join.
+        rows: structure of tensors `[N, ...]`.
+        parts: number of micro-batches.
+
+    Returns:
+        the sums, and the joined tensors `[N, ...]`.
+    """
     split = tf.nest.map_structure(lambda x: in_parts(x, parts), rows)
 
     def part(i):
         return function(tf.nest.map_structure(lambda x: tf.gather(x, i), split))
 
-    def add(i, total):
-        return i + 1, tf.nest.map_structure(tf.add, total, part(i))
+    def add(i, total, arrays):
+        more, joined = part(i)
+        leaves = tf.nest.flatten(joined)
+        arrays = [array.write(i, x) for array, x in zip(arrays, leaves)]
+        return i + 1, tf.nest.map_structure(tf.add, total, more), arrays
 
-    # A loop, so that no two micro-batches are in memory at a time.
-    _, total = tf.while_loop(
-        lambda i, _: i < parts, add, (1, part(0)), parallel_iterations=1
+    # The first part tells which tensors there are. The others run in a loop, so
+    # that no two of them are in memory at a time.
+    total, first = part(0)
+    arrays = [
+        tf.TensorArray(x.dtype, parts, element_shape=x.shape).write(0, x)
+        for x in tf.nest.flatten(first)
+    ]
+    _, total, arrays = tf.while_loop(
+        lambda i, *_: i < parts,
+        add,
+        (1, total, arrays),
+        parallel_iterations=1,
     )
-    return total
+    joined = [flat(array.stack()) for array in arrays]
+    return total, tf.nest.pack_sequence_as(first, joined)
 
 
-def _loss(method, embedded, targets, rows):
+def _mean_loss(method, outputs, targets, batch):
     """What the gradient is taken of, and mean reports."""
-    per_row, reports = method.compare(embedded, targets, rows)
-    reports = {"loss": per_row} | reports
+    per_example, reports = method.loss(outputs, targets, batch)
+    reports = {"loss": per_example} | reports
     reports = {k: tf.reduce_mean(x) for k, x in reports.items()}
-    # The optimizer sums gradients over replicas: divided by their number the
+    # Gradients are summed over the replicas: divided by their number, the
     # result is the gradient of the global batch's mean.
     loss = reports["loss"] / collectives.num_replicas()
-    if _scales(method):
+    if scales(method):
         loss = method.optimizer.get_scaled_loss(loss)
     return loss, reports
 
 
-def _scales(method):
+# ---- Loss scaling (float16)
+
+
+def scales(method):
+    """Whether the optimizer of a method scales the loss."""
     kind = keras.mixed_precision.LossScaleOptimizer
     return isinstance(method.optimizer, kind)
+
+
+def apply(method, gradients):
+    """Takes the optimizer's step; `gradients` are those of the global batch."""
+    optimizer = method.optimizer
+    legacy = isinstance(
+        getattr(optimizer, "inner_optimizer", optimizer),
+        keras.optimizers.legacy.Optimizer,
+    )
+    summed = (
+        {"experimental_aggregate_gradients": False}
+        if legacy
+        else {"skip_gradients_aggregation": True}
+    )
+    optimizer.apply_gradients(zip(gradients, method.learned), **summed)
+
+
+def state(method):
+    """Values of all variables that a step changes beside the learned ones.
+
+    Running statistics, the momentum encoder, queues. Empty where no step is
+    ever skipped.
+
+    Returns:
+        list of (variable, tensor).
+    """
+    if not scales(method):
+        return []
+    left = [*method.learned, *method.optimizer.variables, method.steps_taken]
+    refs = {v.ref() for v in left}
+    return [
+        (v, tf.identity(v)) for v in method.variables if v.ref() not in refs
+    ]
+
+
+def undo_skipped(method, gradients, before):
+    """Puts everything back if the optimizer skipped the step.
+
+    The loss scaler skips steps whose gradients are not finite. The step still
+    counts: the data go on, and the learning rate follows its schedule.
+
+    Args:
+        method: `Method`.
+        gradients: list of tensors, equal on all replicas.
+        before: what `state` returned before the step.
+    """
+    if not scales(method):
+        return
+    finite = tf.reduce_all(
+        [tf.reduce_all(tf.math.is_finite(x)) for x in gradients]
+    )
+    for variable, value in before:
+        variable.assign(tf.where(finite, variable, value))
+    method.optimizer.iterations.assign(method.steps_taken + 1)
 
 
 def in_parts(rows, parts):

@@ -17,10 +17,11 @@ import tensorflow as tf
 
 from clsa_tf import losses
 from clsa_tf.errors import UserError
+from clsa_tf.losses.contrast import top1
 from clsa_tf.methods import moco
 from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.options import groups
-from clsa_tf.options.fields import AUTO, Crop, but, option
+from clsa_tf.options.fields import AUTO, Crop, option, override
 
 # Parts of a view (see `clsa_tf.augment.views`) that make up an augmentation.
 AUGMENTATIONS = {
@@ -31,7 +32,7 @@ AUGMENTATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(groups.Momentum, groups.Projection, groups.Weak):
+class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
     """Flags of LooC."""
 
     # Keys are never queries: their views share augmentations with them.
@@ -58,13 +59,15 @@ class Options(groups.Momentum, groups.Projection, groups.Weak):
         "LooC++: what is evaluated and exported are the hidden layers of all "
         "heads, side by side, instead of the backbone's features",
     )
-    key_crop: Crop = but(moco.Options, "key_crop", Crop(224, 0.2, 1.0))
-    query_crops: tuple[Crop, ...] = but(
+    key_crop: Crop = override(moco.Options, "key_crop", Crop(224, 0.2, 1.0))
+    query_crops: tuple[Crop, ...] = override(
         moco.Options, "query_crops", (Crop(224, 0.2, 1.0),)
     )
-    temperature: float = but(moco.Options, "temperature", 0.2)
-    queue_size: int = but(moco.Options, "queue_size", AUTO, published=16_384)
-    inbatch_negatives: bool = but(moco.Options, "inbatch_negatives", False)
+    temperature: float = override(moco.Options, "temperature", 0.2)
+    queue_size: int = override(
+        moco.Options, "queue_size", AUTO, published=16_384
+    )
+    inbatch_negatives: bool = override(moco.Options, "inbatch_negatives", False)
 
     @property
     def heads(self):
@@ -123,11 +126,11 @@ class LooC(MomentumMethod):
 
     batch_statistics = "parts"
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, *args):
         """See `Method`."""
-        super().__init__(config, **kwargs)
+        super().__init__(*args)
         self.queues = [
-            self.make_queue(head) for head in range(config.options.heads)
+            self.make_queue(head) for head in range(self.options.heads)
         ]
 
     @classmethod
@@ -151,7 +154,7 @@ class LooC(MomentumMethod):
         return views
 
     @classmethod
-    def useless(cls, config):
+    def chance_loss(cls, config):
         """Mean over the heads of `ln C`; for each query if they are summed."""
         options = config.options
         images = config.batch_size if options.inbatch_negatives else 1
@@ -166,30 +169,31 @@ class LooC(MomentumMethod):
 
     def project_keys(self, images):
         """Unit projections float32 `[n, H, D]` of uint8 `[n, S, S, 3]`."""
-        return self.key_encoder.project_heads(images, training=True)
+        return self.momentum_encoder.project_heads(images, training=True)
 
     def targets(self, batch):
         """Keys float32 `[G, H, D]` of all heads, by view."""
-        return self.shuffled_keys(batch, self.names("key_"))
+        return self.shuffled_keys(batch, self.view_names("key_"))
 
-    def embed(self, batch):
-        """Unit projections `[n, H, D]` of all queries; see `Method.embed`."""
-        return self.project_all(
+    def forward(self, batch):
+        """Unit projections `[n, H, D]` of all queries; see `Method.forward`."""
+        return self.encode_views(
             lambda x: self.encoder.project_heads(x, training=True),
             batch,
-            self.names("query_"),
+            self.view_names("query_"),
         )
 
-    def compare(self, embedded, targets, rows):
-        """Mean of the heads' contrasts; see `Method.compare`.
+    def loss(self, outputs, targets, batch):
+        """Mean of the heads' contrasts; see `Method.loss`.
 
         Reports how often each head of the first query recognises its key; of
         a head with an augmentation of its own, among the image's other keys.
         """
-        keys = tf.stack([targets[x] for x in self.names("key_")], axis=1)
+        ids = batch["example_ids"]
+        keys = tf.stack([targets[x] for x in self.view_names("key_")], axis=1)
         found = [
-            self.contrast(embedded[name], keys, rows)
-            for name in self.names("query_")
+            self.contrast(outputs[name], keys, ids)
+            for name in self.view_names("query_")
         ]
         terms, hits = zip(*found)
         names = [f"{name}_accuracy" for name in self.options.augmentations]
@@ -197,13 +201,13 @@ class LooC(MomentumMethod):
             zip(["contrast_accuracy", *names], hits[0])
         )
 
-    def contrast(self, queries, keys, rows):
+    def contrast(self, queries, keys, example_ids):
         """Mean loss of the heads and hits of each, for queries of one crop.
 
         Args:
             queries: float32 `[n, H, D]`.
             keys: float32 `[G, V, H, D]`, of the `V = H` key views.
-            rows: int32 `[n]`, of the queries in the global batch.
+            example_ids: int32 `[n]`, of the queries in the global batch.
 
         Returns:
             float32 `[n]`, and a list of `H` float32 `[n]` of 0 and 1.
@@ -213,7 +217,7 @@ class LooC(MomentumMethod):
             # Head 0 ignores all that the other views differ in.
             views = keys[:, :, head] if head else keys[:, :1, head]
             similarities, positive = self.similarities(
-                queries[:, head], views, rows, head
+                queries[:, head], views, example_ids, head
             )
             terms.append(
                 losses.info_nce(
@@ -222,17 +226,16 @@ class LooC(MomentumMethod):
                     temperature=self.options.temperature,
                 )
             )
-            hit = tf.argmax(similarities, 1, tf.int32) == positive
-            hits.append(tf.cast(hit, tf.float32))
+            hits.append(top1(similarities, positive))
         return sum(terms) / len(terms), hits
 
-    def similarities(self, queries, keys, rows, head):
+    def similarities(self, queries, keys, example_ids, head):
         """Cosines of one head's queries with their candidates.
 
         Args:
             queries: float32 `[n, D]`.
             keys: float32 `[G, V, D]`, of the views that are candidates.
-            rows: int32 `[n]`, of the queries in the global batch.
+            example_ids: int32 `[n]`, of the queries in the global batch.
             head: index of the head, and of the view with its positive keys.
 
         Returns:
@@ -243,20 +246,20 @@ class LooC(MomentumMethod):
         if self.options.inbatch_negatives:
             flat = tf.reshape(keys, [-1, keys.shape[2]])
             new = losses.cosines(queries, flat)
-            positive = rows * views + head
+            positive = example_ids * views + head
         else:
-            new = tf.einsum("nd,nvd->nv", queries, tf.gather(keys, rows))
-            positive = tf.fill(tf.shape(rows), head)
+            new = tf.einsum("nd,nvd->nv", queries, tf.gather(keys, example_ids))
+            positive = tf.fill(tf.shape(example_ids), head)
         old = losses.cosines(queries, self.queues[head].keys)
         return tf.concat([new, old], axis=1), positive
 
-    def embeddings(self, targets, embedded):
+    def collapse_embeddings(self, targets, outputs):
         """Head 0's keys of the global batch."""
         return targets["key_0"][:, 0]
 
-    def update(self, targets):
-        """Moves the key encoder, then stores each head's positive keys."""
-        super().update(targets)
+    def update(self, batch, targets, outputs):
+        """Moves the momentum encoder, then stores each head's positive keys."""
+        super().update(batch, targets, outputs)
         for head, queue in enumerate(self.queues):
             queue.enqueue(targets[f"key_{head}"][:, head])
 

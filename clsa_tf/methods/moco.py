@@ -11,13 +11,14 @@ import tensorflow as tf
 
 from clsa_tf import losses
 from clsa_tf.errors import UserError
+from clsa_tf.losses.contrast import top1
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
 from clsa_tf.options import groups
-from clsa_tf.options.fields import AUTO, Crop, but, option
+from clsa_tf.options.fields import AUTO, Crop, option, override
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(groups.Momentum, groups.Projection, groups.Weak):
+class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
     """Flags of MoCo."""
 
     key_crop: Crop = option(
@@ -48,7 +49,15 @@ class Options(groups.Momentum, groups.Projection, groups.Weak):
         "key and (first) query change roles for a second loss, the two are "
         "averaged, and both views' keys are stored",
     )
-    over_crops: str = but(groups.Weak, "over_crops", "sum")
+    over_crops: str = override(groups.AugmentationOptions, "over_crops", "sum")
+
+    # Whether the momentum encoder sees the queries, too (CLSA).
+    momentum_teacher = False
+
+    @property
+    def contrasts(self):
+        """Number of queries with a contrast of their own."""
+        return len(self.query_crops)
 
 
 def check(config):
@@ -71,114 +80,113 @@ class MoCo(MomentumMethod):
 
     batch_statistics = "parts"
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, *args):
         """See `Method`."""
-        super().__init__(config, **kwargs)
+        super().__init__(*args)
         self.queue = self.make_queue()
 
     @classmethod
     def views(cls, options):
-        """The key, whose rows are shuffled, and the queries."""
-        # One that is a query as well is needed in both orders: see `shuffle`.
-        key = options.view(
-            "key", options.key_crop, shuffle=not options.symmetric
-        )
-        return [key] + [
-            options.view(f"query_{i}", crop)
-            for i, crop in enumerate(options.query_crops)
-        ]
+        """The key, in shuffled order, and the queries."""
+        both = options.symmetric
+        views = [options.view("key", options.key_crop, **_shuffle(True, both))]
+        for i, crop in enumerate(options.query_crops):
+            # Those that the momentum encoder sees, too, come in both orders.
+            both = options.momentum_teacher or (options.symmetric and i == 0)
+            views.append(
+                options.view(f"query_{i}", crop, **_shuffle(both, both))
+            )
+        return views
 
     @classmethod
-    def useless(cls, config):
+    def chance_loss(cls, config):
         """`ln(1 + K)`, or `ln(G + K)`, for each query if they are summed."""
         options = config.options
         own = config.batch_size if options.inbatch_negatives else 1
-        terms = len(cls.contrasted(options))
-        return (terms if options.over_crops == "sum" else 1) * math.log(
-            own + options.queue_size
-        )
-
-    @classmethod
-    def contrasted(cls, options):
-        """Names of the views with a contrast of their own, of one direction."""
-        return [f"query_{i}" for i in range(len(options.query_crops))]
-
-    def directions(self):
-        """Pairs of a view's name, whose keys are compared with, and queries."""
-        queries = self.contrasted(self.options)
-        if not self.options.symmetric:
-            return [("key", queries)]
-        return [("key", queries), ("query_0", ["key", *queries[1:]])]
+        terms = options.contrasts if options.over_crops == "sum" else 1
+        return terms * math.log(own + options.queue_size)
 
     def targets(self, batch):
         """Keys float32 `[G, D]` of the global batch, by view."""
-        return self.shuffled_keys(batch, self.encoded_by_keys())
+        views = self.views(self.options)
+        return self.shuffled_keys(batch, [v.name for v in views if v.shuffle])
 
-    def encoded_by_keys(self):
-        """Names of the views that the key encoder sees."""
-        return [name for name, _ in self.directions()]
+    def forward(self, batch):
+        """Unit projections `[n, D]` of the queries; see `Method.forward`."""
+        names = [name for name in self.view_names() if name != "key"]
+        if self.options.symmetric:
+            names.append("key")
+        return self.encode_views(self.project, batch, names)
 
-    def embed(self, batch):
-        """Unit projections of all queries; see `Method.embed`."""
-        names = [name for _, queries in self.directions() for name in queries]
-        return self.project_all(
-            lambda x: self.encoder.project(x, training=True),
-            batch,
-            list(dict.fromkeys(names)),
-        )
+    def loss(self, outputs, targets, batch):
+        """The loss with the keys of `key`; see `Method.loss`.
 
-    def compare(self, embedded, targets, rows):
-        """Contrast of each query; see `Method.compare`."""
-        found = [
-            self.compare_with(name, queries, embedded, targets, rows)
-            for name, queries in self.directions()
-        ]
+        If symmetric, the mean of that and of the same with `key` and `query_0`
+        exchanged.
+        """
+        found = [self.one_way_loss(outputs, targets, batch)]
+        if self.options.symmetric:
+            found.append(
+                self.one_way_loss(_swap(outputs), _swap(targets), batch)
+            )
         return tf.nest.map_structure(lambda *x: sum(x) / len(x), *found)
 
-    def compare_with(self, name, queries, embedded, targets, rows):
-        """Loss and reports with the keys of view `name`."""
-        similarities = [
-            self.similarities(embedded[query], targets[name], rows)
-            for query in queries
-        ]
-        return self.contrast(similarities, rows)
+    def one_way_loss(self, outputs, targets, batch):
+        """Contrast of each query with the keys of `key`; see `Method.loss`."""
+        ids = batch["example_ids"]
+        return self.contrast(
+            [
+                self.similarities(outputs[name], targets["key"], ids)
+                for name in self.view_names("query_")
+            ],
+            ids,
+        )
 
-    def similarities(self, queries, keys, rows):
+    def similarities(self, queries, keys, example_ids):
         """Cosines `[n, C]` of queries with their candidates.
 
-        `C = 1 + K`, a row's own key first; or `G + K`, the keys of the batch
-        in its order, then the queue.
+        `C = 1 + K`, the example's own key first; or `G + K`, the keys of the
+        batch in its order, then the queue.
         """
         old = losses.cosines(queries, self.queue.keys)
         if self.options.inbatch_negatives:
             new = losses.cosines(queries, keys)
         else:
-            own = tf.gather(keys, rows)
+            own = tf.gather(keys, example_ids)
             new = tf.einsum("nd,nd->n", queries, own)[:, tf.newaxis]
         return tf.concat([new, old], axis=1)
 
-    def contrast(self, similarities, rows):
+    def contrast(self, similarities, example_ids):
         """The queries' losses `[n]`, and reports on the first query."""
         options = self.options
-        positive = rows if options.inbatch_negatives else tf.zeros_like(rows)
+        positive = tf.zeros_like(example_ids)
+        if options.inbatch_negatives:
+            positive = example_ids
         terms = [
             losses.info_nce(x, positive, temperature=options.temperature)
             for x in similarities
         ]
-        hits = tf.argmax(similarities[0], 1, tf.int32) == positive
-        return options.reduce(terms), {
-            "contrast_accuracy": tf.cast(hits, tf.float32)
-        }
+        hits = top1(similarities[0], positive)
+        return options.reduce(terms), {"contrast_accuracy": hits}
 
-    def embeddings(self, targets, embedded):
+    def collapse_embeddings(self, targets, outputs):
         """Keys of the global batch."""
         return targets["key"]
 
-    def update(self, targets):
-        """Moves the key encoder, then stores the new keys."""
-        super().update(targets)
-        new = [targets[name] for name, _ in self.directions()]
-        self.queue.enqueue(tf.concat(new, axis=0))
+    def update(self, batch, targets, outputs):
+        """Moves the momentum encoder, then stores the new keys."""
+        super().update(batch, targets, outputs)
+        names = ["key", "query_0"] if self.options.symmetric else ["key"]
+        self.queue.enqueue(tf.concat([targets[x] for x in names], axis=0))
+
+
+def _shuffle(shuffle, both_orders):
+    return dict(shuffle=shuffle, both_orders=both_orders)
+
+
+def _swap(views):
+    """The views with the roles of `key` and `query_0` exchanged."""
+    return views | {"key": views["query_0"], "query_0": views["key"]}
 
 
 METHOD = MoCo

@@ -1,4 +1,4 @@
-"""What methods with a momentum encoder have in common."""
+"""Parts of methods with a momentum encoder: its average, its keys, a queue."""
 
 import math
 
@@ -6,42 +6,43 @@ import tensorflow as tf
 
 from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import Method, bn_splits
+from clsa_tf.methods.base import Method
 from clsa_tf.methods.key_queue import KeyQueue
 from clsa_tf.networks import heads
+from clsa_tf.networks.batchnorm import splits_on_replica
 from clsa_tf.networks.encoder import unit
 from clsa_tf.options.fields import AUTO
+
+# Names that checkpoints of earlier versions have for attributes of methods.
+_FORMER_NAMES = {"key_encoder": "momentum_encoder"}
 
 
 class MomentumMethod(Method):
     """A method whose targets come from a moving average of its encoder.
 
     Attributes:
-        key_encoder: the moving average; its batch normalisation runs with
+        momentum_encoder: the moving average. Its batch normalisation uses
             batch statistics, and nothing but `update` changes its weights.
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, *args):
         """See `Method`."""
-        super().__init__(config, **kwargs)
-        self.key_encoder = self.make_encoder("key_encoder")
-        for key, query in zip(
-            self.key_encoder.variables, self.encoder.variables
+        super().__init__(*args)
+        self.momentum_encoder = self.make_encoder("momentum_encoder")
+        for average, source in zip(
+            self.momentum_encoder.variables, self.encoder.variables
         ):
-            key.assign(query)
+            average.assign(source)
 
-    def make_queue(self, number=0):
-        """Returns a `KeyQueue` for the method's keys, the `number`-th."""
-        return KeyQueue(
-            self.options.queue_size,
-            self.options.projection_size,
-            seed=self.config.seed + number,
-        )
+    def _lookup_dependency(self, name, *args, **kwargs):
+        # TensorFlow asks for the names that a checkpoint has.
+        name = _FORMER_NAMES.get(name, name)
+        return super()._lookup_dependency(name, *args, **kwargs)
 
-    def update(self, targets):
-        """Moves the key encoder towards the encoder."""
+    def update(self, batch, targets, outputs):
+        """Moves the momentum encoder towards the encoder."""
         collectives.moving_average(
-            self.key_encoder.trainable_variables,
+            self.momentum_encoder.trainable_variables,
             self.encoder.trainable_variables,
             self.momentum,
         )
@@ -56,19 +57,19 @@ class MomentumMethod(Method):
         start = self.options.key_momentum
         if self.options.key_momentum_schedule == "constant":
             return start
-        done = tf.cast(self.steps_taken, tf.float32) / self.total_steps
+        done = tf.cast(self.steps_taken, tf.float32) / self.run.total_steps
         done = tf.minimum(done, 1.0)
         return 1.0 - (1.0 - start) * (tf.cos(math.pi * done) + 1.0) / 2.0
 
     def project_keys(self, images):
         """Unit projections float32 `[n, ...]` of uint8 `[n, S, S, 3]`."""
-        return self.key_encoder.project(images, training=True)
+        return self.momentum_encoder.project(images, training=True)
 
-    def gathered_keys(self, batch, names):
+    def keys(self, batch, names):
         """Keys of several views of the global batch, in its order.
 
         Args:
-            batch: dictionary with the views.
+            batch: see `Method`.
             names: of the views.
 
         Returns:
@@ -76,30 +77,90 @@ class MomentumMethod(Method):
         """
         return {
             name: collectives.gather(
-                self.in_parts(self.project_keys, batch[name])
+                self.micro_batches(self.project_keys, batch[name])
             )
             for name in names
         }
 
     def shuffled_keys(self, batch, names):
-        """As `gathered_keys`, but encoded in a random order, then put back.
+        """The same, encoded in a random order and put back (ShuffleBN).
 
-        So that a key's batch statistics say nothing about its query. Views
-        that the loader shuffled have `"<name>_rows"` in the batch.
+        A key's batch statistics then say nothing about its query. The views
+        have to be declared with `shuffle`.
         """
-        images, rows = {}, {}
-        for purpose, name in enumerate(names):
-            images[name], rows[name] = batch[name], batch.get(f"{name}_rows")
-            if rows[name] is None:
-                images[name], rows[name] = self.shuffle(batch[name], purpose)
+        images, order = {}, {}
+        for name in names:
+            images[name], order[name] = self._shuffled(batch, name)
         return {
             name: tf.scatter_nd(
-                collectives.gather(rows[name])[:, tf.newaxis],
+                collectives.gather(order[name])[:, tf.newaxis],
                 keys,
                 tf.shape(keys),
             )
-            for name, keys in self.gathered_keys(images, names).items()
+            for name, keys in self.keys(images, names).items()
         }
+
+    def _shuffled(self, batch, name):
+        """A view's images in random order, and which example each shows."""
+        order = batch[f"{name}_order"]
+        if f"{name}_shuffled" in batch:
+            return batch[f"{name}_shuffled"], order
+        views = {view.name: view for view in self.views(self.options)}
+        loaders = collectives.num_loaders()
+        if loaders == 1 and not views[name].both_orders:
+            return batch[name], order  # the loader has permuted them
+        config = self.config
+        parts = config.accumulation_steps * splits_on_replica(config)
+        together = collectives.num_replicas() * parts == 1
+        if together or config.batch_norm == "sync":
+            # Any order gives the same statistics.
+            return batch[name], batch["example_ids"]
+        return collectives.exchange(batch[name], order), order
+
+    def make_queue(self, number=0):
+        """Returns a `KeyQueue` for the method's keys, the `number`-th."""
+        return KeyQueue(
+            self.options.queue_size,
+            self.options.projection_size,
+            seed=self.config.seed + number,
+        )
+
+
+class PredictorMethod(MomentumMethod):
+    """A momentum method that predicts its targets: BYOL, MoCo v3.
+
+    Attributes:
+        predictor: `keras.Model`, projections -> predictions, both `[N, D]`.
+    """
+
+    def __init__(self, *args):
+        """See `Method`."""
+        super().__init__(*args)
+        self.predictor = heads.build(
+            self.predictor_head,
+            self.options.projection_size,
+            bn_kind=self.config.batch_norm,
+            bn_splits=splits_on_replica(self.config),
+            seed=self.config.seed,
+            name="predictor/head",
+        )
+
+    @property
+    def predictor_head(self):
+        """The `Head` of the predictor: that of the projection again."""
+        return self.options.head
+
+    @property
+    def learned(self):
+        """The encoder's and the predictor's variables."""
+        return [*super().learned, *self.predictor.trainable_variables]
+
+    def predictions(self, images):
+        """Unit predictions float32 `[n, D]` of uint8 `[n, S, S, 3]`."""
+        features = self.encoder(images, training=True)
+        # Not the unit projection: only targets are normalised.
+        projections = self.encoder.heads[0](features, training=True)
+        return unit(self.predictor(projections, training=True))
 
 
 def keys_per_step(config):
@@ -125,47 +186,3 @@ def check_queue(config):
             "global batch, received "
             f"--queue_size={size}; lengthen it or lower --batch_size."
         )
-
-
-class PredictorMethod(MomentumMethod):
-    """A momentum method that predicts its targets: BYOL, MoCo v3.
-
-    Attributes:
-        predictor: `keras.Model`, projections -> predictions, both `[N, D]`.
-    """
-
-    def __init__(self, config, **kwargs):
-        """See `Method`."""
-        super().__init__(config, **kwargs)
-        self.predictor = self.make_predictor(self.predictor_head)
-
-    @property
-    def predictor_head(self):
-        """The `Head` of the predictor: the projector's again."""
-        return self.options.head
-
-    def make_predictor(self, head):
-        """Returns the predictor: `head` on top of the projection."""
-        return heads.build(
-            head,
-            self.options.projection_size,
-            bn_kind=self.config.batch_norm,
-            bn_splits=bn_splits(self.config),
-            seed=self.config.seed,
-            name="predictor/head",
-        )
-
-    @property
-    def learned(self):
-        """The encoder's and the predictor's variables."""
-        return (
-            self.encoder.trainable_variables
-            + self.predictor.trainable_variables
-        )
-
-    def predict_images(self, images):
-        """Unit predictions float32 `[n, D]` of uint8 `[n, S, S, 3]`."""
-        features = self.encoder(images, training=True)
-        # Not the unit projection: that is only what is predicted.
-        projections = self.encoder.heads[0](features, training=True)
-        return unit(self.predictor(projections, training=True))

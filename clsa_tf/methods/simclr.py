@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from clsa_tf import losses
 from clsa_tf.distributed import collectives
-from clsa_tf.methods.base import Method, recognised
+from clsa_tf.methods.base import Method, contrast_top1
 from clsa_tf.options import groups
-from clsa_tf.options.fields import Crop, but, option
+from clsa_tf.options.fields import Crop, option, override
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(groups.Divergence, groups.Projection, groups.Weak):
+class Options(groups.Divergence, groups.Projection, groups.AugmentationOptions):
     """Flags of SimCLR."""
 
     head_kind = "simclr"
@@ -38,9 +38,11 @@ class Options(groups.Divergence, groups.Projection, groups.Weak):
         group="views",
     )
     temperature: float = option(0.1, "T of the contrast", above=0.0)
-    jitter: tuple[float, ...] = but(groups.Weak, "jitter", (0.8, 0.8, 0.8, 0.2))
-    join_crops: bool = but(groups.Weak, "join_crops", True)
-    projection_layers: int = but(groups.Projection, "projection_layers", 3)
+    jitter: tuple[float, ...] = override(
+        groups.AugmentationOptions, "jitter", (0.8, 0.8, 0.8, 0.2)
+    )
+    join_crops: bool = override(groups.AugmentationOptions, "join_crops", True)
+    projection_layers: int = override(groups.Projection, "projection_layers", 3)
 
 
 def check(config):
@@ -62,61 +64,54 @@ class SimCLR(Method):
         ] + options.strong_views()
 
     @classmethod
-    def useless(cls, config):
+    def chance_loss(cls, config):
         """`ln(2 G - 1)` for each of the two views that are recognised."""
         terms = 1 + len(config.options.local_crops)
         terms = terms if config.options.over_crops == "sum" else 1
         return 2 * terms * math.log(2 * config.batch_size - 1)
 
-    def embed(self, batch):
-        """Unit projections of all views; see `Method.embed`."""
-        return self.project_all(
-            lambda x: self.encoder.project(x, training=True),
-            batch,
-            self.names(""),
-        )
+    def forward(self, batch):
+        """Unit projections of all views; see `Method.forward`."""
+        return self.encode_views(self.project, batch, self.view_names())
 
-    def compare(self, embedded, targets, rows):
-        """NT-Xent both ways, plus divergence; see `Method.compare`.
+    def loss(self, outputs, targets, batch):
+        """NT-Xent both ways, plus divergence; see `Method.loss`.
 
         As in the published code the two directions are summed: twice the
         paper's value.
         """
+        ids = batch["example_ids"]
         options = self.options
-        both = [collectives.gather(embedded[f"view_{i}"]) for i in (0, 1)]
+        both = [collectives.gather(outputs[f"view_{i}"]) for i in (0, 1)]
         total = 0.0
         for i in (0, 1):
-            queries = [x for x in self.names("view_") if x != f"view_{i}"]
+            queries = [x for x in self.view_names("view_") if x != f"view_{i}"]
             total += options.reduce(
                 [
                     losses.nt_xent(
-                        embedded[query],
+                        outputs[query],
                         both[i],
                         both[1 - i],
-                        rows,
+                        ids,
                         temperature=options.temperature,
                     )
                     for query in queries
                 ]
             )
-        hits = recognised(embedded["view_0"], both[1], rows)
+        hits = contrast_top1(outputs["view_0"], both[1], ids)
         reports = {"contrast_accuracy": hits}
         if not options.ddm_weight:
             return total, reports
         # Of constants: nothing but the strong views learns from it.
         candidates = tf.stop_gradient(both[1])
         ddm, on_ddm = self.divergence(
-            [losses.cosines(embedded["view_0"], candidates)],
+            [losses.cosines(outputs["view_0"], candidates)],
             [
-                losses.cosines(embedded[name], candidates)
-                for name in self.names("strong_")
+                losses.cosines(outputs[name], candidates)
+                for name in self.view_names("strong_")
             ],
         )
         return total + ddm, reports | {"contrast": total} | on_ddm
-
-    def embeddings(self, targets, embedded):
-        """Of the first view."""
-        return collectives.gather(embedded["view_0"])
 
 
 METHOD = SimCLR

@@ -89,3 +89,17 @@ def batch_norm(
     return keras.layers.BatchNormalization(
         synchronized=kind == "sync", **constants
     )
+
+
+def splits_on_replica(config):
+    """Parts of a replica's micro-batch with batch statistics of their own.
+
+    Args:
+        config: `clsa_tf.config.Config`. Its `batch_norm_splits` are parts of
+            the global batch.
+    """
+    if config.batch_norm != "split":
+        return 1
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    parts = replicas * config.accumulation_steps
+    return max(1, config.batch_norm_splits // parts)

@@ -4,6 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf.networks.backbones.resnet import resnet
+from clsa_tf.networks.batchnorm import splits_on_replica
 from clsa_tf.networks.heads import PLAIN, build, hidden
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1]; torchvision's.
@@ -120,6 +121,31 @@ class Encoder(keras.Model):
         # Each a unit vector: cosines of the whole are means over the heads.
         rows = [unit(head(trunk, training=training)) for head in self.heads]
         return rows[0] if len(rows) == 1 else unit(tf.concat(rows, axis=-1))
+
+
+def make_encoder(config, *, name, precision="float32"):
+    """Returns the `Encoder` that `config` describes.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        name: of the model; does not change its initial weights.
+        precision: of its convolutions, see `clsa_tf.networks.precision`;
+            variables are float32 whatever it is.
+    """
+    options = config.options
+    return Encoder(
+        backbone=config.backbone,
+        width=config.width,
+        stem=config.stem,
+        head=options.head,
+        heads=options.heads,
+        concatenate=options.concatenate,
+        bn_kind=config.batch_norm,
+        bn_splits=splits_on_replica(config),
+        seed=config.seed,
+        precision=precision,
+        name=name,
+    )
 
 
 def make_heads(head, count, features, *, seed=0, **norm):

@@ -95,7 +95,7 @@ def option(
     )
 
 
-def but(options, name, default, *, published=None):
+def override(options, name, default, *, published=None):
     """Declares an option of another dataclass again, with another default.
 
     Args:

@@ -9,11 +9,11 @@ from clsa_tf.augment import strong
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 from clsa_tf.networks.heads import Head
-from clsa_tf.options.fields import AUTO, Crop, but, option
+from clsa_tf.options.fields import AUTO, Crop, option, override
 
 
 @dataclasses.dataclass(frozen=True)
-class Weak:
+class AugmentationOptions:
     """The weak augmentation, and how crops are encoded."""
 
     jitter: tuple[float, ...] = option(
@@ -82,7 +82,7 @@ class Weak:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unequal:
+class AsymmetricViews:
     """Two views of the same crop with unequal blur and solarisation.
 
     Source: BYOL (arXiv 2006.07733), appendix B.
@@ -113,7 +113,7 @@ class Unequal:
             )
         ]
 
-    def check_unequal(self):
+    def check_asymmetric(self):
         """Raises `UserError` unless there are two probabilities of each."""
         for name in ("view_blur", "view_solarize"):
             value = getattr(self, name)
@@ -187,16 +187,20 @@ class Momentum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction(Unequal, Momentum, Projection, Weak):
+class Prediction(AsymmetricViews, Momentum, Projection, AugmentationOptions):
     """What the methods that predict a momentum encoder's targets share."""
 
-    jitter: tuple[float, ...] = but(Weak, "jitter", (0.4, 0.4, 0.2, 0.1))
-    key_momentum: float = but(Momentum, "key_momentum", AUTO, published=0.996)
-    key_momentum_schedule: str = but(
+    jitter: tuple[float, ...] = override(
+        AugmentationOptions, "jitter", (0.4, 0.4, 0.2, 0.1)
+    )
+    key_momentum: float = override(
+        Momentum, "key_momentum", AUTO, published=0.996
+    )
+    key_momentum_schedule: str = override(
         Momentum, "key_momentum_schedule", "cosine"
     )
-    projection_size: int = but(Projection, "projection_size", 256)
-    projection_hidden: int = but(Projection, "projection_hidden", 4096)
+    projection_size: int = override(Projection, "projection_size", 256)
+    projection_hidden: int = override(Projection, "projection_hidden", 4096)
 
 
 @dataclasses.dataclass(frozen=True)

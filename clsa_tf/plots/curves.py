@@ -6,14 +6,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
 from clsa_tf.plots.sheet import FAMILY, drawable, write_png
 
 
-def curves(entries, path, *, title, useless, unit, baselines):
+def curves(entries, path, *, title, chance_loss, unit, baselines):
     """Draws the curves of a run over its epochs.
 
     Args:
         entries: dictionaries of `metrics.jsonl`.
         path: PNG file to write_png.
         title: stands above them.
-        useless: contrast of an encoder that has learned nothing.
+        chance_loss: contrast of an encoder that has learned nothing.
         unit: of the contrast.
         baselines: dictionary, name -> kNN accuracy, drawn as level lines.
     """
@@ -28,10 +28,10 @@ def curves(entries, path, *, title, useless, unit, baselines):
     panels = list(figure.subplots(1, 2 + divergent))
     contrast, accuracy = panels[0], panels[-1]
     contrast.axhline(
-        useless,
+        chance_loss,
         color="gray",
         linestyle=":",
-        label=f"chance level: {useless:.2f}",
+        label=f"chance level: {chance_loss:.2f}",
     )
     _line(contrast, entries, name)
     contrast.set(title=name, ylabel=unit)

@@ -122,7 +122,11 @@ def first_images(config, source, count, *, start=0, most=None):
         before, in words); None instead of an image that cannot be read.
     """
     examples = source.examples(
-        start=start, seed=config.seed, shuffle=True, repeat=True
+        start=start,
+        seed=config.seed,
+        shuffle=True,
+        repeat=True,
+        size=source.size - source.size % count if config.whole_epochs else None,
     )
     found = []
     for example in examples.take(count):
@@ -159,7 +163,7 @@ def views_grid(method, views, batch, originals):
     cell = sheet.Cell
     columns = [[cell(originals[i][0], [originals[i][1]]) for i in rows]]
     for view in views:
-        made = in_order(batch, view.name, batch[view.name])
+        made = in_order(batch, view, batch[view.name])
         words = captions(batch, view)
         columns.append([cell(made[i], words[i]) for i in rows])
     title = f"{method}: training images and their views"
@@ -189,7 +193,7 @@ def captions(batch, view):
         applied, first to last; empty lists for a plain weak view.
     """
     params = unpack(batch[params_key(view)], view)
-    params = in_order(batch, view.name, params)
+    params = in_order(batch, view, params)
 
     def caption(i):
         row = tf.nest.map_structure(lambda x: x[i], params)
@@ -252,18 +256,19 @@ def operation(image, name):
     ]
 
 
-def in_order(batch, name, rows):
+def in_order(batch, view, rows):
     """Puts rows of a view that was shuffled back into the batch's order.
 
     Args:
         batch: dictionary, as `training_batches` yields it.
-        name: of the view.
-        rows: its images, `batch[name]`, or what was drawn for them; a tensor
-            or a structure of tensors, `[G, ...]`.
+        view: the `View`.
+        rows: its images, `batch[view.name]`, or what was drawn for them; a
+            tensor or a structure of tensors, `[G, ...]`.
 
     Returns:
         `rows` as arrays; row n belongs to example n.
     """
-    shuffled = f"{name}_rows" in batch
-    order = np.argsort(batch[f"{name}_rows"]) if shuffled else slice(None)
+    order = slice(None)
+    if view.shuffle and not view.both_orders:
+        order = np.argsort(batch[f"{view.name}_order"])
     return tf.nest.map_structure(lambda x: np.asarray(x)[order], rows)

@@ -15,8 +15,7 @@ from clsa_tf import config as config_lib
 from clsa_tf.distributed.strategy import LOST
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import flush_to_disk
-from clsa_tf.methods.base import make_encoder
-from clsa_tf.networks.encoder import Encoder
+from clsa_tf.networks.encoder import Encoder, make_encoder
 from clsa_tf.training import metrics_log
 from clsa_tf.training.workdir import images as images_of
 

@@ -9,9 +9,8 @@ import tensorflow as tf
 from clsa_tf import config as config_lib
 from clsa_tf import methods
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import make_encoder
 from clsa_tf.networks import functional
-from clsa_tf.networks.encoder import Encoder, weight_name
+from clsa_tf.networks.encoder import Encoder, make_encoder, weight_name
 from clsa_tf.training import encoder_files
 from clsa_tf.training.checkpoint import restore_method
 
@@ -75,11 +74,12 @@ class _Encoder:
     def give_to(self, method):
         """See `read`."""
         parts = _take_encoder(method.encoder, self._variables, self._path)
-        key_encoder = getattr(method, "key_encoder", None)
-        if key_encoder:
-            pairs = zip(key_encoder.variables, method.encoder.variables)
-            for key, query in pairs:
-                key.assign(query)
+        momentum_encoder = getattr(method, "momentum_encoder", None)
+        if momentum_encoder:
+            for average, source in zip(
+                momentum_encoder.variables, method.encoder.variables
+            ):
+                average.assign(source)
             parts.append(Part("momentum encoder, a copy of the encoder", ""))
         return parts
 

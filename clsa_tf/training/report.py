@@ -8,7 +8,7 @@ from clsa_tf.data.open import open_train_source
 from clsa_tf.data.unreadable import Faults
 from clsa_tf.evaluation import features
 from clsa_tf.evaluation.task import plan
-from clsa_tf.methods.base import make_encoder
+from clsa_tf.networks.encoder import make_encoder
 from clsa_tf.plots import curves as curves_plot
 from clsa_tf.plots import sheet
 from clsa_tf.plots.neighbours import neighbours_grid, short_name
@@ -56,13 +56,13 @@ def report(workdir, *, savedmodel=""):
     views, neighbours, curves = (os.path.join(workdir, name) for name in names)
     grid = neighbours_grid(evaluation, task, found, faults, title=title)
     sheet.sheet([grid], neighbours)
-    learner = methods.load(config.method).METHOD
+    method_class = methods.load(config.method).METHOD
     curves_plot.curves(
         metrics_log.read(workdir),
         curves,
         title=title,
-        useless=learner.useless(config),
-        unit=learner.unit,
+        chance_loss=method_class.chance_loss(config),
+        unit=method_class.unit,
         baselines={
             label: accuracies[name]
             for label, name in (

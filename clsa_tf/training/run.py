@@ -23,6 +23,7 @@ from clsa_tf.distributed.strategy import (
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.features import Snapshot
 from clsa_tf.evaluation.task import announcement, plan
+from clsa_tf.methods.base import RunInfo
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
 from clsa_tf.plots import views
@@ -84,6 +85,7 @@ class _Run:
         config = self._config = self._resolve(config)
         self._steps_per_epoch = self._source.size // config.batch_size
         check_batch(config, self._source.size, self._strategy)
+        check_needs(config, self._source)
         check_sizes(
             self._source, self._views, allow_upscaling=config.allow_upscaling
         )
@@ -164,7 +166,12 @@ class _Run:
             method = make_method(
                 config,
                 schedule,
-                total_steps=config.total_epochs * self._steps_per_epoch,
+                RunInfo(
+                    num_images=self._source.size,
+                    num_classes=len(self._source.class_names or ()),
+                    steps_per_epoch=self._steps_per_epoch,
+                    total_steps=config.total_epochs * self._steps_per_epoch,
+                ),
             )
             checkpoints = Checkpoints(
                 method,
@@ -269,6 +276,7 @@ class _Run:
             faults=self._faults,
             finished=self._config.augment_on == "host",
             keep_params=keep_params,
+            whole_epochs=self._config.whole_epochs,
             prefetch=self._config.prefetch_batches,
             worker=worker,
             replicas=replicas,
@@ -323,8 +331,9 @@ class _Run:
         if begun:
             flags_then = clsa_tf.config.as_flags(begun)
             print(f"  begun by an earlier version, so it keeps {flags_then}")
-        learner = methods.load(config.method).METHOD
-        print(f"  {learner.useless_words.format(learner.useless(config))}")
+        method_class = methods.load(config.method).METHOD
+        chance = method_class.chance_loss(config)
+        print(f"  {method_class.chance_text.format(chance)}")
         for sentence in self._chosen:
             print(f"  auto: {sentence}")
         for sentence in self._advice() if step < total else ():
@@ -414,6 +423,23 @@ class _Run:
         return WorkerLost(first_line(error))
 
 
+def check_needs(config, source):
+    """Raises `UserError` unless the source has what the method needs."""
+    method_class = methods.load(config.method).METHOD
+    if method_class.needs_index and not source.random_access:
+        raise UserError(
+            f"Expected images that have a number each for --method="
+            f"{config.method}, received {source.name}, which is read as a "
+            "stream; use a folder, array_record files or a smaller dataset."
+        )
+    if method_class.needs_label and not source.class_names:
+        raise UserError(
+            f"Expected labels for --method={config.method}, received "
+            f"{source.name} without any: {source.unlabelled}; train on a "
+            "labelled dataset."
+        )
+
+
 def check_batch(config, size, strategy):
     """Raises `UserError` unless the batch suits the dataset and replicas."""
     replicas = strategy.num_replicas_in_sync
@@ -466,10 +492,15 @@ def fit(method, batches, callbacks, segments):
         )
 
 
-def make_method(config, schedule, *, total_steps):
-    """Returns the compiled `Method` of `config`, its optimizer built."""
-    learner = methods.load(config.method).METHOD
-    method = learner(config, total_steps=total_steps)
+def make_method(config, schedule, run):
+    """Returns the compiled `Method` of `config`, its optimizer built.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        schedule: step -> learning rate.
+        run: `clsa_tf.methods.base.RunInfo`.
+    """
+    method = methods.load(config.method).METHOD(config, run)
     sgd = optimizers.make_optimizer(
         config.optimizer,
         schedule,

@@ -67,10 +67,10 @@ def _loss(config, entries):
     values = [e[name] for e in entries if name in e]
     if not values:
         return []
-    learner = methods.load(config.method).METHOD
-    chance = learner.useless(config)
+    method_class = methods.load(config.method).METHOD
+    chance = method_class.chance_loss(config)
     return [
-        f"  {name:<12} {values[-1]:.3f} {learner.unit}, at chance level "
+        f"  {name:<12} {values[-1]:.3f} {method_class.unit}, at chance level "
         f"{chance:.3f}"
     ]
 
