@@ -188,7 +188,7 @@ class Config:
     method: str = option(
         "clsa",
         "method of learning; --list_methods describes them",
-        choices=methods.NAMES,
+        choices=methods.names,
     )
     backbone: str = option(
         "resnet50",
@@ -716,7 +716,7 @@ def _fields(dataclass):
 def _method_fields():
     """Flag name -> method that has it -> field."""
     found = {}
-    for method in methods.NAMES:
+    for method in methods.names():
         for field in _fields(methods.load(method).Options):
             found.setdefault(field.name, {})[method] = field
     return found

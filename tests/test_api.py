@@ -425,9 +425,9 @@ def test_methods_are_listed():
     printed = runs.call(runs.command("clsa_tf.train", "--list_methods")).stdout
     assert max(map(len, printed.splitlines())) <= 80
     lines = re.split(r"\n(?=\w)", printed)
-    assert [line.split()[0] for line in lines] == list(methods.NAMES)
+    assert [line.split()[0] for line in lines] == list(methods.names())
     (starts,) = {len(line) - len(line.split(None, 1)[1]) for line in lines}
-    assert starts == 2 + max(map(len, methods.NAMES))
+    assert starts == 2 + max(map(len, methods.names()))
     (clsa,) = (line for line in lines if line.startswith("clsa "))
     assert "contrastive learning with stronger augmentations" in clsa
     assert "quickstart" in clsa

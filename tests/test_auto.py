@@ -79,7 +79,7 @@ def test_readmes_command_on_680_photographs():
     assert "200 steps" in warned and "--knn_k=200" in warned
 
 
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.names())
 @pytest.mark.parametrize("replicas, micro", [(1, 1), (1, 4), (4, 1), (2, 2)])
 @pytest.mark.parametrize("images", [1, 70, 700, 60_000, 10**7])
 def test_whatever_is_chosen_can_be_run(method, replicas, micro, images):

@@ -76,7 +76,7 @@ def test_recipes_name_paper_and_command(path):
     assert parse(f"--flagfile={path}").workdir == f"runs/{name}"
 
 
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.names())
 def test_every_method_has_a_published_recipe_and_one_for_cifar10(method):
     published = [path for path in RECIPES if path not in CIFAR]
     for paths in (published, CIFAR_RECIPES):
@@ -231,8 +231,7 @@ def test_naive_use_of_strong_views_has_no_divergence():
     for folder in ("", "cifar10/"):
         options = recipe(f"{folder}clsa_strong_naive").options
         assert (options.ddm_weight, options.strong_contrast) == (0, True)
-        names = methods.load("clsa").METHOD.contrasted(options)
-        assert names == ["query_0", "strong_0"]
+        assert options.contrasts == 2
 
 
 def test_loocs_differ_in_their_features_only():

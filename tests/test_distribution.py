@@ -99,7 +99,7 @@ PROCESSES = {"clsa": ("split", "sync"), "simclr": ("split", "accumulated")}
 
 def comparisons():
     """A method, topologies and cases that one test compares."""
-    for method in methods.NAMES:
+    for method in methods.names():
         # As it is published.
         parts = methods.load(method).METHOD.batch_statistics == "parts"
         quick = (QUICK, ("split" if parts else "sync",))

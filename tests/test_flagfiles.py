@@ -352,7 +352,7 @@ def test_a_flagfile_without_a_method(tmp_path):
     assert "typed" not in message
 
 
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.names())
 @pytest.mark.parametrize("like", ["clsa", "cifar10/clsa"])
 def test_every_method_has_a_recipe_to_suggest(method, like):
     values = flags.FlagValues()

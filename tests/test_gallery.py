@@ -7,6 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from clsa_tf import gallery, methods
 from clsa_tf.augment import strong
+from clsa_tf.augment.strong_ops import STRONG_OPS
 from clsa_tf.augment.views import View, unpack
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.pipeline import training_batches
@@ -119,9 +120,9 @@ def test_levels_show_their_parameter(name):
     coarse = Image.fromarray(rng.integers(0, 256, [5, 5, 3], dtype=np.uint8))
     image = np.asarray(coarse.resize([40, 40], Image.Resampling.BICUBIC))
     cells = views_plot.operation(image, name)
-    assert len(cells) == (1 if name in strong.WITHOUT_LEVEL else 9)
+    assert len(cells) == (1 if STRONG_OPS[name].parameter is None else 9)
     for shown, (words,), _ in cells:
-        if name in strong.WITHOUT_LEVEL:
+        if STRONG_OPS[name].parameter is None:
             assert words == "no level"
             words = ""
         expected = with_pillow(image, f"{name} {words}")
@@ -185,7 +186,7 @@ def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
     assert len(set(shown)) == 18 and 0 not in shown
 
 
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.names())
 def test_every_method_has_a_picture(method, photos, tmp_path):
     path = tmp_path / "views.png"
     config = config_of(photos, method=method)

@@ -13,7 +13,7 @@ from clsa_tf import config as config_lib
 from clsa_tf import gallery, methods, train
 from clsa_tf.cli import help_page
 from clsa_tf.errors import UserError
-from clsa_tf.options.fields import GROUPS
+from clsa_tf.options.fields import GROUPS, choices_of
 from clsa_tf.options.flags import spell
 from export import savedmodel
 
@@ -98,7 +98,7 @@ def test_other_spellings_of_help(flag, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", [train, gallery], ids=["train", "gallery"])
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.names())
 def test_help_says_what_the_configuration_has(command, method):
     text = page(command.define_flags, f"--method={method}")
     found = entries(text)
@@ -113,7 +113,7 @@ def test_help_says_what_the_configuration_has(command, method):
             assert group == GROUPS[field.metadata["group"]] + ":"
             default = "clsa" if field.name == "method" else field.default
             assert f"default: {spell(default) or 'empty'})" in line
-            for choice in field.metadata["choices"] or ():
+            for choice in choices_of(field) or ():
                 assert re.search(rf"[{{ ,]{choice}[}},;]", line), choice
             words = field.metadata["help"].rstrip(".")
             assert " ".join(words.split()) in line

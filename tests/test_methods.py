@@ -25,7 +25,7 @@ from tests import golden, tiny
 
 def those_of(kind):
     """Parametrizes a test with the methods that are of some kind."""
-    found = [n for n in methods.NAMES if issubclass(learner(n), kind)]
+    found = [n for n in methods.names() if issubclass(learner(n), kind)]
     return pytest.mark.parametrize("name", found)
 
 

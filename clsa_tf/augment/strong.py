@@ -1,188 +1,29 @@
 """CLSA's strong augmentation: a random sequence of operations on bytes.
 
-`draw` decides, `apply` executes. An operation is an affine transform (a matrix
-per image), a table lookup (a table per channel), or arithmetic on pixels;
-`_AFFINES`, `_TABLES` and `_ARITHMETIC` say which. Levels are counted in
-hundredths, 0..1000; the tables below turn one into the operation's own
-parameter. Source: maple-research-lab/CLSA@37df76c, data_processing/
-RandAugment.py; the operations are Pillow's.
-"""
+`draw` decides, `apply` executes; `strong_ops` has the operations.
 
-import math
+Source: maple-research-lab/CLSA@37df76c, data_processing/RandAugment.py.
+"""
 
 import numpy as np
 import tensorflow as tf
 
 from clsa_tf.augment import primitives
+from clsa_tf.augment.strong_ops import (
+    AFFINE,
+    ARITHMETIC,
+    LEVEL_STEPS,
+    MAX_LEVEL,
+    STRONG_OPS,
+    TABLE,
+)
 
-MAX_LEVEL = 10
-LEVEL_STEPS = 100  # steps per level
-
-# Entry v belongs to level v / LEVEL_STEPS.
-_LEVELS = np.arange(MAX_LEVEL * LEVEL_STEPS + 1) / LEVEL_STEPS
-_FACTOR = (_LEVELS * 0.9 / 10 + 0.05).astype(np.float32)  # .05 .. .95
-_BITS = (_LEVELS * 4 / 10).astype(np.int32) + 4
-_THRESHOLD = 256 - (_LEVELS * 256 / 10).astype(np.int32)
-_DEGREES = _LEVELS * 30 / 10
-_SHARE = _LEVELS * 0.3 / 10  # of the side, or of a pixel per pixel
-# Cosine and sine of the negative angle, rounded as Pillow rounds them.
-_TURN = np.array(
-    [
-        [round(math.cos(angle), 15), round(math.sin(angle), 15)]
-        for angle in [-math.radians(degrees) for degrees in _DEGREES]
-    ]
-)  # f64[1001,2]
-
-
-# --- affine transforms: f64[N,6], see primitives.source_index ----------------
-
-
-def _matrix(like, **coefficients):
-    """The identity but for the f64[N] that are given."""
-    zero = tf.zeros_like(like)
-    matrix = dict(a=zero + 1, b=zero, c=zero, d=zero, e=zero + 1, f=zero)
-    matrix.update(coefficients)
-    return tf.stack([matrix[name] for name in "abcdef"], axis=1)
-
-
-def _rotate(level, sign, height, width):
-    """Counter-clockwise about the centre, for positive signs."""
-    turn = tf.gather(_TURN, level)
-    cosine, sine = turn[:, 0], turn[:, 1] * sign
-    x, y = width / 2, height / 2
-    return _matrix(
-        cosine,
-        a=cosine,
-        b=sine,
-        c=cosine * -x + sine * -y + x,
-        d=-sine,
-        e=cosine,
-        f=-sine * -x + cosine * -y + y,
-    )
-
-
-def _shear_x(level, sign, height, width):
-    del height, width
-    return _matrix(sign, b=tf.gather(_SHARE, level) * sign)
-
-
-def _shear_y(level, sign, height, width):
-    del height, width
-    return _matrix(sign, d=tf.gather(_SHARE, level) * sign)
-
-
-def _pixels(level, side):
-    side = tf.cast(side, tf.float64)
-    # Whole pixels, cut off.
-    return tf.floor(tf.gather(_SHARE, level) * side)
-
-
-def _translate_x(level, sign, height, width):
-    del height
-    return _matrix(sign, c=_pixels(level, width) * sign)
-
-
-def _translate_y(level, sign, height, width):
-    del width
-    return _matrix(sign, f=_pixels(level, height) * sign)
-
-
-# --- tables: u8[N,3,256], see primitives.lookup -----------------------------
-
-_VALUES = np.arange(256)[np.newaxis, np.newaxis]  # [1,1,256]
-
-
-def _auto_contrast(images, level):
-    del level
-    low = tf.cast(tf.reduce_min(images, axis=[2, 3]), tf.float64)  # [N,3]
-    high = tf.cast(tf.reduce_max(images, axis=[2, 3]), tf.float64)
-    low, high = low[..., tf.newaxis], high[..., tf.newaxis]
-    values = _VALUES.astype(np.float64)
-    scale = 255.0 / tf.maximum(high - low, 1.0)
-    # float64 and two rounded products decide where fractions are cut. The
-    # maximum, idle otherwise, keeps compilers from fusing product and sum.
-    tables = tf.nn.relu(values * scale) - tf.nn.relu(low * scale)
-    tables = tf.clip_by_value(tables, 0.0, 255.0)
-    return tf.cast(tf.where(tf.equal(low, high), values, tables), tf.uint8)
-
-
-def _equalize(images, level):
-    del level
-    counts = primitives.histogram(images)  # i32[N,3,256]
-    below = tf.cumsum(counts, axis=-1, exclusive=True)
-    # Pixels darker than the lightest value present, in 255 equal steps.
-    darker = tf.reduce_max(below * tf.sign(counts), axis=-1, keepdims=True)
-    step = darker // 255
-    flat = tf.equal(step, 0)
-    tables = (step // 2 + below) // tf.where(flat, 1, step)
-    tables = tf.where(flat, _VALUES.astype(np.int32), tf.minimum(tables, 255))
-    return tf.cast(tables, tf.uint8)
-
-
-# --- arithmetic: u8[N,3,H,W] -------------------------------------------------
-
-
-def _brightness(images, level):
-    return primitives.brightness(images, tf.gather(_FACTOR, level))
-
-
-def _color(images, level):
-    return primitives.color(images, tf.gather(_FACTOR, level))
-
-
-def _contrast(images, level):
-    return primitives.contrast(images, tf.gather(_FACTOR, level))
-
-
-def _sharpness(images, level):
-    smoothed = primitives.smooth(images)
-    return primitives.blend(smoothed, images, tf.gather(_FACTOR, level))
-
-
-def _invert(images, level):
-    del level
-    return 255 - images
-
-
-def _posterize(images, level):
-    masks = (256 - 2 ** (8 - _BITS)).astype(np.uint8)
-    mask = primitives.per_image(tf.gather(masks, level))
-    return tf.bitwise.bitwise_and(images, mask)
-
-
-def _solarize(images, level):
-    threshold = primitives.per_image(tf.gather(_THRESHOLD, level))
-    light = tf.cast(images, tf.int32) >= threshold  # up to 256: no byte
-    return tf.where(light, 255 - images, images)
-
-
-# --- the sequence ------------------------------------------------------------
-
-_AFFINES = {
-    "Rotate": _rotate,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateX": _translate_x,
-    "TranslateY": _translate_y,
-}
-_TABLES = {"AutoContrast": _auto_contrast, "Equalize": _equalize}
-_ARITHMETIC = {
-    "Brightness": _brightness,
-    "Color": _color,
-    "Contrast": _contrast,
-    "Invert": _invert,
-    "Posterize": _posterize,
-    "Sharpness": _sharpness,
-    "Solarize": _solarize,
-}
-NAMES = tuple(sorted(["Identity", *_AFFINES, *_TABLES, *_ARITHMETIC]))
-SIGNED = tuple(_AFFINES)
-WITHOUT_LEVEL = ("AutoContrast", "Equalize", "Identity", "Invert")
-
-# The published table has Invert where the released code has Identity.
+NAMES = tuple(STRONG_OPS)
 POOLS = {
-    "released": tuple(name for name in NAMES if name != "Invert"),
-    "paper": tuple(name for name in NAMES if name != "Identity"),
+    pool: tuple(name for name, op in STRONG_OPS.items() if pool in op.pools)
+    for pool in dict.fromkeys(
+        pool for op in STRONG_OPS.values() for pool in op.pools
+    )
 }
 # Uniform numbers that one operation of a sequence is drawn from.
 NEEDS = 4
@@ -265,7 +106,7 @@ def apply_one(images, op, level, sign):
         images: u8[N,3,H,W].
         op: i32[N], indices into `NAMES`.
         level: i32[N], in hundredths, 0..1000.
-        sign: i32[N], -1 or 1; turns the `SIGNED` operations around.
+        sign: i32[N], -1 or 1; turns affine operations around.
 
     Returns:
         u8[N,3,H,W].
@@ -276,7 +117,7 @@ def apply_one(images, op, level, sign):
     def affine():
         def source_index():
             matrices = _pick(
-                op, _AFFINES, lambda f: f(level, direction, height, width)
+                op, AFFINE, lambda f: f(level, direction, height, width)
             )
             return primitives.source_index(matrices, height=height, width=width)
 
@@ -291,24 +132,22 @@ def apply_one(images, op, level, sign):
         return primitives.take(images, index)
 
     def lookup():
-        tables = _pick(op, _TABLES, lambda f: f(images, level))
+        tables = _pick(op, TABLE, lambda f: f(images, level))
         return primitives.lookup(images, tables)
 
     def arithmetic():
-        return _pick(op, _ARITHMETIC, lambda f: f(images, level))
+        return _pick(op, ARITHMETIC, lambda f: f(images, level))
 
-    kinds = [_AFFINES, _TABLES, _ARITHMETIC]
-    numbers = [
-        sum(i * (name in kind) for i, kind in enumerate(kinds, start=1))
-        for name in NAMES
-    ]
+    kinds = ["", AFFINE, TABLE, ARITHMETIC]
+    numbers = [kinds.index(operation.kind) for operation in STRONG_OPS.values()]
     number = tf.gather(tf.constant(numbers), op)
     branches = [lambda: images, affine, lookup, arithmetic]
     return primitives.choose(number, branches)
 
 
-def _pick(op, functions, call):
-    """For each image, `call` of the function that `op` names among several."""
+def _pick(op, kind, call):
+    """For each image, `call` of the function that `op` names, of one kind."""
+    functions = {n: x.function for n, x in STRONG_OPS.items() if x.kind == kind}
     names = list(functions)
     numbers = [names.index(x) if x in names else 0 for x in NAMES]
     number = tf.gather(tf.constant(numbers), op)
@@ -336,16 +175,5 @@ def describe(params):
 
 def describe_one(name, level, sign):
     """Says what an operation does, at a level in hundredths."""
-    if name == "Rotate":
-        return f"{name} {sign * _DEGREES[level]:+.4g}°"
-    if name.startswith("Shear"):
-        return f"{name} {sign * _SHARE[level]:+.2f}"
-    if name.startswith("Translate"):
-        return f"{name} {100 * sign * _SHARE[level]:+.0f}%"
-    if name == "Posterize":
-        return f"{name} {_BITS[level]} bits"
-    if name == "Solarize":
-        return f"{name} {_THRESHOLD[level]}"
-    if name in WITHOUT_LEVEL:
-        return name
-    return f"{name} {_FACTOR[level]:.2f}"
+    parameter = STRONG_OPS[name].parameter
+    return f"{name} {parameter(level, sign)}" if parameter else name

@@ -7,7 +7,7 @@ import textwrap
 
 from clsa_tf.cli import flagfiles
 from clsa_tf.errors import UserError
-from clsa_tf.options.fields import GROUPS
+from clsa_tf.options.fields import GROUPS, choices_of
 from clsa_tf.options.flags import Flag, is_required, spell
 
 _ASKS = ("--help", "-help", "-h", "--helpfull", "--helpshort")
@@ -98,7 +98,7 @@ def _method(flag_values, arguments):
     ):
         return "", []
     flag = flag_values["method"]
-    names = flag.field.metadata["choices"]
+    names = choices_of(flag.field)
     chosen = flag.default
     words = [text for text, _ in flagfiles.expand(list(arguments))]
     for word, following in zip(words, [*words[1:], ""]):
@@ -120,7 +120,7 @@ def _row(flag, field):
     """
     choices = getattr(flag.parser, "enum_values", None)
     if field:
-        choices = field.metadata["choices"]
+        choices = choices_of(field)
     several = isinstance(flag.default, tuple)
     value = _VALUES.get(flag.flag_type(), "TEXT")
     if choices and not several:

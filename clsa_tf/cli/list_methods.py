@@ -15,9 +15,9 @@ def describe():
     for name, path in flagfiles.recipes().items():
         method = flagfiles.values_of(path).get("method")
         recipes.setdefault(method, []).append(name)
-    indent = max(map(len, methods.NAMES)) + 2
+    indent = max(map(len, methods.names())) + 2
     lines = []
-    for name in methods.NAMES:
+    for name in methods.names():
         # The first line, as it stands at the top of the file.
         sentence = inspect.getdoc(methods.load(name)).splitlines()[0]
         lines += textwrap.wrap(

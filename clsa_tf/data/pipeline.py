@@ -235,6 +235,73 @@ def evaluation_batches(
         with `names` also string[B], see `Source.examples`.
     """
 
+    part = limit is not None and limit < source.size
+    # The first ones may be of one class.
+    examples = source.examples(start=0, seed=0, shuffle=part, repeat=False)
+    if part:
+        examples = examples.take(limit)
+    crops = _crops(examples, source, image_size, keep).filter(
+        _readable(source, faults)
+    )
+    fields = ("image", "label", "name")[: 3 if names else 2]
+    batches = crops.map(lambda e: tuple(e[field] for field in fields))
+    return _finished(batches.batch(batch_size), prefetch=2)
+
+
+def indexed_batches(
+    source: Source,
+    *,
+    image_size: int,
+    keep: float,
+    batch_size: int,
+    faults: Faults,
+    worker: Worker = ALONE,
+) -> tf.data.Dataset:
+    """Returns one pass over a source with random access, with indices.
+
+    Args:
+        source: where the images come from.
+        image_size: S, side of the centre crops, in pixels.
+        keep: share of the short side that the crop keeps, in (0, 1].
+        batch_size: B, of the global batch.
+        faults: told about unreadable images.
+        worker: which part of each global batch is made here.
+
+    Returns:
+        Dataset of (u8[b, S, S, 3], index i32[b]), `b` rows of each global
+        batch. The index is -1 for unreadable images, and for rows that fill up
+        the last batch.
+    """
+    count = -(-source.size // batch_size) * batch_size
+    rows = worker.rows(batch_size)
+    numbers = tf.data.Dataset.range(count).batch(
+        batch_size, drop_remainder=True
+    )
+    examples = (
+        numbers.map(lambda batch: batch[rows])
+        .unbatch()
+        .map(lambda i: (i, i % source.size))
+        .map(
+            source.example,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+    )
+    readable = _readable(source, faults)
+
+    def row(example):
+        use = (example["counter"] < source.size) & readable(example)
+        index = tf.where(use, tf.cast(example["counter"], tf.int32), -1)
+        return example["image"], index
+
+    crops = _crops(examples, source, image_size, keep).map(row)
+    share = batch_size // worker.count
+    return _finished(crops.batch(share, drop_remainder=True), prefetch=2)
+
+
+def _crops(examples, source, image_size, keep):
+    """Examples with the centre crop as `image`, and the code of its fate."""
+
     def make_crop(example):
         code, image = try_decode(
             example["bytes"], source.rules, code=example["code"]
@@ -242,6 +309,14 @@ def evaluation_batches(
         cropped = crop.central(image, size=image_size, keep=keep)
         cropped = tf.ensure_shape(cropped, [image_size, image_size, 3])
         return example | {"image": cropped, "code": code}
+
+    return examples.map(
+        make_crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+
+
+def _readable(source, faults):
+    """Returns the function that reports an example if it is unreadable."""
 
     def readable(example):
         def report():
@@ -257,17 +332,7 @@ def evaluation_batches(
 
         return tf.cond(example["code"] == headers.OK, lambda: True, report)
 
-    part = limit is not None and limit < source.size
-    # The first ones may be of one class.
-    examples = source.examples(start=0, seed=0, shuffle=part, repeat=False)
-    if part:
-        examples = examples.take(limit)
-    crops = examples.map(
-        make_crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    ).filter(readable)
-    fields = ("image", "label", "name")[: 3 if names else 2]
-    batches = crops.map(lambda e: tuple(e[field] for field in fields))
-    return _finished(batches.batch(batch_size), prefetch=2)
+    return readable
 
 
 def _views_of_items(source, views, seed, count, finished, keep_params):

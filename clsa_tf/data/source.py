@@ -162,6 +162,16 @@ class Source:
         mine = counters.map(lambda batch: batch[rows]).unbatch()
         return tf.data.Dataset.zip((mine, order))
 
+    def example(self, counter: tf.Tensor, item: tf.Tensor) -> Example:
+        """Reads one of `items`; see `examples`."""
+        found = {"counter": counter, **self.read(item)}
+        found["code"] = tf.constant(headers.OK)
+        if self.load:
+            _, (found["bytes"], found["code"]) = attempt(
+                self.load, found["bytes"], otherwise=("", headers.CLOSED)
+            )
+        return found
+
     def examples(
         self,
         *,
@@ -180,16 +190,6 @@ class Source:
             `label` is -1 if there is none; `name` is a path or such as
             `"imagenet2012/train #123"`.
         """
-
-        def example(counter, item):
-            found = {"counter": counter, **self.read(item)}
-            found["code"] = tf.constant(headers.OK)
-            if self.load:
-                _, (found["bytes"], found["code"]) = attempt(
-                    self.load, found["bytes"], otherwise=("", headers.CLOSED)
-                )
-            return found
-
         items = self.items(
             start=start,
             seed=seed,
@@ -198,7 +198,9 @@ class Source:
             size=size,
         )
         return items.map(
-            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            self.example,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
 
 

@@ -39,7 +39,8 @@ def option(
         help: what it is, with its unit.
         group: one of `GROUPS`.
         path: whether it is a path, in which `~` is the home directory.
-        choices: the values it, or each element of a tuple, may take.
+        choices: the values it, or each element of a tuple, may take; or a
+            function that returns them, for those that can be added to.
         minimum: smallest allowed value.
         above: bound that it must exceed.
         maximum: largest allowed value.
@@ -60,10 +61,11 @@ def option(
         """Says what is wrong with `value`; an empty string if nothing is."""
         if published is not None and value == AUTO:
             return ""
+        allowed = choices() if callable(choices) else choices
         for part in value if isinstance(value, tuple) else (value,):
-            if choices is not None and part not in choices:
+            if allowed is not None and part not in allowed:
                 return (
-                    f"Expected one of {', '.join(choices)}, received {part!r}"
+                    f"Expected one of {', '.join(allowed)}, received {part!r}"
                 )
         bounds = (
             (minimum, "at least", lambda b: value >= b),
@@ -93,6 +95,12 @@ def option(
             "before": before,
         },
     )
+
+
+def choices_of(field):
+    """Values that an option, or each element of it, may take; or None."""
+    choices = field.metadata["choices"]
+    return choices() if callable(choices) else choices
 
 
 def override(options, name, default, *, published=None):

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from clsa_tf import methods
 from clsa_tf.augment import crop, strong, weak
+from clsa_tf.augment.strong_ops import STRONG_OPS
 from clsa_tf.augment.views import params_key, unpack
 from clsa_tf.data import headers
 from clsa_tf.data.checks import check_drawn_sizes
@@ -235,7 +236,7 @@ def operation(image, name):
     Returns:
         list of `pictures.Cell`, the parameter under the image.
     """
-    levels = [1] if name in strong.WITHOUT_LEVEL else LEVELS
+    levels = LEVELS if STRONG_OPS[name].parameter else [1]
     levels = np.array(levels, np.int32) * strong.LEVEL_STEPS  # [L]
     sign = np.ones_like(levels)
     planes = tf.transpose(image, [2, 0, 1])  # [3, H, W]

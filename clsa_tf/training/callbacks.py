@@ -274,6 +274,31 @@ class Save(StepCallback):
         self._checkpoints.save()
 
 
+class EpochBegin(StepCallback):
+    """Lets the method work on the whole data set before an epoch.
+
+    A run that is resumed within an epoch has that work in its checkpoint.
+
+    Args:
+        log: `Log`.
+        method: the `Method`.
+        dataset_features: `DatasetFeatures`.
+    """
+
+    def __init__(self, log, method, dataset_features):
+        """See the class."""
+        super().__init__(log.step)
+        self._log = log
+        self._method = method
+        self._features = dataset_features
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Calls the method, unless this is the middle of the epoch."""
+        if self.step % self._log.steps_per_epoch == 0:
+            with self._log.doing("working on the whole data set"):
+                self._method.on_epoch_begin(epoch, self._features.once())
+
+
 class Monitor(StepCallback):
     """Evaluates the encoder after every `every` epochs, and at the end.
 

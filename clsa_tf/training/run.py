@@ -21,9 +21,10 @@ from clsa_tf.distributed.strategy import (
     make_strategy,
 )
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
+from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.evaluation.features import Snapshot
 from clsa_tf.evaluation.task import announcement, plan
-from clsa_tf.methods.base import RunInfo
+from clsa_tf.methods.base import Method, RunInfo
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
 from clsa_tf.plots import views
@@ -38,7 +39,7 @@ from clsa_tf.training import (
     summary,
     workdir,
 )
-from clsa_tf.training.callbacks import Log, Monitor, Save
+from clsa_tf.training.callbacks import EpochBegin, Log, Monitor, Save
 from clsa_tf.training.checkpoint import Checkpoints, newest_step
 
 # Several workers ask each other whether to stop every so many steps.
@@ -236,14 +237,21 @@ class _Run:
 
     def _callbacks(self, log, checkpoints, method):
         """Logged, saved, then evaluated: see `callbacks`."""
+        callbacks = []
+        if type(method).on_epoch_begin is not Method.on_epoch_begin:
+            features = DatasetFeatures(
+                method, self._source, self._strategy, self._faults
+            )
+            callbacks.append(EpochBegin(log, method, features))
         save = Save(
             checkpoints,
             log,
             every=self._config.checkpoint_steps,
             stop_signal=self._stop_signal,
         )
+        callbacks += [log, save]
         if not self._has_accuracy():
-            return [log, save]
+            return callbacks
         monitor = Monitor(
             log,
             self._evaluation.task(self._faults),
@@ -253,7 +261,7 @@ class _Run:
             interruption=self._interruption,
         )
         monitor.catch_up()
-        return [log, save, monitor]
+        return [*callbacks, monitor]
 
     def _stop_signal(self, step):
         """The signal after which to stop at `step`, of any worker; or 0."""

@@ -1,0 +1,104 @@
+"""Features of all training images, in the order of their indices."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from clsa_tf.data.order import Worker
+from clsa_tf.data.pipeline import indexed_batches
+from clsa_tf.distributed import collectives
+from clsa_tf.errors import UserError
+
+# Images that a replica encodes at a time.
+_BATCH = 128
+
+
+class DatasetFeatures:
+    """Encodes a whole data set with an encoder in training, on all replicas.
+
+    Args:
+        method: the `Method` that is trained.
+        source: `clsa_tf.data.source.Source` that it is trained on.
+        strategy: the strategy it is trained under.
+        unreadable: `clsa_tf.data.unreadable.Faults`.
+    """
+
+    def __init__(self, method, source, strategy, unreadable):
+        """See the class."""
+        self._method = method
+        self._source = source
+        self._strategy = strategy
+        self._unreadable = unreadable
+        self._copy = None
+
+    def once(self):
+        """Returns the function `features` of `Method.on_epoch_begin`.
+
+        It computes each of its results once.
+        """
+        return functools.lru_cache(maxsize=None)(self._features)
+
+    def _features(self, encoder=None, *, projections=False):
+        if not self._source.random_access:
+            raise UserError(
+                "Expected images that have a number each for features of the "
+                f"whole data set, received {self._source.name}, which is read "
+                "as a stream; use a folder, array_record files or a smaller "
+                "dataset."
+            )
+        self._take(encoder or self._method.encoder)
+        found = None
+        for index, rows in self._batches(projections):
+            if found is None:
+                found = np.zeros([self._source.size, rows.shape[1]], np.float32)
+            known = index >= 0
+            found[index[known]] = rows[known]
+        return found
+
+    def _take(self, encoder):
+        """Copies an encoder's variables; all workers have to call it.
+
+        Running statistics differ between replicas: reading them here averages
+        them, so that the result does not depend on the number of replicas.
+        """
+        if self._copy is None:
+            with self._strategy.scope():
+                self._copy = self._method.make_encoder("dataset_features")
+        for variable, source in zip(self._copy.variables, encoder.variables):
+            variable.assign(source)
+
+    def _batches(self, projections):
+        """Yields (indices, -1 for none, and rows) of each global batch."""
+        replicas = self._strategy.num_replicas_in_sync
+        config = self._method.config
+
+        def of_worker(context):
+            count = context.num_input_pipelines
+            batches = indexed_batches(
+                self._source,
+                image_size=config.image_size,
+                keep=config.eval_keep,
+                batch_size=_BATCH * replicas,
+                faults=self._unreadable,
+                worker=Worker(context.input_pipeline_id, count),
+            )
+            return batches.unbatch().batch(_BATCH, drop_remainder=True)
+
+        def encode(images, index):
+            network = self._copy.project if projections else self._copy
+            rows = network(images, training=False)
+            rows = tf.where(index[:, tf.newaxis] >= 0, rows, 0.0)
+            return collectives.gather(index), collectives.gather(rows)
+
+        @tf.function
+        def step(images, index):
+            return self._strategy.run(encode, args=(images, index))
+
+        for batch in self._strategy.distribute_datasets_from_function(
+            of_worker
+        ):
+            yield tuple(
+                self._strategy.experimental_local_results(x)[0].numpy()
+                for x in step(*batch)
+            )
