@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from clsa_tf.errors import UserError
 from clsa_tf.methods import byol
+from clsa_tf.methods.base import RunInfo
 from clsa_tf.options.fields import Crop
 from tests import golden, tiny
 from tests.ddm_oracle import ddm
@@ -49,10 +50,10 @@ def test_divergence_beside_the_predictions(teacher, queue):
 
 
 def test_momentum_rises_along_half_a_cosine():
-    method = tiny.make(
-        tiny.config("byol", key_momentum=0.996, key_momentum_schedule="cosine")
+    config = tiny.config(
+        "byol", key_momentum=0.996, key_momentum_schedule="cosine"
     )
-    method.total_steps = 400
+    method = byol.BYOL(config, RunInfo(total_steps=400))
     golden_values = (0.996, 0.9965857864376269, 0.998, 0.9994142135623731, 1.0)
     for step, value in zip((0, 100, 200, 300, 400), golden_values):
         method.steps_taken.assign(step)
