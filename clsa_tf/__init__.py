@@ -11,7 +11,7 @@ if typing.TYPE_CHECKING:
     from clsa_tf.api.load import load_encoder as load_encoder
     from clsa_tf.api.pretrain import pretrain as pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 stack.choose()
 

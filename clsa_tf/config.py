@@ -8,20 +8,23 @@ else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
 import copy
 import dataclasses
 import os
+import re
 import typing
 import zlib
 
 from absl import flags
 
+import clsa_tf
 from clsa_tf import methods
 from clsa_tf.cli import other_method, parser, recipe_length
 from clsa_tf.data import service_client
 from clsa_tf.data.headers import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from clsa_tf.distributed.strategy import STRATEGIES
 from clsa_tf.errors import UserError
-from clsa_tf.networks.backbones.resnet import BLOCKS, STEMS
+from clsa_tf.networks import backbones
+from clsa_tf.networks.backbones.resnet import STEMS
 from clsa_tf.networks.batchnorm import KINDS
-from clsa_tf.networks.precision import PRECISIONS
+from clsa_tf.networks.precision import TRAINING_PRECISIONS
 from clsa_tf.optimizers.optimizers import L2_ON, OPTIMIZERS
 from clsa_tf.optimizers.schedule import (
     LR_PER,
@@ -34,6 +37,8 @@ from clsa_tf.options.flags import Flag, spell
 
 # Within the run's directory: the flagfile that repeats it.
 RUN_FLAGS = "run.flags"
+# Begins its first line, before the version that wrote it.
+_HEADER = "# clsa_tf "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +197,10 @@ class Config:
     )
     backbone: str = option(
         "resnet50",
-        "architecture of the encoder",
-        choices=tuple(BLOCKS),
+        "architecture of the encoder: resnet18, resnet34, resnet50, or one of "
+        "a library with random weights, keras_applications:NAME (such as "
+        "MobileNetV2) or keras_cv:NAME (such as DenseNet121)",
+        problem=backbones.problem,
         group="network",
     )
     width: float = option(
@@ -327,8 +334,10 @@ class Config:
         "float32",
         "numbers that convolutions are computed in: float32, bfloat16, float16 "
         "with loss scaling, or bfloat16 where the processor or accelerator "
-        "supports it (auto); everything else is float32",
-        choices=PRECISIONS,
+        "supports it (auto); everything else is float32. tf32: float32 that "
+        "NVIDIA GPUs round to TF32 in convolutions and heads, not in "
+        "similarities",
+        choices=TRAINING_PRECISIONS,
         group="network",
     )
     accumulation_steps: int = option(
@@ -595,6 +604,11 @@ def to_flagfile(config, *, without=()):
     return "\n".join(lines) + "\n"
 
 
+def header():
+    """The line above the flags in a run's flagfile: who wrote it."""
+    return f"{_HEADER}{clsa_tf.__version__}\n"
+
+
 def older(text):
     """What a run does whose flagfile was written before there were some flags.
 
@@ -648,41 +662,69 @@ def load(workdir):
             f"{RUN_FLAGS} ({e.strerror}); set --workdir to what a training "
             "was started with."
         ) from e
+    return recorded(text, path)
+
+
+def recorded(text, path):
+    """Returns the `Config` that a run's flagfile spells.
+
+    Flags that did not exist when it was written have the values of `older`, or
+    their defaults.
+
+    Args:
+        text: what `to_flagfile` once returned.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: it has flags or values that this version does not know.
+    """
     try:
-        return parse(text.splitlines()).replace(**older(text))
+        lines = [x for x in text.splitlines() if not x.startswith("#")]
+        return parse(lines).replace(**older(text))
     except parser.FlagError as e:
         reason = str(e).split(";")[0].removeprefix("Expected ")
         raise UserError(
-            f"Expected flags that this version knows in {path}, not "
-            f"{reason}; use the version of clsa_tf that started the run."
+            f"Expected flags that this version of clsa_tf, "
+            f"{clsa_tf.__version__}, knows in {path}, not {reason}; use the "
+            f"version that wrote the file, {_version(text)}."
         ) from e
 
 
-def differences(text, other):
-    """Fields that make two flagfiles of `to_flagfile` different runs.
+def _version(text):
+    """The version of clsa_tf that wrote a flagfile, for messages."""
+    match = re.match(re.escape(_HEADER) + r"(\S+)$", text, re.MULTILINE)
+    return match[1] if match else "0.1.0 or earlier"
+
+
+def differences(before, now):
+    """Fields that make two configurations different runs.
 
     Args:
-        text: flagfile of the one run.
-        other: flagfile of the other.
+        before: `Config` of the one run.
+        now: `Config` of the other.
 
     Returns:
-        list of `(flag, value in text, value in other)`, `--method` first, then
-        in the order of the fields; None where a flagfile has no such flag.
-        Flags that may change between two starts of one run, such as
-        `--log_steps`, are left out.
+        list of `(flag, value before, value now)`, as flags spell them,
+        `--method` first, then in the order of the fields; None where the
+        method has no such flag. Flags that may change between two starts of
+        one run, such as `--log_steps`, are left out.
     """
-    one, two = (
-        _values(t) | {name: spell(value) for name, value in older(t).items()}
-        for t in (text, other)
-    )
-    portable = {f.name for f in _fields(Config) if f.metadata["portable"]}
-    # Both are in the order of the fields; options of one method come last.
-    order = ["method", *dict.fromkeys([*one, *two])]
+    one, two = _compared(before), _compared(now)
     return [
         (name, one.get(name), two.get(name))
-        for name in dict.fromkeys(order)
-        if name not in portable and one.get(name) != two.get(name)
+        for name in dict.fromkeys(["method", *one, *two])
+        if one.get(name) != two.get(name)
     ]
+
+
+def _compared(config):
+    """Flag -> value as spelled, of those that make a run what it is."""
+    return {
+        field.name: spell(getattr(holder, field.name))
+        for holder in (config, config.options)
+        for field in _fields(type(holder))
+        if not field.metadata["portable"]
+    }
 
 
 def changeable():
@@ -700,12 +742,7 @@ def changeable():
 
 def identity(config):
     """A 31-bit number that tells different runs apart; see `differences`."""
-    values = [
-        f"{field.name}={spell(getattr(holder, field.name))}"
-        for holder in (config, config.options)
-        for field in _fields(type(holder))
-        if not field.metadata["portable"]
-    ]
+    values = [f"{name}={value}" for name, value in _compared(config).items()]
     return zlib.crc32("\n".join(values).encode()) >> 1
 
 

@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 from absl import flags
 
+import clsa_tf
 from clsa_tf import config as config_lib
 from clsa_tf import methods, train
 from clsa_tf.cli.parser import FlagError
@@ -404,15 +405,15 @@ def test_differences_ignore_what_may_change_between_two_starts():
     one = config_lib.default(workdir="a")
     same = one.replace(workdir="b", log_steps=3, keep_checkpoints=9)
     other = one.replace(temperature=0.5, seed=4)
-    text = config_lib.to_flagfile
-    assert config_lib.differences(text(one), text(same)) == []
-    assert config_lib.differences(text(one), text(other)) == [
+    assert config_lib.differences(one, same) == []
+    assert config_lib.differences(one, other) == [
         ("seed", "0", "4"),
         ("temperature", "0.2", "0.5"),
     ]
 
 
 NEW = {
+    "whole_epochs": False,
     "exif_rotation": False,
     "more_formats": False,
     "max_image_bytes": 0,
@@ -435,9 +436,8 @@ def test_runs_begun_before_a_flag_stay_as_they_were(tmp_path):
         assert config_lib.older_in(path) == NEW
         found = config_lib.load(path)
         assert found == config.replace(**NEW)
-        text = (tmp_path / "run" / "run.flags").read_text()
-        assert config_lib.differences(text, config_lib.to_flagfile(found)) == []
-        other = config_lib.differences(text, config_lib.to_flagfile(config))
+        assert config_lib.differences(found, found) == []
+        other = config_lib.differences(found, config)
         assert {name for name, _, _ in other} == {*NEW}
         with workdir.claim(found, images=5):
             pass
@@ -447,6 +447,40 @@ def test_runs_begun_before_a_flag_stay_as_they_were(tmp_path):
     with workdir.claim(config.replace(workdir=str(tmp_path / "new")), images=5):
         pass
     assert config_lib.older_in(str(tmp_path / "new")) == {}
+
+
+def test_a_flag_that_a_run_was_begun_without_has_its_default(tmp_path):
+    """As any flag that is added to the library from now on."""
+    config = config_lib.default(workdir=str(tmp_path))
+    lines = config_lib.to_flagfile(config).splitlines(keepends=True)
+    added = ("--lr_per=", "--join_crops=", "--stem=")
+    kept = [line for line in lines if not line.startswith(added)]
+    assert len(kept) == len(lines) - 3
+    (tmp_path / "run.flags").write_text("".join(kept))
+    with workdir.claim(config, images=5) as claim:
+        assert claim.changes == []
+    (tmp_path / "run.flags").write_text("".join(kept))
+    with pytest.raises(UserError, match="--lr_per=step instead of epoch"):
+        workdir.claim(config.replace(lr_per="step"), images=5)
+
+
+def test_the_version_that_wrote_unknown_flags_is_named(tmp_path):
+    config = config_lib.default(workdir=str(tmp_path))
+    with workdir.claim(config, images=5):
+        text = (tmp_path / "run.flags").read_text() + "--of_the_future=1\n"
+    assert text.startswith(f"# clsa_tf {clsa_tf.__version__}\n--")
+    newer = text.replace(clsa_tf.__version__, "7.8.9", 1)
+    older = text.split("\n", 1)[1]
+    for written, version in ((newer, "7.8.9"), (older, "0.1.0")):
+        (tmp_path / "run.flags").write_text(written)
+        for use in (
+            lambda: config_lib.load(str(tmp_path)),
+            lambda: workdir.claim(config, images=5),
+        ):
+            with pytest.raises(UserError) as error:
+                use()
+            for word in (version, "--of_the_future", clsa_tf.__version__):
+                assert word in str(error.value)
 
 
 def test_a_training_goes_on_with_what_it_began_with(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import losses
+from clsa_tf.losses import products
 from tests import golden as g
 
 
@@ -238,3 +239,43 @@ def test_looc_golden_is_a_contrast_per_head():
         [1.4571956530113974, 1.945528610617122, 2.3370874057151045], abs=1e-12
     )
     assert np.mean(heads) == pytest.approx(1.9132705564478745, abs=1e-12)
+
+
+def tf32(x):
+    """Rounds as the tensor cores do: to 10 bits of the mantissa, at best."""
+    bits = np.float32(x).view(np.int32)
+    return ((bits + 2**12) & -(2**13)).view(np.float32)
+
+
+def test_products_stay_true_where_factors_are_rounded_to_tf32(monkeypatch):
+    one, two = (np.float32(x) for x in g.unit_rows(1, 2, 64, 128))
+    exact = np.float64(one) @ np.float64(two).T
+    matmul = tf.matmul
+
+    def of_tensor_cores(a, b, **options):
+        return matmul(
+            *(tf.constant(tf32(x.numpy())) for x in (a, b)), **options
+        )
+
+    monkeypatch.setattr(products, "_tf32_is_used", lambda: True)
+    monkeypatch.setattr(tf, "matmul", of_tensor_cores)
+    rounded = np.abs(tf32(one) @ tf32(two).T - exact).max()
+    found = np.abs(losses.cosines(tf.constant(one), tf.constant(two)) - exact)
+    assert found.max() < 1e-6 < 1e-5 < rounded
+
+
+def test_gradients_of_split_products_are_those_of_products():
+    one, two = (
+        tf.Variable(x, dtype=tf.float32) for x in g.unit_rows(1, 2, 6, 8)
+    )
+    weights = tf.constant(g.unit_rows(2, 6, 6), tf.float32)
+    gradients = []
+    for function in (
+        products.split_product,
+        lambda a, b: tf.matmul(a, b, transpose_b=True),
+    ):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weights * function(one, two) ** 2)
+        gradients.append(tape.gradient(loss, [one, two]))
+    for mine, plain in zip(*gradients):
+        np.testing.assert_allclose(mine, plain, atol=1e-6)

@@ -69,9 +69,7 @@ def test_a_refusal_lists_the_differences_and_the_way_on(config):
 def test_the_method_comes_first_and_many_are_counted(config):
     claim(config)
     other = tiny.config("moco", workdir=config.workdir, total_epochs=3)
-    found = config_lib.differences(
-        config_lib.to_flagfile(config), config_lib.to_flagfile(other)
-    )
+    found = config_lib.differences(config, other)
     assert len(found) > 6
     message = refusal(other)
     assert "received --method=moco instead of clsa, " in message

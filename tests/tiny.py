@@ -1,11 +1,14 @@
 """A run small enough for tests, and batches that need no files."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
 from clsa_tf import methods
 from clsa_tf.methods.base import RunInfo
+from clsa_tf.networks import backbones
 from clsa_tf.networks.backbones import resnet
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
@@ -15,6 +18,7 @@ ROWS = 16
 
 # Two blocks instead of eight, one with a shortcut of its own.
 resnet.BLOCKS["tiny"] = (False, (1, 1))
+backbones.BACKBONES["tiny"] = functools.partial(resnet.resnet, "tiny")
 
 
 def config(method="clsa", **changes):

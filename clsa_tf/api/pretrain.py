@@ -177,8 +177,10 @@ def _spell(name, value):
 def _default_precision():
     """Leaves --precision to say it, whatever else the process has set."""
     before = keras.mixed_precision.global_policy()
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     keras.mixed_precision.set_global_policy("float32")
     try:
         yield
     finally:
         keras.mixed_precision.set_global_policy(before)
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)

@@ -59,6 +59,7 @@ def launch(main, define_flags, *, positional=False):
         logging.get_absl_handler().setFormatter(None)
         # Whole lines of the log above a progress bar.
         logging.get_absl_handler().python_handler.stream = progress.Above()
+        _forbid_tf32()
         try:
             with signals.Interruption("stopping", stop=True):
                 signals.started()
@@ -90,6 +91,16 @@ def launch(main, define_flags, *, positional=False):
         return 0
 
     app.run(guarded, flags_parser=parse)
+
+
+def _forbid_tf32():
+    """Has GPUs compute float32 as float32, if the command computes at all.
+
+    A training allows TF32 again with `--precision=tf32`.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow:
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def _ended_by(stopped):

@@ -415,7 +415,8 @@ def _cores():
     return os.cpu_count() or 1
 
 
-@functools.lru_cache(maxsize=None)  # compiled once
+# Compiled once; bounded, so that programs of other views can be freed.
+@functools.lru_cache(maxsize=16)
 def _draw(views, seed):
     """Returns the function that draws for examples by their counters.
 

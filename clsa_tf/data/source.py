@@ -236,7 +236,7 @@ def indexed(name, size, class_names, read, load=None) -> Source:
         # Not index_shuffle, which would need no table: for 20,000 examples
         # and fewer it knows only 256 permutations (TF 2.15.1).
         indices = tf.random.experimental.stateless_shuffle(
-            tf.range(size, dtype=tf.int64), key(seed, ORDER, number)
+            tf.range(size, dtype=tf.int64), key(seed, ORDER, number), "philox"
         )  # [size]
         return tf.data.Dataset.from_tensor_slices(indices)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -11,12 +12,17 @@ from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
 
 # What TensorFlow raises when another process of the job is gone.
-LOST = (
+_LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
+)
+# An internal error means that only if it speaks of the connection.
+_CONNECTION = re.compile(
+    r"collective ops is aborted|connection (reset|refused|closed)|socket"
+    r"|failed to connect|peer|rpc|barrier|coordination service",
+    re.IGNORECASE,
 )
 
 STRATEGIES = ("auto", "one", "mirrored", "multiworker", "tpu")
@@ -65,6 +71,17 @@ def make_strategy(name, *, tpu=""):
             )
         return tf.distribute.MirroredStrategy([d.name for d in devices])
     return tf.distribute.OneDeviceStrategy(devices[0].name)
+
+
+def is_lost_worker(error):
+    """Whether an error says that another process of the job is gone.
+
+    Args:
+        error: exception that TensorFlow raised.
+    """
+    if isinstance(error, tf.errors.InternalError):
+        return bool(_CONNECTION.search(str(error)))
+    return isinstance(error, _LOST)
 
 
 def is_accelerated(strategy):

@@ -27,11 +27,11 @@ Source: Zheng et al. (arXiv 2105.03746); JegZheng/CACR-SSL@fbc9d94.
 import tensorflow as tf
 
 from clsa_tf.losses.contrast import (
-    at_least_float32,
     cosines,
     info_nce,
     without_own,
 )
+from clsa_tf.losses.products import at_least_float32, row_by_row
 
 
 def cacr_attraction(queries, positives, *, sharpness, constant_weights=False):
@@ -58,16 +58,13 @@ def cacr_attraction(queries, positives, *, sharpness, constant_weights=False):
     """
     queries = at_least_float32(queries)
     distances = tf.stack(
-        [
-            2 - 2 * tf.einsum("nd,nd->n", queries, at_least_float32(x))
-            for x in positives
-        ],
+        [2 - 2 * row_by_row(queries, x) for x in positives],
         axis=1,
     )
     weights = tf.nn.softmax(sharpness * distances)
     if constant_weights:
         weights = tf.stop_gradient(weights)
-    return tf.einsum("nv,nv->n", weights, distances)
+    return row_by_row(weights, distances)
 
 
 def cacr_repulsion(queries, others, example_ids, *, sharpness, queue=None):
@@ -104,7 +101,7 @@ def cacr_repulsion(queries, others, example_ids, *, sharpness, queue=None):
         logits = tf.concat(
             [tf.stop_gradient(-sharpness * to_queue), logits], axis=1
         )
-    return -tf.einsum("nc,nc->n", tf.nn.softmax(logits), distances)
+    return -row_by_row(tf.nn.softmax(logits), distances)
 
 
 def cacr_rbf(queries, keys, example_ids, *, temperature):
@@ -136,7 +133,7 @@ def cacr_rbf(queries, keys, example_ids, *, temperature):
             for x in similarities
         ]
     )
-    return 2 * temperature * tf.einsum("vn,vn->n", weights, contrasts)
+    return 2 * temperature * tf.reduce_sum(weights * contrasts, axis=0)
 
 
 def cacr_euclidean(queries, keys, example_ids, *, temperature):
@@ -167,9 +164,9 @@ def cacr_euclidean(queries, keys, example_ids, *, temperature):
     costs = []
     for x in similarities:
         near = tf.nn.softmax(without_own((x - 1) / temperature, example_ids))
-        repulsion = tf.einsum("ng,ng->n", tf.stop_gradient(near), x - 1)
+        repulsion = row_by_row(tf.stop_gradient(near), x - 1)
         costs.append(1 - _own(x, example_ids) + repulsion)
-    return tf.einsum("vn,vn->n", weights, tf.stack(costs))
+    return tf.reduce_sum(weights * tf.stack(costs), axis=0)
 
 
 def _with_constant_keys(queries, keys):

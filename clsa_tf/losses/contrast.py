@@ -4,10 +4,7 @@ import math
 
 import tensorflow as tf
 
-
-def at_least_float32(x):
-    """Returns `x` as float32, or as it is if it is float64."""
-    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+from clsa_tf.losses.products import all_pairs, at_least_float32
 
 
 def cosines(rows, columns):
@@ -20,9 +17,7 @@ def cosines(rows, columns):
     Returns:
         float32 `[N, C]` (float64 if the inputs are), in [-1, 1].
     """
-    return tf.einsum(
-        "nd,cd->nc", at_least_float32(rows), at_least_float32(columns)
-    )
+    return all_pairs(rows, columns)
 
 
 def info_nce(similarities, positive, *, temperature):

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from clsa_tf.losses.contrast import at_least_float32
+from clsa_tf.losses.products import at_least_float32, row_by_row
 
 
 def ddm(weak, strong, *, temperature):
@@ -34,7 +34,7 @@ def ddm(weak, strong, *, temperature):
     log_students = tf.add_n(
         [tf.nn.log_softmax(at_least_float32(x) / temperature) for x in strong]
     )
-    return -tf.einsum("nc,nc->n", tf.stop_gradient(teachers), log_students)
+    return -row_by_row(tf.stop_gradient(teachers), log_students)
 
 
 def teacher_entropy(weak, *, temperature):
@@ -52,10 +52,7 @@ def teacher_entropy(weak, *, temperature):
     """
     logits = [at_least_float32(x) / temperature for x in weak]
     return tf.add_n(
-        [
-            -tf.einsum("nc,nc->n", tf.nn.softmax(x), tf.nn.log_softmax(x))
-            for x in logits
-        ]
+        [-row_by_row(tf.nn.softmax(x), tf.nn.log_softmax(x)) for x in logits]
     )
 
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from clsa_tf.losses.contrast import at_least_float32
+from clsa_tf.losses.products import at_least_float32, row_by_row
 
 
 def regression(predictions, targets):
@@ -22,4 +22,4 @@ def regression(predictions, targets):
     Source: BYOL (arXiv 2006.07733) eq. 2; deepmind/deepmind-research `byol`.
     """
     targets = tf.stop_gradient(at_least_float32(targets))
-    return 2 - 2 * tf.einsum("nd,nd->n", at_least_float32(predictions), targets)
+    return 2 - 2 * row_by_row(predictions, targets)

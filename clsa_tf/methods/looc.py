@@ -248,7 +248,8 @@ class LooC(MomentumMethod):
             new = losses.cosines(queries, flat)
             positive = example_ids * views + head
         else:
-            new = tf.einsum("nd,nvd->nv", queries, tf.gather(keys, example_ids))
+            own = tf.gather(keys, example_ids)
+            new = tf.reduce_sum(queries[:, tf.newaxis] * own, axis=2)
             positive = tf.fill(tf.shape(example_ids), head)
         old = losses.cosines(queries, self.queues[head].keys)
         return tf.concat([new, old], axis=1), positive

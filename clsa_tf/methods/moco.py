@@ -12,6 +12,7 @@ import tensorflow as tf
 from clsa_tf import losses
 from clsa_tf.errors import UserError
 from clsa_tf.losses.contrast import top1
+from clsa_tf.losses.products import row_by_row
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
 from clsa_tf.options import groups
 from clsa_tf.options.fields import AUTO, Crop, option, override
@@ -153,7 +154,7 @@ class MoCo(MomentumMethod):
             new = losses.cosines(queries, keys)
         else:
             own = tf.gather(keys, example_ids)
-            new = tf.einsum("nd,nd->n", queries, own)[:, tf.newaxis]
+            new = row_by_row(queries, own)[:, tf.newaxis]
         return tf.concat([new, old], axis=1)
 
     def contrast(self, similarities, example_ids):

@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from clsa_tf.networks.backbones.resnet import resnet
+from clsa_tf.networks import backbones
 from clsa_tf.networks.batchnorm import splits_on_replica
 from clsa_tf.networks.heads import PLAIN, build, hidden
 
@@ -30,7 +30,7 @@ class Encoder(keras.Model):
     """Images to features, and features to unit projections.
 
     Args:
-        backbone: one of `clsa_tf.networks.backbones.resnet.BLOCKS`.
+        backbone: name, see `clsa_tf.networks.backbones.build`.
         width: factor on the backbone's channels.
         stem: one of `clsa_tf.networks.backbones.resnet.STEMS`.
         head: `clsa_tf.networks.heads.Head`, of each head.
@@ -68,7 +68,7 @@ class Encoder(keras.Model):
         """See the class."""
         super().__init__(name=name)
         norm = dict(bn_kind=bn_kind, bn_splits=bn_splits)
-        self.backbone = resnet(
+        self.backbone = backbones.build(
             backbone,
             width=width,
             stem=stem,

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf.errors import UserError
-from clsa_tf.networks.backbones.resnet import resnet
+from clsa_tf.networks import backbones
 from clsa_tf.networks.encoder import MEAN, STDDEV, make_heads
 from clsa_tf.networks.heads import PLAIN, Head, hidden
 
@@ -50,11 +50,14 @@ def functional(
         dictionary of `embedding` float32 `[N, F]` and `projection` float32
         `[N, D]`, unit rows. Its variables have the names of the `Encoder`'s.
     """
-    trunk = resnet(backbone, width=width, stem=stem)
+    trunk = backbones.build(backbone, width=width, stem=stem)
     images = keras.Input([image_size, image_size, 3], name=input_name(PIXELS))
     scale, offset = affine(PIXELS)
     x = keras.layers.Rescaling(scale, offset, name=NORMALISE)(images)
-    features = _replay(trunk, x)[id(trunk.output)]
+    if backbone in backbones.BACKBONES:
+        features = _replay(trunk, x)[id(trunk.output)]
+    else:  # one layer of the model, whatever it is made of
+        features = keras.layers.Activation("linear", name=FEATURES)(trunk(x))
     parts, rows = [], []
     for model in make_heads(head, heads, features.shape[-1]):
         tensors = _replay(model, features)

@@ -10,20 +10,35 @@ import platform
 import tensorflow as tf
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
+# float32 variables whose products the tensor cores of NVIDIA GPUs compute with
+# 10 bits of mantissa; TensorFlow's default on Ampere and later.
+TF32 = "tf32"
+TRAINING_PRECISIONS = (*PRECISIONS, TF32)
 
 # Instructions without which bfloat16 is slower than float32 on a CPU.
 _CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 def resolve(name):
-    """Returns the Keras policy that one of `PRECISIONS` stands for here.
+    """Returns the Keras policy that one of `TRAINING_PRECISIONS` stands for.
 
     `"auto"` is bfloat16 on TPUs, on GPUs of compute capability 8.0 and above
     and on CPUs with instructions for it, and float32 elsewhere.
     """
+    if name == TF32:
+        return "float32"
     if name != "auto":
         return name
     return "mixed_bfloat16" if _fast_bfloat16() else "float32"
+
+
+def set_tf32(name):
+    """Allows TF32 for the precision of that name, and forbids it for others.
+
+    It is a setting of the process, for convolutions and products alike;
+    `clsa_tf.losses` compute similarities in float32 whatever it is.
+    """
+    tf.config.experimental.enable_tensor_float_32_execution(name == TF32)
 
 
 def _fast_bfloat16():

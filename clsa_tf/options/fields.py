@@ -23,6 +23,7 @@ def option(
     group="method",
     path=False,
     choices=None,
+    problem=None,
     minimum=None,
     above=None,
     maximum=None,
@@ -41,6 +42,8 @@ def option(
         path: whether it is a path, in which `~` is the home directory.
         choices: the values it, or each element of a tuple, may take; or a
             function that returns them, for those that can be added to.
+        problem: function of a value that says what is wrong with it, in the
+            words "Expected ..., received ..."; "" if nothing is.
         minimum: smallest allowed value.
         above: bound that it must exceed.
         maximum: largest allowed value.
@@ -67,6 +70,8 @@ def option(
                 return (
                     f"Expected one of {', '.join(allowed)}, received {part!r}"
                 )
+        if problem and problem(value):
+            return problem(value)
         bounds = (
             (minimum, "at least", lambda b: value >= b),
             (above, "above", lambda b: value > b),

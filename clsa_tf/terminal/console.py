@@ -51,9 +51,19 @@ def is_command():
 def begin():
     """Prepares the process of a command: streams, native log, signals."""
     quieten()
+    _share_gpus()
     _quieten_libraries()
     _outlive_terminal()
     signals.begin()
+
+
+def _share_gpus():
+    """Lets TensorFlow take a GPU's memory as it needs it.
+
+    Otherwise the first process takes all of it, and the processes that it
+    starts find none.
+    """
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 
 def quieten():

@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from clsa_tf import config as config_lib
-from clsa_tf.distributed.strategy import LOST
+from clsa_tf.distributed.strategy import is_lost_worker
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import flush_to_disk
 from clsa_tf.networks.encoder import Encoder, make_encoder
@@ -110,9 +110,9 @@ class Checkpoints:
             )
         try:
             self._write()
-        except LOST:
-            raise
         except (tf.errors.OpError, OSError) as e:
+            if is_lost_worker(e):
+                raise
             self._remove_incomplete()
             raise UserError(
                 f"Expected to write the checkpoint of step {self.step} to "

@@ -10,7 +10,8 @@ from tensorflow import keras
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import MODEL_CARD, newest_savedmodel
-from clsa_tf.networks.backbones.resnet import BLOCKS, STEMS
+from clsa_tf.networks import backbones
+from clsa_tf.networks.backbones.resnet import STEMS
 from clsa_tf.networks.encoder import weight_name
 from clsa_tf.networks.functional import (
     FEATURES,
@@ -73,8 +74,12 @@ def _from_export(path):
     try:
         with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
             spec = json.load(file)["encoder"]
-        known = spec["backbone"] in BLOCKS and spec["stem"] in STEMS
-        if not known or spec["head"]["kind"] not in KINDS:
+        unknown = backbones.problem(spec["backbone"])
+        if (
+            unknown
+            or spec["stem"] not in STEMS
+            or spec["head"]["kind"] not in KINDS
+        ):
             raise ValueError(f"unknown architecture {spec}")
         model = functional_of(spec)
         weights = {weight_name(v): v for v in model.variables}

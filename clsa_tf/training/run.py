@@ -15,9 +15,9 @@ from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.service_client import Services, parse
 from clsa_tf.data.unreadable import Faults
 from clsa_tf.distributed.strategy import (
-    LOST,
     Workers,
     is_accelerated,
+    is_lost_worker,
     make_strategy,
 )
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
@@ -25,6 +25,7 @@ from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.evaluation.features import Snapshot
 from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.methods.base import Method, RunInfo
+from clsa_tf.networks import precision
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
 from clsa_tf.plots import views
@@ -75,7 +76,8 @@ class _Run:
     """What a run consists of, and how its parts are joined."""
 
     def __init__(self, config):
-        # First of all: workers connect when TensorFlow starts.
+        precision.set_tf32(config.precision)
+        # Before anything is computed: workers connect when TensorFlow starts.
         self._strategy = make_strategy(config.strategy, tpu=config.tpu)
         self._workers = Workers(self._strategy)
         self._views = methods.load(config.method).METHOD.views(config.options)
@@ -424,7 +426,7 @@ class _Run:
                 f"does, received: {first_line(error)}; see to that, and start "
                 "the same command again: it goes on from the last checkpoint."
             )
-        if self._workers.count == 1 or not isinstance(error, LOST):
+        if self._workers.count == 1 or not is_lost_worker(error):
             return None
         if self._interruption.signal:  # so were the others, and are gone
             return Stopped(self._interruption.signal, saved=False)

@@ -1,5 +1,6 @@
 """The directory of a run: whose it is, and what it was begun with."""
 
+import contextlib
 import json
 import os
 import typing
@@ -99,24 +100,18 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
             f"Expected a directory of this machine as --workdir, received "
             f"{directory!r}; mount it, or copy the run there afterwards."
         )
-    flagfile = os.path.join(directory, clsa_tf.config.RUN_FLAGS)
-    dataset = os.path.join(directory, DATASET)
-    recorded = _recorded(dataset)
-    known = recorded.get("fingerprints", {})
-    found = dict(fingerprints or {})
-    same = {name for name in found if known.get(name) == found[name]}
-    changes, shorter = _changes(flagfile, config, step, steps_per_epoch, same)
-    _check_images(recorded, config, images, step)
     try:
         os.makedirs(directory, exist_ok=True)
-        lock = files.lock(os.path.join(directory, LOCK))
-        _append_changes(directory, step, changes)
-        files.write_atomically(
-            flagfile, _flagfile(flagfile, config, step, shorter)
-        )
-        # What the run was started with stays.
-        record = {"images": images, "fingerprints": found | known}
-        files.write_atomically(dataset, json.dumps(record) + "\n")
+        # First of all: another process may be about to write these files.
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(
+                files.lock(os.path.join(directory, LOCK))
+            )
+            claimed = _claim_locked(
+                config, lock, images, step, steps_per_epoch, fingerprints or {}
+            )
+            stack.pop_all()  # it stays locked
+            return claimed
     except files.Locked as e:
         raise UserError(
             f"Expected a --workdir that no other run uses, received "
@@ -128,6 +123,23 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
             f"{directory!r} ({e.strerror}); make room, fix its permissions or "
             "choose another."
         ) from e
+
+
+def _claim_locked(config, lock, images, step, steps_per_epoch, found):
+    """Compares with what is recorded, and records; see `claim`."""
+    directory = config.workdir
+    flagfile = os.path.join(directory, clsa_tf.config.RUN_FLAGS)
+    dataset = os.path.join(directory, DATASET)
+    recorded = _recorded(dataset)
+    known = recorded.get("fingerprints", {})
+    same = {name for name in found if known.get(name) == found[name]}
+    changes, shorter = _changes(flagfile, config, step, steps_per_epoch, same)
+    _check_images(recorded, config, images, step)
+    _append_changes(directory, step, changes)
+    files.write_atomically(flagfile, _flagfile(flagfile, config, step, shorter))
+    # What the run was started with stays.
+    record = {"images": images, "fingerprints": found | known}
+    files.write_atomically(dataset, json.dumps(record) + "\n")
     notes = [
         f"the images of --{name} are as many as at the start of the run, but "
         "names or sizes of their files have changed"
@@ -165,9 +177,8 @@ def _changes(path, config, step, steps_per_epoch, same):
     if not os.path.exists(path):
         return [], False
     with open(path, encoding="utf-8") as file:
-        found = clsa_tf.config.differences(
-            file.read(), clsa_tf.config.to_flagfile(config)
-        )
+        before = clsa_tf.config.recorded(file.read(), path)
+    found = clsa_tf.config.differences(before, config)
     changes = {c.flag: c for c in map(Change._make, found)}
     longer = shorter = False
     length = changes.get("total_epochs")
@@ -218,7 +229,7 @@ def _flagfile(path, config, step, shorter):
     if shorter:
         kept += ("total_epochs", *_OF_LENGTH)
     if not kept or not os.path.exists(path):
-        return text
+        return clsa_tf.config.header() + text
     with open(path, encoding="utf-8") as file:
         before = dict(line.split("=", 1) for line in file if "=" in line)
     first = {
@@ -230,7 +241,7 @@ def _flagfile(path, config, step, shorter):
     for line in text.splitlines():
         name = line[2:].split("=", 1)[0]
         lines.append(f"--{name}={first[name]}" if name in first else line)
-    return "\n".join(lines) + "\n"
+    return clsa_tf.config.header() + "\n".join(lines) + "\n"
 
 
 def _another(directory, step):

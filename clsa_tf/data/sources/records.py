@@ -157,7 +157,7 @@ def _stream(shards, seed, epoch, window, worker):
     }  # [number of shards] each
     if seed is not None:
         order = tf.random.experimental.stateless_shuffle(
-            tf.range(len(shards)), key(seed, SHARDS, epoch)
+            tf.range(len(shards)), key(seed, SHARDS, epoch), "philox"
         )
         fields = {name: tf.gather(f, order) for name, f in fields.items()}
     by_file = len(shards) >= worker.count
@@ -189,6 +189,6 @@ def _stream(shards, seed, epoch, window, worker):
     assert not tf.executing_eagerly()
     tf.random.set_seed(1)
     draw = tf.random.stateless_uniform(
-        [], key(seed, WINDOW, epoch), None, None, tf.int64
+        [], key(seed, WINDOW, epoch), None, None, tf.int64, alg="philox"
     )
     return result.shuffle(window, draw, reshuffle_each_iteration=False)

@@ -19,6 +19,9 @@ BLOCKS = {
     "resnet50": (True, (3, 4, 6, 3)),
 }
 STEMS = ("imagenet", "small")
+# Below so many channels a 1x1 convolution with a stride of 2 corrupts memory in
+# its gradient: oneDNN of TensorFlow 2.15.1, 8 -> 16 channels, 48 or 64 px.
+_ONEDNN_CHANNELS = 16
 
 
 def resnet(
@@ -125,6 +128,12 @@ class _Builder:
     def _add(self, x, y, filters, stride, name):
         if stride != 1 or x.shape[-1] != filters:
             shortcut = f"{name}.downsample"
+            if stride > 1 and x.shape[-1] < _ONEDNN_CHANNELS:
+                # The same pixels, without a stride in the convolution.
+                x = self.layer(
+                    "MaxPool2D", 1, stride, name=shortcut + ".stride"
+                )(x)
+                stride = 1
             x = self.conv_bn(
                 x, filters, 1, stride, shortcut + ".0", shortcut + ".1", False
             )
