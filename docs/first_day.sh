@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Types the commands of docs/first-day.md, and prints that page anew.
+# Types the commands of docs/first-day.md and prints that page again.
 #
 #   docs/first_day.sh PHOTOS > docs/first-day.md
 #
@@ -43,10 +43,10 @@ train="python -m clsa_tf.train --flagfile=photos \\
 cat <<'PAGE'
 # A first day
 
-What a newcomer types, and what is printed: a terminal of 80 columns, two CPU
-cores, nothing left out but lines that a terminal overwrites: the steps of
-progress bars, of which the last is shown, and what is waited for.
-`docs/first_day.sh` typed it.
+This page shows a first session, command by command, with everything that is
+printed. The terminal has 80 columns, the machine two CPU cores. Lines that a
+terminal overwrites are left out: a progress bar is shown in its last state.
+`docs/first_day.sh` typed the commands and wrote this page.
 
 ## The demonstration
 PAGE
@@ -54,22 +54,21 @@ show "make demo"
 
 cp -r "$photos" photos
 say "## A folder of photographs"
-say "\`photos\` holds $(find photos -type f | wc -l) files, as they gather on a" \
-    "disk: JPEG, PNG, WebP, TIFF and HEIC, some turned by a note in their EXIF" \
-    "data, some without an extension, some damaged, and some that are no images." \
-    "A forgotten flag:"
+say "\`photos\` holds $(find photos -type f | wc -l) mixed files: JPEG, PNG, WebP," \
+    "TIFF and HEIC. Some have an EXIF rotation, some have no extension, some are" \
+    "damaged, and some are not images. The first command lacks \`folder:\`:"
 show "python -m clsa_tf.train --flagfile=photos --dataset=photos --workdir=runs/photos" || true
-say "As it should be, but shorter than the 200 epochs of the recipe. Ctrl-C after" \
-    "a while:"
+say "The correct command, with fewer epochs than the 200 of the recipe. Ctrl-C stops" \
+    "the run after some epochs:"
 show "$train" "$(interrupter) $train" || true
-say "The same command goes on:"
+say "The same command resumes it:"
 show "$train"
-say "## What it has learned"
+say "## Report"
 show "python -m clsa_tf.report --workdir=runs/photos"
-say "## Into service"
+say "## Serving"
 show "python -m export.savedmodel --workdir=runs/photos --output=models/photos"
-say "A server for this machine, and one request to it; a production server is" \
-    "TensorFlow Serving, with the same files and requests" \
+say "The next commands start a server for this machine and send one request. For" \
+    "production use TensorFlow Serving, with the same files and requests" \
     "([export/README.md](../export/README.md))."
 server="python -m export.server --model_base_path=$PWD/models/photos --model_name=photos"
 printf '\n    $ %s &\n' "${server//$PWD/\$PWD}"
@@ -80,5 +79,5 @@ sleep 1
 sed "s#$PWD#…#g; s/^/    /" server.log
 photo=$(find photos -name '*.jpg' -size +1k | sort | tail -1)
 show "python -m export.client --server=localhost:8500 --model=photos $photo | cut -c1-200"
-say "All photographs at once, in a file of NumPy's:"
+say "The last command embeds all photographs and writes a NumPy file:"
 show "python -m export.embed --encoder=models/photos --images=photos --output=embeddings.npz"

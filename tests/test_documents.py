@@ -1,4 +1,4 @@
-"""Commands in documents and help texts: each has to be one that works."""
+"""Documents: commands have to work, links have to lead somewhere."""
 
 import importlib
 import pathlib
@@ -12,15 +12,18 @@ from clsa_tf import config
 from clsa_tf.cli import parser
 from tests.test_help import COMMANDS
 
-DOCUMENTS = (
+PAGES = (
     "README.md",
     "export/README.md",
-    "docs/first-day.md",
+    *map(str, sorted(pathlib.Path("docs").glob("*.md"))),
+)
+DOCUMENTS = (
+    *PAGES,
     *map(str, sorted(pathlib.Path("configs").rglob("*.flags"))),
     *(f"{name.replace('.', '/')}.py" for name in COMMANDS),
 )
-# A line of its own, maybe behind a prompt or a comment's sign, and those that
-# it goes on in.
+# An indented line, maybe after a prompt or a comment's sign, and the lines that
+# continue it.
 COMMAND = re.compile(
     r"^(?:#? {2,})(?:\$ )?(?:\.venv/bin/)?python -m "
     r"((?:clsa_tf|export)\.\w+)((?:.*\\\n)*.*)$",
@@ -28,6 +31,9 @@ COMMAND = re.compile(
 )
 # Commands whose flags make a `Config`.
 RUNS = ("clsa_tf.train", "clsa_tf.gallery")
+# Pages about Python code.
+WITHOUT_COMMANDS = {"docs/python.md"}
+LINKED = (*PAGES, "BUILD.md", "benchmarks/README.md")
 
 
 def commands():
@@ -52,9 +58,8 @@ def test_they_are_found():
     found = {(document, module) for document, module, _ in commands()}
     own = zip(DOCUMENTS[-len(COMMANDS) :], COMMANDS)
     assert found >= set(own)
-    assert {"README.md", "export/README.md", "docs/first-day.md"} <= {
-        document for document, _ in found
-    }
+    documents = {document for document, _ in found}
+    assert {*PAGES} - documents == WITHOUT_COMMANDS
     lines = [words for _, _, words in commands()]
     # With continuation, comment, prompt and pipe.
     for words in (
@@ -77,3 +82,63 @@ def test_their_flags_are_those_of_the_command(document, module, words):
     parser.parse(words, values, positional=positional)
     if module in RUNS:
         config.from_flags(values)
+
+
+# ---- Links
+
+
+def outside_code(text):
+    """Lines of a page, without blocks of code."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [s for s in text.split("\n") if not s.startswith("    ")]
+
+
+def anchors(path):
+    """Fragments by which GitHub names the headings of a page."""
+    headings = (
+        line.lstrip("#").strip()
+        for line in outside_code(path.read_text())
+        if line.startswith("#")
+    )
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
+
+
+def links(document):
+    """(path, fragment) of the links of a page to files of this repository."""
+    page = pathlib.Path(document)
+    text = "\n".join(outside_code(page.read_text()))
+    targets = re.findall(r"\]\(([^)]+)\)|^\[\w+\]: (.+)$", text, re.MULTILINE)
+    for target in map("".join, targets):
+        if not target.startswith("https://"):
+            path, _, fragment = target.partition("#")
+            yield (page.parent / path if path else page), fragment
+
+
+@pytest.mark.parametrize("document", LINKED)
+def test_links_lead_somewhere(document):
+    found = [*links(document)]
+    assert found or document in ("BUILD.md", "benchmarks/README.md")
+    for path, fragment in found:
+        assert path.exists(), path
+        assert not fragment or fragment in anchors(path), (path, fragment)
+
+
+@pytest.mark.parametrize("document", LINKED)
+def test_reference_links_are_defined(document):
+    text = "\n".join(outside_code(pathlib.Path(document).read_text()))
+    used = set(re.findall(r"\]\[(\w+)\]", text))
+    assert used == set(re.findall(r"^\[(\w+)\]: ", text, re.MULTILINE))
+
+
+def test_the_first_page_stays_short():
+    lines = pathlib.Path("README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_every_page_is_linked_from_the_first_one():
+    linked = {path.resolve() for path, _ in links("README.md")}
+    assert {pathlib.Path(page).resolve() for page in PAGES[1:]} <= linked
