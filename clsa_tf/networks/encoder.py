@@ -4,6 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf.networks import backbones
+from clsa_tf.networks.backbones.libraries import NAME
 from clsa_tf.networks.batchnorm import splits_on_replica
 from clsa_tf.networks.heads import PLAIN, build, hidden
 
@@ -166,8 +167,8 @@ def make_heads(head, count, features, *, seed=0, **norm):
 
 
 def weight_name(variable):
-    """What a variable of an encoder is called in exports and digests."""
-    return variable.name.split(":")[0]
+    """Name of a variable of an encoder in exports and digests."""
+    return getattr(variable, NAME, None) or variable.name.split(":")[0]
 
 
 def unit(rows):

@@ -8,7 +8,7 @@ from tensorflow import keras
 
 from clsa_tf.errors import UserError
 from clsa_tf.networks import backbones
-from clsa_tf.networks.encoder import MEAN, STDDEV, make_heads
+from clsa_tf.networks.encoder import MEAN, STDDEV, make_heads, weight_name
 from clsa_tf.networks.heads import PLAIN, Head, hidden
 
 # What images are to every model that is written to a file. Its input says so:
@@ -109,9 +109,9 @@ def from_encoder(encoder, config, *, image_size=None):
         image_size: see `functional`.
     """
     model = functional_of(architecture(config), image_size=image_size)
-    values = {v.name: v for v in encoder.variables}
+    values = {weight_name(v): v for v in encoder.variables}
     for variable in model.variables:
-        variable.assign(values[variable.name])
+        variable.assign(values[weight_name(variable)])
     return model
 
 

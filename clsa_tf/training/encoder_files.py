@@ -11,6 +11,7 @@ from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import MODEL_CARD, newest_savedmodel
 from clsa_tf.networks import backbones
+from clsa_tf.networks.backbones.libraries import name_variables
 from clsa_tf.networks.backbones.resnet import STEMS
 from clsa_tf.networks.encoder import weight_name
 from clsa_tf.networks.functional import (
@@ -75,11 +76,8 @@ def _from_export(path):
         with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
             spec = json.load(file)["encoder"]
         unknown = backbones.problem(spec["backbone"])
-        if (
-            unknown
-            or spec["stem"] not in STEMS
-            or spec["head"]["kind"] not in KINDS
-        ):
+        known = spec["stem"] in STEMS and spec["head"]["kind"] in KINDS
+        if unknown or not known:
             raise ValueError(f"unknown architecture {spec}")
         model = functional_of(spec)
         weights = {weight_name(v): v for v in model.variables}
@@ -104,6 +102,9 @@ def _from_keras(path):
         model = keras.models.load_model(path, compile=False)
         for name in (NORMALISE, FEATURES, PROJECTION):
             model.get_layer(name)
+        for layer in model.layers:
+            if isinstance(layer, keras.Model):  # a backbone of a library
+                name_variables(layer)
     # What is thrown depends on what is damaged.
     except Exception as e:
         raise UserError(

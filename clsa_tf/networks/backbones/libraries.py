@@ -17,6 +17,9 @@ from clsa_tf.networks.backbones.resnet import layer_seed
 from clsa_tf.networks.batchnorm import SplitBatchNormalization
 
 LIBRARIES = ("keras_applications", "keras_cv")
+# Attribute of their variables: a name that each build gives again. Those of
+# Keras count how many layers the process has made.
+NAME = "_clsa_tf_name"
 
 # Names under which layers of both libraries keep the share that they drop.
 _RATES = ("rate", "drop_path_rate", "dropout", "dropout_rate", "drop_rate")
@@ -137,7 +140,15 @@ def build(
     if x.shape.rank == 4:
         x = keras.layers.GlobalAveragePooling2D(dtype="float32")(x)
     x = keras.layers.Activation("linear", dtype="float32")(x)
-    return keras.Model(model.input, x, name="backbone")
+    model = keras.Model(model.input, x, name="backbone")
+    name_variables(model)
+    return model
+
+
+def name_variables(model):
+    """Names the variables of a library's backbone by their order."""
+    for number, variable in enumerate(model.variables):
+        setattr(variable, NAME, f"backbone/{number:04d}")
 
 
 def _made(name):
