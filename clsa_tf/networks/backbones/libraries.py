@@ -232,7 +232,9 @@ def _seed(model, seed):
         )
         if holds_others or not layer.weights:
             continue
-        config = _seeded(layer.get_config(), f"{seed}/{number}/{layer.name}")
+        config = _seeded(
+            layer.get_config(), f"{seed}/{number}/{type(layer).__name__}"
+        )
         twin = type(layer).from_config(config)
         twin.build(layer.get_build_config()["input_shape"])
         layer.set_weights(twin.get_weights())
@@ -241,7 +243,7 @@ def _seed(model, seed):
         if variable.ref() not in done and variable.shape.rank > 1:
             # Of a layer that holds others: its initializer is not known.
             initial = keras.initializers.TruncatedNormal(
-                0.02, seed=layer_seed(seed, f"{number}/{variable.name}")
+                0.02, seed=layer_seed(seed, f"variable {number}")
             )
             variable.assign(initial(variable.shape, variable.dtype))
 
