@@ -66,35 +66,59 @@ def test_a_later_start_too(addresses, source, whole):
     tail = batches(source, 4, start=3, services=Services(addresses[:1]))
     assert len(tail) == 4
     for batch, expected in zip(tail, whole[3:]):
-        assert batch.keys() == {"query", "key", "key_order"}
+        assert batch.keys() == {"query", "key", "key_order", "index"}
         for name in batch:
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
-@pytest.mark.parametrize("memory_bytes", [0, 10**9])
+def record_files(folder, each):
+    """Two files of so many records; their labels count on."""
+    for part in range(2):
+        with tf.io.TFRecordWriter(str(folder / f"r-{part}")) as writer:
+            for n in range(each):
+                image = contents(picture(each * part + n), "JPEG")
+                writer.write(record(image, each * part + n))
+    return f"tfrecord:{folder}/r-*"
+
+
+def record(image, label):
+    image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+    label = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+    features = tf.train.Features(feature={"image": image, "label": label})
+    return tf.train.Example(features=features).SerializeToString()
+
+
+@pytest.mark.parametrize("memory_bytes, count", [(0, 1), (10**9, 2)])
 def test_parts_of_unfinished_batches_of_records(
-    tmp_path, addresses, memory_bytes
+    tmp_path, addresses, memory_bytes, count
 ):
     """Streamed in a shuffled order, and from a table that travels along."""
-    for part in range(2):
-        with tf.io.TFRecordWriter(str(tmp_path / f"r-{part}")) as writer:
-            for n in range(7):
-                image = contents(picture(7 * part + n), "JPEG")
-                writer.write(record(image))
     source = open_source(
-        f"tfrecord:{tmp_path}/r-*", window=4, memory_bytes=memory_bytes
+        record_files(tmp_path, 7), window=4, memory_bytes=memory_bytes
     )
     options = dict(batch_size=6, worker=Worker(1, 2), finished=False)
     expected = batches(source, 5, start=1, **options)
-    services = Services(addresses)
+    services = Services(addresses[:count])
     steps = batches(source, 5, start=1, services=services, **options)
     assert_same(steps, expected)
 
 
-def record(image):
-    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
-    features = tf.train.Features(feature={"image": feature})
-    return tf.train.Example(features=features).SerializeToString()
+def test_services_read_files_of_their_own_of_a_stream(tmp_path, addresses):
+    source = open_source(record_files(tmp_path, 8), window=4, memory_bytes=0)
+    options = dict(batch_size=4)
+    steps = batches(source, 8, services=Services(addresses), **options)
+    labels = [step["label"] for step in steps]
+    for epoch in (labels[:4], labels[4:]):
+        assert sorted(np.concatenate(epoch)) == list(range(16))
+        # One service made steps 0 and 2, the other one 1 and 3.
+        for mine in (epoch[::2], epoch[1::2]):
+            assert len({label // 8 for label in np.concatenate(mine)}) == 1
+    # The same from any step on, whichever service makes it.
+    for start in (1, 4, 6):
+        tail = batches(
+            source, 2, start=start, services=Services(addresses), **options
+        )
+        assert_same(tail, steps[start : start + 2])
 
 
 def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):

@@ -134,23 +134,45 @@ def training_batches(
         # never is.
         calls = 2 * cores if cores > 1 else 1
 
+    def records(rows, first, stride):
+        """Records of a stream that one of `stride` services reads.
+
+        A service reads files of its own, whatever the step it starts at: the
+        parts of all steps are counted, and each service has every
+        `stride`-th.
+        """
+        before = start_step * (share // rows)  # parts of earlier steps
+        owner = (first + before) % stride
+        reader = Worker(worker.index * stride + owner, worker.count * stride)
+        size = source.size - (source.size % batch_size) * whole_epochs
+        read = max(0, -(-(before - owner) // stride)) * rows
+        return source.stream_of(reader, start=read, seed=seed, size=size)
+
     def parts(rows, first=0, stride=1):
         """Parts of `rows` rows, number `first`, `first + stride`, …"""
-        items = source.items_of(
-            worker,
-            start=start_step * batch_size,
-            seed=seed,
-            batch_size=batch_size,
-            whole_epochs=whole_epochs,
-        )
 
-        def belongs(counter, _):
+        def belongs(counter, _=None):
             step, row = counter // batch_size, counter % share
             number = ((step - start_step) * share + row) // rows
             return tf.equal(number % stride, first)
 
-        if stride > 1:
-            items = items.filter(belongs)
+        start = start_step * batch_size
+        if stride > 1 and not source.random_access:
+            counters = tf.data.Dataset.counter(start).filter(
+                lambda c: (c % batch_size) // share == worker.index
+            )
+            items = tf.data.Dataset.zip(
+                (counters.filter(belongs), records(rows, first, stride))
+            )
+        else:
+            items = source.items_of(
+                worker,
+                start=start,
+                seed=seed,
+                batch_size=batch_size,
+                whole_epochs=whole_epochs,
+            )
+            items = items.filter(belongs) if stride > 1 else items
         groups = items.batch(count, drop_remainder=True).map(
             _views_of_items(source, views, seed, count, finished, keep_params),
             num_parallel_calls=calls or tf.data.AUTOTUNE,

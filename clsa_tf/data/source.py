@@ -151,16 +151,36 @@ class Source:
             return batches.map(
                 lambda *batch: tf.nest.map_structure(lambda x: x[rows], batch)
             ).unbatch()
-        share = size // worker.count
-        order = _epochs(
-            lambda epoch: self.epoch(seed, epoch, worker).repeat().take(share),
-            size=share,
-            start=start // worker.count,
-            stop=2**40,
+        order = self.stream_of(
+            worker, start=start // worker.count, seed=seed, size=size
         )
         counters = tf.data.Dataset.counter(start).batch(batch_size)
         mine = counters.map(lambda batch: batch[rows]).unbatch()
         return tf.data.Dataset.zip((mine, order))
+
+    def stream_of(
+        self, reader: Worker, *, start: int, seed: int, size: int
+    ) -> tf.data.Dataset:
+        """Returns the elements that one of several readers of a stream reads.
+
+        Each reads files of its own, an equal number of records per epoch.
+
+        Args:
+            reader: which of them.
+            start: elements that it has read before.
+            seed: seed of the order.
+            size: examples of all readers in an epoch.
+
+        Returns:
+            Endless dataset of elements for `read`.
+        """
+        share = max(1, size // reader.count)
+        return _epochs(
+            lambda epoch: self.epoch(seed, epoch, reader).repeat().take(share),
+            size=share,
+            start=start,
+            stop=2**40,
+        )
 
     def example(self, counter: tf.Tensor, item: tf.Tensor) -> Example:
         """Reads one of `items`; see `examples`."""

@@ -15,6 +15,7 @@ import sys
 import time
 
 import tensorflow as tf
+from absl import logging
 from tensorflow import keras
 
 from clsa_tf.errors import Stopped, UserError, first_line
@@ -128,10 +129,21 @@ class Log(StepCallback):
         self._tick()
 
     def close(self):
-        """Ends the line of the bar, however the run ends."""
+        """Ends the line of the bar, and TensorBoard's file, however it ends."""
         self._compiling.close()
         if self._bar is not None:
             self._bar.close()
+        if self.chief:
+            try:
+                self._writer.close()
+            except (tf.errors.OpError, OSError) as e:
+                # No error: it would hide the one that the run may end with.
+                logging.warning(
+                    "TensorBoard's file lacks the last steps (%s); %s has "
+                    "them.",
+                    first_line(e),
+                    metrics_log.FILE,
+                )
 
     def doing(self, what):
         """Shows in words what is done instead of training, while entered."""
