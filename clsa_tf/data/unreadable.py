@@ -30,13 +30,18 @@ class Faults:
     bad share.
     """
 
-    def __init__(self, *, max_bad_share: float, advice: str = ""):
+    def __init__(
+        self, *, max_bad_share: float, advice: str = "", remote: bool = False
+    ):
         """Starts with no faults.
 
         Args:
             max_bad_share: tolerated share of unreadable images, in [0, 1].
             advice: what else to do about them, in the imperative.
+            remote: whether other hosts read the images, which cannot call this
+                process: they replace unreadable images without a report.
         """
+        self._remote = remote
         self._max_bad_share = max_bad_share
         self._advice = f"{advice}, " if advice else ""
         self._lock = threading.Lock()
@@ -132,6 +137,10 @@ class Faults:
             An operation, which fails with `tf.errors.InvalidArgumentError` if
             the run may not go on.
         """
+        if self._remote:
+            return tf.debugging.Assert(
+                ~lost, ["No image of a batch can be read."]
+            )
 
         words = headers.reasons(source.rules)
 

@@ -73,6 +73,14 @@ def make_strategy(name, *, tpu=""):
     return tf.distribute.OneDeviceStrategy(devices[0].name)
 
 
+def loads_elsewhere(strategy):
+    """Whether other hosts than this one load the data: those of a TPU."""
+    devices = strategy.extended.worker_devices
+    return isinstance(strategy, tf.distribute.TPUStrategy) and not any(
+        "/job:localhost" in device for device in devices
+    )
+
+
 def is_lost_worker(error):
     """Whether an error says that another process of the job is gone.
 

@@ -18,6 +18,7 @@ from clsa_tf.distributed.strategy import (
     Workers,
     is_accelerated,
     is_lost_worker,
+    loads_elsewhere,
     make_strategy,
 )
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
@@ -97,7 +98,14 @@ class _Run:
             self._services = Services(parse(config.data_service))
             self._services.check()
             advice = "see that the services of --data_service find them there"
-        self._faults = Faults(max_bad_share=config.max_bad_share, advice=advice)
+        self._remote = loads_elsewhere(self._strategy)
+        if self._remote:
+            check_loadable_elsewhere(self._source)
+        self._faults = Faults(
+            max_bad_share=config.max_bad_share,
+            advice=advice,
+            remote=self._remote,
+        )
         self._evaluation = None
         if config.knn_epochs:
             self._evaluation = plan(config, self._source)
@@ -337,6 +345,11 @@ class _Run:
         )
         for note in self._source.notes:
             print(f"  {note}")
+        if self._remote:
+            print(
+                "  the hosts of the TPU read the images: unreadable ones are "
+                "replaced by others of the batch, neither named nor counted"
+            )
         begun = clsa_tf.config.older_in(config.workdir)
         if begun:
             flags_then = clsa_tf.config.as_flags(begun)
@@ -447,6 +460,16 @@ def check_needs(config, source):
             f"Expected labels for --method={config.method}, received "
             f"{source.name} without any: {source.unlabelled}; train on a "
             "labelled dataset."
+        )
+
+
+def check_loadable_elsewhere(source):
+    """Raises `UserError` for a source that only this process can read."""
+    if source.local:
+        raise UserError(
+            "Expected files that TensorFlow reads by itself on the hosts of "
+            f"the TPU, received {source.name}, {source.local} train on a TPU "
+            "VM with --tpu=local."
         )
 
 

@@ -1,0 +1,59 @@
+"""Makes batches on another host, as for the hosts of a remote TPU.
+
+`python -m tests.remote_host PHOTOS REMOTE`: a server of TensorFlow, a process
+of its own, stands for the host. REMOTE, 0 or 1, says whether the pipeline is
+told so; prints what came back.
+"""
+
+import multiprocessing
+import socket
+import sys
+
+import tensorflow as tf
+
+from clsa_tf.augment.views import View
+from clsa_tf.data.open import open_source
+from clsa_tf.data.pipeline import training_batches
+from clsa_tf.data.unreadable import Faults
+
+VIEWS = (View("query", 8, 0.2, 1.0), View("key", 8, 0.2, 1.0, shuffle=True))
+
+
+def serve(port):
+    cluster = tf.train.ClusterSpec({"worker": [f"localhost:{port}"]})
+    tf.distribute.Server(cluster, job_name="worker", task_index=0).join()
+
+
+def first_batches(photos, remote):
+    """Three of them, which show every photograph."""
+    batches = training_batches(
+        open_source(f"folder:{photos}", labels="none"),
+        VIEWS,
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        faults=Faults(max_bad_share=0.5, remote=remote),
+    )
+    return list(batches.take(3))
+
+
+def main(photos, remote):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=serve, args=[port], daemon=True)
+    process.start()
+    tf.config.experimental_connect_to_host(f"grpc://localhost:{port}")
+    with tf.device("/job:worker/replica:0/task:0/device:CPU:0"):
+        there = first_batches(photos, remote)
+        print({k: v.device.split("/")[1] for k, v in there[0].items()})
+    here = first_batches(photos, remote=False)
+    for view in VIEWS:
+        for one, other in zip(there, here):
+            same = one[view.name].numpy() == other[view.name].numpy()
+            print(view.name, same.all())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] == "1")
