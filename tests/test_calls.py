@@ -10,7 +10,7 @@ import time
 
 import tensorflow as tf
 
-from clsa_tf.data.calls import in_python
+from clsa_tf.data.graph_calls import in_python
 
 
 def slow(i):

@@ -136,13 +136,16 @@ def test_tail_after_a_restart_is_the_same(source, share):
     assert tail == whole[start:]
 
 
-def read_part(source, index, count, batches, *, start=0, batch_size=8):
+def read_part(
+    source, index, count, batches, *, start=0, batch_size=8, whole=False
+):
     """Names and counters of one worker's part of some batches."""
     items = source.items_of(
         Worker(index, count),
         start=start * batch_size,
         seed=1,
         batch_size=batch_size,
+        whole_epochs=whole,
     )
     items = items.map(lambda i, item: (i, source.read(item)["name"]))
     rows = list(items.take(batches * batch_size // count).as_numpy_iterator())
@@ -164,6 +167,31 @@ def test_workers_make_parts_of_the_same_batches(source, count):
     assert [i for i, _ in joined] == list(range(20 * 8))
     if source.random_access or count == 1:
         assert [name for _, name in joined] == names(whole)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_batch_holds_an_image_twice(source, count):
+    """Epochs of 20 images in batches of 8: the last 4 wait for another one."""
+    assert source.size == 20
+    found = [read_part(source, i, count, 12, whole=True) for i in range(count)]
+    steps = [
+        sum((part[8 // count * i :][: 8 // count] for _, part in found), [])
+        for i in range(12)
+    ]
+    assert all(len(set(step)) == 8 for step in steps)
+    for first, second in zip(steps[::2], steps[1::2]):
+        assert len(set(first + second)) == 16  # an epoch
+    # Others are left out in other epochs, and a restart changes nothing.
+    assert len(set(sum(steps, []))) == 20
+    tail = [
+        read_part(source, i, count, 7, start=5, whole=True)
+        for i in range(count)
+    ]
+    for (_, part), (_, again) in zip(found, tail):
+        assert part[5 * 8 // count :] == again
+    # As it was before: some batches reach into the next epoch.
+    (_, names) = read_part(source, 0, 1, 12)
+    assert any(len(set(names[i : i + 8])) < 8 for i in range(0, len(names), 8))
 
 
 def test_workers_read_files_of_their_own(records):
