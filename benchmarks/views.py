@@ -100,7 +100,7 @@ def recipes(flagfile, photos):
         loaders |= {
             "clsa_tf": pipeline(views, folder),
             "clsa_tf, host part of device": pipeline(
-                views, folder, finished=False
+                views, folder, completed=False
             ),
             "decode and crop only": bare(views, folder),
             "the same, antialiased": bare(views, folder, antialias=True),
@@ -151,7 +151,7 @@ def device():
     """Time of the part that --augment_on=device moves, on this processor."""
     import tensorflow as tf
 
-    from clsa_tf.augment.chain import finish_batch
+    from clsa_tf.augment.chain import complete_batch
     from clsa_tf.augment.views import params_key
 
     views = views_of(_SINGLE)
@@ -165,7 +165,7 @@ def device():
 
     def run():
         for _ in range(_PHASE):
-            finish_batch(batch, views=views)
+            complete_batch(batch, views=views)
         return _PHASE * _BATCH
 
     report(f"{_SINGLE}, device part", take_turns({"all views": run}))
@@ -250,7 +250,7 @@ def drained(dataset, count=_PHASE):
     return run
 
 
-def pipeline(views, folder, finished=True, count=_PHASE, **options):
+def pipeline(views, folder, completed=True, count=_PHASE, **options):
     """Returns the loader of this package; `count` batches per turn."""
     from clsa_tf.data.pipeline import training_batches
     from clsa_tf.data.unreadable import Faults
@@ -263,7 +263,7 @@ def pipeline(views, folder, finished=True, count=_PHASE, **options):
             seed=0,
             start_step=0,
             faults=Faults(max_bad_share=0),
-            finished=finished,
+            completed=completed,
             **options,
         ),
         count,

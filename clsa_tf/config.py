@@ -76,14 +76,14 @@ class Config:
         "",
         "directory of prepared tensorflow-datasets; empty: $TFDS_DATA_DIR or "
         "~/tensorflow_datasets",
-        portable=True,
+        mutable_on_resume=True,
         group="data",
         path=True,
     )
     download: bool = option(
         False,
         "let tensorflow-datasets download a missing dataset",
-        portable=True,
+        mutable_on_resume=True,
         group="data",
     )
     labels: str = option(
@@ -112,7 +112,7 @@ class Config:
         "share, in [0, 1], of unreadable images above which the run stops",
         minimum=0.0,
         maximum=1.0,
-        portable=True,
+        mutable_on_resume=True,
         group="data",
     )
     exif_rotation: bool = option(
@@ -148,7 +148,7 @@ class Config:
     allow_upscaling: bool = option(
         False,
         "accept crops larger than the images",
-        portable=True,
+        mutable_on_resume=True,
         group="views",
     )
     augment_on: str = option(
@@ -157,7 +157,7 @@ class Config:
         "host, or on the device, within the training step; a device with time "
         "to spare relieves a host that cannot keep up",
         choices=("host", "device"),
-        portable=True,
+        mutable_on_resume=True,
         group="views",
     )
     data_service: str = option(
@@ -166,7 +166,7 @@ class Config:
         "this process, with the same result: grpc://host:port as printed by "
         "`python -m clsa_tf.data_service`, several separated by commas; they "
         "have to see the dataset under the same paths",
-        portable=True,
+        mutable_on_resume=True,
         group="data",
     )
     whole_epochs: bool = option(
@@ -181,7 +181,7 @@ class Config:
         2,
         "finished batches that the host keeps ready, in memory",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="data",
     )
     # What is learned
@@ -357,28 +357,28 @@ class Config:
         1,
         "epochs between kNN evaluations; 0: none",
         minimum=0,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     knn_k: int = option(
         200,
         "k, nearest neighbours that vote in the evaluation",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     knn_temperature: float = option(
         0.1,
         "T of the neighbours' weights exp(cosine / T)",
         above=0.0,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     knn_bank: int = option(
         50_000,
         "images that the neighbours are taken from, at most",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     # Where and with what
@@ -386,7 +386,7 @@ class Config:
         "",
         "directory of the run, for checkpoints, metrics and pictures; always "
         "to be named",
-        portable=True,
+        mutable_on_resume=True,
         group="run",
         path=True,
     )
@@ -413,41 +413,41 @@ class Config:
         "devices: one, all GPUs of the machine (mirrored), several machines "
         "(multiworker, by TF_CONFIG or SLURM), a TPU, or what there is (auto)",
         choices=STRATEGIES,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     tpu: str = option(
         "",
         "name or address of the TPU, local on a TPU VM; for --strategy=tpu",
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     jit_compile: bool = option(
         False,
         "compile the whole training step with XLA: for GPUs (TPUs always do); "
         "slower on CPUs",
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     log_steps: int = option(
         50,
         "steps between lines of metrics.jsonl",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     checkpoint_steps: int = option(
         0,
         "steps between checkpoints; 0: one per epoch",
         minimum=0,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     keep_checkpoints: int = option(
         3,
         "newest checkpoints to keep",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     options: typing.Any = None  # the method's own, a methods.*.Options
@@ -503,7 +503,7 @@ def from_flags(flag_values=flags.FLAGS):
         if name not in mine and flag_values[name].present
     ]
     if foreign:
-        raise UserError(other_method.refusal(flag_values, foreign))
+        raise UserError(other_method.rejected_flags(flag_values, foreign))
     # A flag that two methods share has one default per method: only what the
     # person wrote overrides it.
     own = {n: flag_values[n].value for n in mine if flag_values[n].present}
@@ -675,13 +675,15 @@ def differences(text, other):
         _values(t) | {name: spell(value) for name, value in older(t).items()}
         for t in (text, other)
     )
-    portable = {f.name for f in _fields(Config) if f.metadata["portable"]}
+    mutable = {
+        f.name for f in _fields(Config) if f.metadata["mutable_on_resume"]
+    }
     # Both are in the order of the fields; options of one method come last.
     order = ["method", *dict.fromkeys([*one, *two])]
     return [
         (name, one.get(name), two.get(name))
         for name in dict.fromkeys(order)
-        if name not in portable and one.get(name) != two.get(name)
+        if name not in mutable and one.get(name) != two.get(name)
     ]
 
 
@@ -694,7 +696,7 @@ def changeable():
     return {
         f.name: f.metadata["on_resume"]
         for f in _fields(Config)
-        if f.metadata["portable"] or f.metadata["on_resume"]
+        if f.metadata["mutable_on_resume"] or f.metadata["on_resume"]
     }
 
 
@@ -704,7 +706,7 @@ def identity(config):
         f"{field.name}={spell(getattr(holder, field.name))}"
         for holder in (config, config.options)
         for field in _fields(type(holder))
-        if not field.metadata["portable"]
+        if not field.metadata["mutable_on_resume"]
     ]
     return zlib.crc32("\n".join(values).encode()) >> 1
 

@@ -230,7 +230,7 @@ def test_every_suggestion_exists():
         module.define_flags(values)
         known |= {*values}
     known |= {"model_base_path", "accelerator", "model_name"}
-    for typed, ours in parser._USUAL.items():
+    for typed, ours in parser._ALIASES.items():
         assert {*ours} <= known, typed
 
 

@@ -89,7 +89,7 @@ def test_captions_name_what_made_the_view_of_their_row(photos):
     weak = batch_of(photos, plain)
     batch = batch_of(photos, hard)
     captions = views_plot.captions(batch, hard)
-    made = views_plot.in_order(batch, "x", batch["x"])
+    made = views_plot.unshuffled(batch, "x", batch["x"])
     assert views_plot.captions(weak, plain) == [[]] * IMAGES
     # The rows were shuffled, and none of this is trivial.
     assert list(batch["x_order"]) != list(range(IMAGES))

@@ -1,8 +1,12 @@
-"""From decoded images to views, by way of crops.
+"""Makes views from decoded images.
 
-`compiled_draw` decides everything random; `make_views` cuts and resizes (always
-on the host: shapes vary) and does the rest too, or leaves it to `finish_batch`
-on the accelerator. The bytes are the same.
+1. `compiled_draw` draws all random parameters.
+2. `make_views` crops and resizes. This runs on the host, because crops differ
+   in shape. By default it also completes the views.
+3. `complete_batch` completes them on the accelerator instead. Completing a view
+   means: weak chain, then strong operations.
+
+Host and accelerator give the same bytes.
 """
 
 import functools
@@ -21,7 +25,7 @@ from clsa_tf.augment.views import (
 )
 
 
-def finish(crops, packed, *, views):
+def complete(crops, packed, *, views):
     """Turns crops into views: the weak chain, then strong operations if any.
 
     Crops of one size and kind go through together: through everything, and
@@ -116,7 +120,7 @@ def compiled_draw(views):
     return _compiled(draw_all, [pairs, pairs])
 
 
-def make_views(images, boxes, packed, *, views, finished=True):
+def make_views(images, boxes, packed, *, views, completed=True):
     """Cuts the crops of all views out of K images; on the host.
 
     Args:
@@ -125,7 +129,7 @@ def make_views(images, boxes, packed, *, views, finished=True):
             these images.
         packed: dict, view name -> f32[K,p], from `split_packed`.
         views: sequence of V `View`s.
-        finished: whether to do what `finish` does too.
+        completed: whether to do what `complete` does too.
 
     Returns:
         dict, view name -> u8[K,size,size,3], row by row; unfinished
@@ -142,7 +146,7 @@ def make_views(images, boxes, packed, *, views, finished=True):
                 before = [rectangle.resize()]
             pixels += before
         pixels = tf.stack(pixels)
-        if finished:
+        if completed:
             program = _compiled_view(_kind(view), len(images))
             pixels = program(pixels, packed[view.name])
         result[view.name] = pixels
@@ -170,17 +174,17 @@ def _compiled_view(view, count):
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled_finish_batch(views):
-    return _compiled(functools.partial(finish, views=views))
+def _compiled_complete(views):
+    return _compiled(functools.partial(complete, views=views))
 
 
-def finish_batch(batch, *, views):
+def complete_batch(batch, *, views):
     """Completes the views of an unfinished batch, for accelerators.
 
     Compiled by XLA, also if the caller is not.
 
     Args:
-        batch: rows of a batch of `training_batches(..., finished=False)`: for
+        batch: rows of a batch of `training_batches(..., completed=False)`: for
             each view its name -> u8[N,size,3,size], column by column, and
             `params_key` -> what was drawn.
         views: those that it was made with.
@@ -190,4 +194,4 @@ def finish_batch(batch, *, views):
     """
     crops = {view.name: batch[view.name] for view in views}
     packed = {view.name: batch[params_key(view)] for view in views}
-    return batch | _compiled_finish_batch(tuple(views))(crops, packed)
+    return batch | _compiled_complete(tuple(views))(crops, packed)

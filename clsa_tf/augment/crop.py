@@ -12,7 +12,7 @@ _TRIES = 10
 
 
 # Uniform numbers that a box is drawn from.
-NEEDS = 2 * _TRIES + 2
+NUM_UNIFORMS = 2 * _TRIES + 2
 
 
 def draw_box(uniform, *, height, width, min_area, max_area):
@@ -66,7 +66,7 @@ def _central_box(sides):
     return tf.cast(tf.round(box), tf.int32)
 
 
-def _pass(pixels, scale, translation, size):
+def _resample(pixels, scale, translation, size):
     """Resamples f32 or u8 [1,L,1,C] along L, antialiased: f32[1,size,1,C].
 
     Scale and translation are f32[2], the second one 1 and 0.
@@ -89,16 +89,16 @@ class Rectangle(NamedTuple):
         size: side of the square in pixels.
         begin: i32[4], where the rectangle begins in `image`.
         extent: i32[4], how far it reaches.
-        down: scale f32[2] and translation f32[2] of the pass along H.
-        across: likewise along W.
+        vertical: scale f32[2] and translation f32[2] of the pass along H.
+        horizontal: likewise along W.
     """
 
     image: tf.Tensor
     size: int
     begin: tf.Tensor
     extent: tf.Tensor
-    down: Tuple[tf.Tensor, tf.Tensor]
-    across: Tuple[tf.Tensor, tf.Tensor]
+    vertical: Tuple[tf.Tensor, tf.Tensor]
+    horizontal: Tuple[tf.Tensor, tf.Tensor]
 
     def resize(self):
         """Bilinear with antialiasing.
@@ -117,10 +117,10 @@ class Rectangle(NamedTuple):
         by at most 1/255.
         """
         pixels = tf.slice(self.image, self.begin, self.extent)
-        pixels = _pass(pixels, *self.down, self.size)
+        pixels = _resample(pixels, *self.vertical, self.size)
         pixels = tf.transpose(tf.reshape(pixels, [self.size, -1]))  # [W*3,size]
         pixels = tf.reshape(pixels, [1, -1, 1, 3 * self.size])
-        pixels = _pass(pixels, *self.across, self.size)
+        pixels = _resample(pixels, *self.horizontal, self.size)
         # At once, while it is in the processor's cache.
         return to_bytes(tf.reshape(pixels, [self.size, 3, self.size]))
 
@@ -159,13 +159,13 @@ def rectangles(images, boxes, *, sizes):
     height, width = tf.unstack(tf.cast(end - begin, tf.int32), num=2, axis=1)
     begins = rows(0, top, 0, left * 3)
     extents = rows(1, height, 1, width * 3)
-    downs = zip(rows(scale[:, 0], 1.0), rows(shift[:, 0], 0.0))
-    acrosses = zip(rows(scale[:, 1], 1.0), rows(shift[:, 1], 0.0))
+    verticals = zip(rows(scale[:, 0], 1.0), rows(shift[:, 0], 0.0))
+    horizontals = zip(rows(scale[:, 1], 1.0), rows(shift[:, 1], 0.0))
     images = [tf.reshape(x, [1, tf.shape(x)[0], 1, -1]) for x in images]
     pairs = itertools.product(images, sizes)
     result = [
         Rectangle(*pair, *rest)
-        for pair, *rest in zip(pairs, begins, extents, downs, acrosses)
+        for pair, *rest in zip(pairs, begins, extents, verticals, horizontals)
     ]
     return [result[v :: len(sizes)] for v in range(len(sizes))]
 
@@ -175,22 +175,22 @@ def to_bytes(pixels):
     return tf.cast(pixels + 0.5, tf.uint8)
 
 
-def central(image, *, size, keep):
+def central(image, *, size, crop_ratio):
     """The evaluation transform: resize the short side, cut out the centre.
 
     Args:
         image: u8[H,W,3].
         size: side of the result in pixels.
-        keep: share of the resized short side that is kept, in (0, 1]; 0.875
-            resizes to 256 for 224.
+        crop_ratio: share of the resized short side that the crop covers, in
+            (0, 1]. With 0.875 and size 224 the short side is resized to 256.
 
     Returns:
         u8[size,size,3].
 
-    Source: torchvision, `Resize(round(size / keep))` then `CenterCrop(size)`
-    on Pillow images; within 1/255.
+    Source: torchvision, `Resize(round(size / crop_ratio))` then
+    `CenterCrop(size)` on Pillow images; within 1/255.
     """
-    short = round(size / keep)
+    short = round(size / crop_ratio)
     shape = tf.shape(image)[:2]
     # Torchvision cuts the fraction of the long side off.
     resized = short * shape // tf.reduce_min(shape)  # i32[2]

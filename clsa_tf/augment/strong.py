@@ -26,7 +26,7 @@ POOLS = {
     )
 }
 # Uniform numbers that one operation of a sequence is drawn from.
-NEEDS = 4
+NUM_UNIFORMS = 4
 
 
 def specs(num_ops):
@@ -56,7 +56,7 @@ def draw(uniform, *, pool="released", max_level=MAX_LEVEL):
     Source: maple-research-lab/CLSA@37df76c, RandAugment.__call__, n = 5,
     m = 10. A level or sign that goes unused is drawn all the same.
     """
-    op, level, apply_, sign = tf.unstack(uniform, num=NEEDS)
+    op, level, apply_, sign = tf.unstack(uniform, num=NUM_UNIFORMS)
     members = np.array([NAMES.index(name) for name in POOLS[pool]], np.int32)
     if pool == "paper":
         level = tf.cast(level * (max_level * LEVEL_STEPS + 1), tf.int32)

@@ -12,7 +12,7 @@ _REACH = UNIT
 _CENTRE = 4  # of the kernel's nine
 
 # Uniform numbers that a texture is drawn from.
-NEEDS = 11
+NUM_UNIFORMS = 11
 # What `draw` returns.
 SPECS = {
     "apply": tf.TensorSpec([], tf.bool),

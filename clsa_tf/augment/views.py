@@ -169,14 +169,14 @@ def number_slices(views):
     slices, before, count = {}, {}, 0
     for view in views:
         _check_sharing(view, before)
-        needs = {"crop": crop.NEEDS, **weak.needs(view)}
-        needs["strong"] = strong.NEEDS * view.strong_ops
-        for part, need in needs.items():
+        counts = {"crop": crop.NUM_UNIFORMS, **weak.num_uniforms(view)}
+        counts["strong"] = strong.NUM_UNIFORMS * view.strong_ops
+        for part, number in counts.items():
             if part in view.shared:
                 slices[view.name, part] = slices[view.like, part]
             else:
-                slices[view.name, part] = slice(count, count + need)
-                count += need
+                slices[view.name, part] = slice(count, count + number)
+                count += number
         before[view.name] = view
     return slices, count
 
@@ -214,7 +214,9 @@ def _draw_view(view, numbers, size):
     }
     if view.strong_ops:
         params["strong"] = strong.draw(
-            tf.reshape(numbers["strong"], [strong.NEEDS, view.strong_ops]),
+            tf.reshape(
+                numbers["strong"], [strong.NUM_UNIFORMS, view.strong_ops]
+            ),
             pool=view.strong_pool,
             max_level=view.strong_level,
         )

@@ -23,13 +23,13 @@ _MIN_SIGMA = 0.1  # pixels
 # Parts that only views go through which ask for them.
 _OPTIONAL = ("rotation", "texture", "solarize")
 # Uniform numbers that each part of the chain is drawn from.
-_NEEDS = {
+_NUM_UNIFORMS = {
     "jitter": 6,
     "gray": 1,
     "blur": 2,
     "flip": 1,
     "rotation": 1,
-    "texture": texture.NEEDS,
+    "texture": texture.NUM_UNIFORMS,
     "solarize": 1,
 }
 # What `draw` returns; an optional part is one entry, of its own name.
@@ -51,9 +51,9 @@ def _lacks(view, name):
     return name in _OPTIONAL and not getattr(view, name)
 
 
-def needs(view):
+def num_uniforms(view):
     """Count of uniform numbers for each part, 0 for those a `View` lacks."""
-    return {k: 0 if _lacks(view, k) else n for k, n in _NEEDS.items()}
+    return {k: 0 if _lacks(view, k) else n for k, n in _NUM_UNIFORMS.items()}
 
 
 def specs(view):
@@ -66,7 +66,7 @@ def draw(numbers, view):
 
     Args:
         numbers: dict, part -> uniform numbers f32[n] in [0, 1), n as in
-            `needs`.
+            `num_uniforms`.
         view: `views.View`, for its probabilities and strengths.
 
     Returns:

@@ -58,7 +58,7 @@ def launch(main, define_flags, *, positional=False):
         # Plain text: absl's prefix of date, thread and line is for servers.
         logging.get_absl_handler().setFormatter(None)
         # Whole lines of the log above a progress bar.
-        logging.get_absl_handler().python_handler.stream = progress.Above()
+        logging.get_absl_handler().python_handler.stream = progress.LogStream()
         try:
             with signals.Interruption("stopping", stop=True):
                 signals.started()

@@ -14,7 +14,7 @@ from clsa_tf.terminal import shell
 _COMMAND = "clsa_tf.train"
 
 
-def refusal(flag_values, foreign):
+def rejected_flags(flag_values, foreign):
     """Says which flags are not of the method, whose they are and what to do.
 
     Args:
@@ -33,7 +33,7 @@ def refusal(flag_values, foreign):
             f"{names}; take one of the two."
         )
     if read and method.written and not method.files:
-        return _another_recipe(flag_values, read, typed)
+        return _rejected_recipe(flag_values, read, typed)
     flag, *others = typed or foreign
     chosen = f" of {method.files[-1]}" if method.files else ""
     more = f" and {len(others)} more" if others else ""
@@ -44,7 +44,7 @@ def refusal(flag_values, foreign):
     )
 
 
-def _another_recipe(flag_values, read, typed):
+def _rejected_recipe(flag_values, read, typed):
     """A recipe's flags against a typed method.
 
     Args:
@@ -58,7 +58,10 @@ def _another_recipe(flag_values, read, typed):
     recipe = recipe_for(flag_values, like=file)
     instead = ""
     if recipe:
-        arguments = [f"--flagfile={recipe}", *_kept(flag_values, recipe)]
+        arguments = [
+            f"--flagfile={recipe}",
+            *_flags_to_keep(flag_values, recipe),
+        ]
         instead = f"write `{shell.arguments(_COMMAND, arguments)}`"
         if typed:
             left = ", ".join(f"--{flag.name}" for flag in typed)
@@ -105,7 +108,7 @@ def recipe_for(flag_values, like):
     return min(names, key=distance) + flagfiles.SUFFIX if names else ""
 
 
-def _kept(flag_values, recipe):
+def _flags_to_keep(flag_values, recipe):
     """What has to stand behind another recipe: the data, and what was typed.
 
     Args:

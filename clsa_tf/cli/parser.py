@@ -16,7 +16,7 @@ from clsa_tf.options.flags import Flag, Written, is_required, spell
 
 # How other programs call it -> how it is called here; the first that a command
 # has is suggested.
-_USUAL = {
+_ALIASES = {
     "arch": ("backbone",),
     "architecture": ("backbone",),
     "amp": ("precision",),
@@ -130,7 +130,7 @@ def suggest(name, known):
         list of at most two of `known`.
     """
     name = name.lower().replace("-", "_")
-    for usual in _USUAL.get(name, ()):
+    for usual in _ALIASES.get(name, ()):
         if usual in known:
             return [usual]
     # --nodownloads, --milestones

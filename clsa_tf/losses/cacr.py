@@ -30,7 +30,7 @@ from clsa_tf.losses.contrast import (
     at_least_float32,
     cosines,
     info_nce,
-    without_own,
+    mask_own,
 )
 
 
@@ -97,7 +97,7 @@ def cacr_repulsion(queries, others, example_ids, *, sharpness, queue=None):
     Source: as `cacr_attraction`.
     """
     distances = 2 - 2 * cosines(queries, others)
-    logits = without_own(-sharpness * distances, example_ids)
+    logits = mask_own(-sharpness * distances, example_ids)
     if queue is not None:
         to_queue = 2 - 2 * cosines(queries, queue)
         distances = tf.concat([to_queue, distances], axis=1)
@@ -166,7 +166,7 @@ def cacr_euclidean(queries, keys, example_ids, *, temperature):
     weights = _weights_of_views(similarities, example_ids, temperature)
     costs = []
     for x in similarities:
-        near = tf.nn.softmax(without_own((x - 1) / temperature, example_ids))
+        near = tf.nn.softmax(mask_own((x - 1) / temperature, example_ids))
         repulsion = tf.einsum("ng,ng->n", tf.stop_gradient(near), x - 1)
         costs.append(1 - _own(x, example_ids) + repulsion)
     return tf.einsum("vn,vn->n", weights, tf.stack(costs))

@@ -93,14 +93,14 @@ def nt_xent(queries, positives, others, example_ids, *, temperature):
     """
     similarities = [
         cosines(queries, positives),
-        without_own(cosines(queries, others), example_ids),
+        mask_own(cosines(queries, others), example_ids),
     ]
     return info_nce(
         tf.concat(similarities, axis=1), example_ids, temperature=temperature
     )
 
 
-def without_own(logits, own):
+def mask_own(logits, own):
     """Returns `logits` with each row's own column at minus infinity.
 
     A softmax over them gives that column exactly 0, and no gradient.

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 
-class _Decaying(keras.optimizers.legacy.Adam):
+class _AdamWithDecay(keras.optimizers.legacy.Adam):
     """Adam with a weight decay, which subclasses apply.
 
     Args:
@@ -53,7 +53,7 @@ class _Decaying(keras.optimizers.legacy.Adam):
         raise NotImplementedError("sparse gradients")
 
 
-class AdamW(_Decaying):
+class AdamW(_AdamWithDecay):
     """Adam; before each step the decay's share is taken off the weights.
 
     Args:
@@ -82,7 +82,7 @@ class AdamW(_Decaying):
             return super()._resource_apply_dense(grad, var, apply_state)
 
 
-class LAMB(_Decaying):
+class LAMB(_AdamWithDecay):
     """Adam whose rate adapts to the norms of each variable.
 
         u <- m' / (sqrt(v') + epsilon) + decay * w;   w <- w - lr * trust * u

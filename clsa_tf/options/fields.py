@@ -27,7 +27,7 @@ def option(
     above=None,
     maximum=None,
     below=None,
-    portable=False,
+    mutable_on_resume=False,
     on_resume="",
     published=None,
     before=None,
@@ -45,11 +45,12 @@ def option(
         above: bound that it must exceed.
         maximum: largest allowed value.
         below: bound that it must not reach.
-        portable: whether it may differ between two starts of one run, and
-            between its workers.
-        on_resume: condition on which it may differ between two starts, in the
-            words of a message ("to a larger number"); empty: never, unless
-            `portable`. `clsa_tf.training.workdir` checks the condition.
+        mutable_on_resume: whether the value may change between two starts of a
+            run, and may differ between its workers.
+        on_resume: condition under which the value may change between two
+            starts, worded for a message ("to a larger number").
+            `clsa_tf.training.workdir` checks it. Empty: the value is fixed,
+            unless `mutable_on_resume` is set.
         published: value that `AUTO` becomes where data and length of the run
             allow it (see `clsa_tf.training.auto`); None: the option has no
             `AUTO`.
@@ -89,7 +90,7 @@ def option(
             "path": path,
             "choices": choices,
             "check": check,
-            "portable": portable,
+            "mutable_on_resume": mutable_on_resume,
             "on_resume": on_resume,
             "published": published,
             "before": before,

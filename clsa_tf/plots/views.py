@@ -23,7 +23,7 @@ LEVELS = range(1, strong.MAX_LEVEL)
 ROWS = 6  # images in the picture of a run
 
 
-MOST = 512  # px of the longer side that are kept of an original
+MAX_SIDE = 512  # px of the longer side that are kept of an original
 
 
 def gallery(config, path, *, images):
@@ -119,7 +119,7 @@ def first_images(config, source, count, *, start=0, most=None):
         most: of them that can be read; no further ones are looked at.
 
     Returns:
-        list of (uint8 `[H, W, 3]`, shrunk to `MOST` px if larger; its size
+        list of (uint8 `[H, W, 3]`, shrunk to `MAX_SIDE` px if larger; its size
         before, in words); None instead of an image that cannot be read.
     """
     examples = source.examples(
@@ -145,7 +145,7 @@ def first_images(config, source, count, *, start=0, most=None):
 
 def _shrink(image):
     sides = np.array(image.shape[:2])
-    sides = np.maximum(1, np.round(sides * min(1, MOST / max(sides))))
+    sides = np.maximum(1, np.round(sides * min(1, MAX_SIDE / max(sides))))
     resized = tf.image.resize(image, sides.astype(int), antialias=True)
     return tf.cast(tf.round(resized), tf.uint8).numpy()
 
@@ -164,7 +164,7 @@ def views_grid(method, views, batch, originals):
     cell = sheet.Cell
     columns = [[cell(originals[i][0], [originals[i][1]]) for i in rows]]
     for view in views:
-        made = in_order(batch, view, batch[view.name])
+        made = unshuffled(batch, view, batch[view.name])
         words = captions(batch, view)
         columns.append([cell(made[i], words[i]) for i in rows])
     title = f"{method}: training images and their views"
@@ -194,7 +194,7 @@ def captions(batch, view):
         applied, first to last; empty lists for a plain weak view.
     """
     params = unpack(batch[params_key(view)], view)
-    params = in_order(batch, view, params)
+    params = unshuffled(batch, view, params)
 
     def caption(i):
         row = tf.nest.map_structure(lambda x: x[i], params)
@@ -213,7 +213,7 @@ def operations_grid(views, image):
         views: strong `View`s, whose pools are shown.
         image: uint8 `[H, W, 3]`, resized to the first view's size.
     """
-    image = crop.central(image, size=views[0].size, keep=1)
+    image = crop.central(image, size=views[0].size, crop_ratio=1)
     pool = {name for v in views for name in strong.POOLS[v.strong_pool]}
     names = [name for name in strong.NAMES if name in pool]
     return sheet.Grid(
@@ -257,7 +257,7 @@ def operation(image, name):
     ]
 
 
-def in_order(batch, view, rows):
+def unshuffled(batch, view, rows):
     """Puts rows of a view that was shuffled back into the batch's order.
 
     Args:

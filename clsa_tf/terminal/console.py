@@ -52,7 +52,7 @@ def begin():
     """Prepares the process of a command: streams, native log, signals."""
     quieten()
     _quieten_libraries()
-    _outlive_terminal()
+    _survive_closed_terminal()
     signals.begin()
 
 
@@ -131,7 +131,7 @@ def _filter_native_log():
     atexit.register(end)
 
 
-class _Lasting(io.FileIO):
+class _TolerantFile(io.FileIO):
     """A file for what is printed, which may be closed at its other end."""
 
     def write(self, data):
@@ -146,7 +146,7 @@ class _Lasting(io.FileIO):
 def _stream(descriptor, like):
     """A text stream to a descriptor, with the encoding of another one."""
     return io.TextIOWrapper(
-        io.BufferedWriter(_Lasting(descriptor, "w", closefd=False)),
+        io.BufferedWriter(_TolerantFile(descriptor, "w", closefd=False)),
         encoding=like.encoding,
         errors=like.errors,
         # So that lines of both streams keep their order in a log file, and
@@ -155,13 +155,13 @@ def _stream(descriptor, like):
     )
 
 
-def _outlive_terminal():
+def _survive_closed_terminal():
     """Lets a run go on to save, and to say so, when its terminal is closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         # (None where it was closed before.)
         if stream is not None and not isinstance(
-            getattr(stream.buffer, "raw", None), _Lasting
+            getattr(stream.buffer, "raw", None), _TolerantFile
         ):
             stream.flush()
             setattr(sys, name, _stream(stream.fileno(), stream))

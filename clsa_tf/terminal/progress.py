@@ -116,7 +116,7 @@ def _layouts(values, optional, doing):
         yield layout()
 
 
-class Above(io.TextIOBase):
+class LogStream(io.TextIOBase):
     """A stream for lines of a log, which leaves a bar below them whole."""
 
     def write(self, text):
