@@ -1,4 +1,4 @@
-"""What the speed and the bytes of `clsa_tf` are compared with."""
+"""Benchmarks of `clsa_tf`, and a reference implementation of the views."""
 
-# Chooses Keras 2, before anything imports TensorFlow.
+# Selects Keras 2 before TensorFlow is imported.
 import clsa_tf  # noqa: F401

@@ -1,8 +1,8 @@
-"""What tf.data services cost: `python -m benchmarks.data_service --photos=DIR`.
+"""Measures tf.data services: `python -m benchmarks.data_service --photos=DIR`.
 
-One process that makes the views by itself, and one that gets them from one or
-two services on the same machine, each on one core, take turns on the same
-photographs. `--rounds` is as in `benchmarks/views.py`; needs two cores.
+Compares a process that makes the views itself with one that gets them from one
+or two services on the same machine, each on one core. They take turns on the
+same photographs. Needs two cores. `--rounds` is as in `benchmarks/views.py`.
 """
 
 import os
@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 _FLAGFILE = flags.DEFINE_string(
     "recipe", "configs/clsa.flags", "flagfile whose views are made"
 )
-_COUNT = 48  # batches per turn; several times what is made ahead
+_COUNT = 48  # batches per turn; several times the number prefetched
 
 
 def start(core):
@@ -30,13 +30,13 @@ def start(core):
         stdout=subprocess.PIPE,
         text=True,
     )
-    # Before it has threads, which inherit this.
+    # Set before the process starts threads, which inherit it.
     os.sched_setaffinity(process.pid, [core])
     return process, process.stdout.readline().split()[2].rstrip(";")
 
 
 def main(argv):
-    """Measures, and prints a table."""
+    """Starts the services, measures and prints a table."""
     del argv
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     cores = sorted(os.sched_getaffinity(0))[:2]
@@ -52,7 +52,7 @@ def main(argv):
 
 
 def compare(addresses, cores):
-    """Lets the loaders take turns."""
+    """Measures the loaders in turns and prints the report."""
     from clsa_tf.data.service_client import Services
 
     views = lib.views_of(_FLAGFILE.value)

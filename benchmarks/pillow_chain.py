@@ -1,11 +1,10 @@
-"""The augmentations again, with Pillow and NumPy, as published.
+"""Reference implementation of the augmentations, with Pillow and NumPy.
 
-The oracle of the tests and what the benchmarks compare with. Everything here
-takes parameters that were drawn elsewhere, applies them the way torchvision
-and the released code of CLSA do, and shares no line with `clsa_tf`. Images are
-u8[H,W,3] arrays. `OPS` work on Pillow images and take levels as the released
-code does, 0..10, where fractions are allowed; everywhere else levels are whole
-numbers of hundredths.
+It is the oracle of the tests and the baseline of the benchmarks. It applies
+given parameters as torchvision and the released code of CLSA do, and shares no
+code with `clsa_tf`. Images are u8[H,W,3] arrays, except that `OPS` and `make`
+work on Pillow images. Levels are integers in hundredths, except that `OPS` take
+them as the released code does, as floats in 0..10.
 """
 
 import numpy as np
@@ -78,7 +77,7 @@ def op(name, image, level, sign):
 
 
 def hue(image, factor):
-    """torchvision's adjust_hue on a Pillow image."""
+    """torchvision's `adjust_hue` on a Pillow image."""
     h, s, v = image.convert("HSV").split()
     shift = np.int32(float(factor) * 255).astype(np.uint8)
     h = Image.fromarray(np.asarray(h) + shift)
@@ -94,7 +93,7 @@ _JITTERS = (
 
 
 def texture(image, params):
-    """Convolution of an array, in whole numbers, mixed with it."""
+    """Mixes an array with its convolution, in integers."""
     kernel = np.asarray(params["kernel"], np.int64).reshape(3, 3)
     alpha = int(params["alpha"])
     height, width = image.shape[:2]
@@ -104,7 +103,7 @@ def texture(image, params):
         for y in range(3)
         for x in range(3)
     )
-    # Both in units of 1/64, as the numbers are.
+    # In units of 1/64**2: kernel and alpha are in units of 1/64.
     mixed = alpha * 64 * image.astype(np.int64) + (64 - alpha) * convolved
     return np.clip((mixed + 2048) // 4096, 0, 255).astype(np.uint8)
 
@@ -156,12 +155,12 @@ def _strong(image, params):
 
 
 def weak(image, params, gray_first=False):
-    """Jitter, greyscale, blur, flip of an array, and what else was drawn."""
+    """Weak chain of an array, including the optional parts in `params`."""
     return np.asarray(_weak(Image.fromarray(image), params, gray_first))
 
 
 def strong(image, params):
-    """The drawn sequence of operations on an array."""
+    """Strong operations of `params` on an array."""
     return np.asarray(_strong(Image.fromarray(image), params))
 
 
@@ -171,26 +170,26 @@ def _chain(image, params, gray_first=False):
 
 
 def chain(image, params, gray_first=False):
-    """What follows the crop of an array."""
+    """Weak chain and, if drawn, strong operations of a cropped array."""
     return np.asarray(_chain(Image.fromarray(image), params, gray_first))
 
 
 def make(image, params, size):
-    """A view of a Pillow image, which it stays throughout, as published."""
+    """Makes a view from a Pillow image without conversions, as published."""
     top, left, height, width = (int(x) for x in params["box"])
     image = image.crop((left, top, left + width, top + height))
     return _chain(image.resize((size, size), _BILINEAR), params)
 
 
 def resize_box(image, box, size):
-    """torchvision's resized_crop; box is (top, left, height, width)."""
+    """torchvision's `resized_crop`; box is (top, left, height, width)."""
     top, left, height, width = (int(x) for x in box)
     crop = Image.fromarray(image).crop((left, top, left + width, top + height))
     return np.asarray(crop.resize((size, size), _BILINEAR))
 
 
 def central(image, size, short):
-    """torchvision's Resize(short) then CenterCrop(size)."""
+    """torchvision's `Resize(short)` then `CenterCrop(size)`."""
     height, width = image.shape[:2]
     if width <= height:
         resized = (short, int(short * height / width))
@@ -203,12 +202,12 @@ def central(image, size, short):
 
 
 def view(image, params, size):
-    """Crop, weak chain and, if drawn, the strong sequence of an array."""
+    """Crop, weak chain and, if drawn, strong operations of an array."""
     return np.asarray(make(Image.fromarray(image), params, size))
 
 
 def photograph(height, width, seed=0):
-    """A smooth colour picture with some noise; u8[H,W,3]."""
+    """Makes a smooth random colour image with some noise, u8[H,W,3]."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
     large = Image.fromarray(coarse).resize((width, height), _BILINEAR)

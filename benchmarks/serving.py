@@ -1,9 +1,9 @@
-"""What serving costs: `python -m benchmarks.serving --model=BASE --photos=DIR`.
+"""Measures serving: `python -m benchmarks.serving --model=BASE --photos=DIR`.
 
-The embedded server against calling the SavedModel in a loop, on the same
-photographs, in turns; the first request; a new version under load; a thousand
-requests at once; `export.embed` against the loop. Run it on a copy: a version
-is added to BASE.
+Compares the embedded server, and `export.embed`, with calling the SavedModel in
+a loop, in turns on the same photographs. Also measures the first request, a new
+version under load, and a thousand concurrent requests. It works on a copy of
+BASE.
 """
 
 import asyncio
@@ -32,19 +32,19 @@ _PHOTOS = flags.DEFINE_string("photos", None, "folder of photographs")
 _ONLY = flags.DEFINE_list(
     "only",
     ["latency", "throughput", "thousand", "first", "swap", "embed"],
-    "what to measure",
+    "measurements to run",
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each")
-_CLIENTS = flags.DEFINE_integer("clients", 32, "requests at a time")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each measurement")
+_CLIENTS = flags.DEFINE_integer("clients", 32, "concurrent requests")
 _REQUESTS = flags.DEFINE_integer("requests", 256, "requests per turn")
-_BATCHING = flags.DEFINE_bool("batching", True, "join requests to batches")
+_BATCHING = flags.DEFINE_bool("batching", True, "enable request batching")
 _POLL_SECONDS = flags.DEFINE_integer(
-    "poll_seconds", 1, "seconds between the server's looks for versions"
+    "poll_seconds", 1, "interval of the server's polling for versions, in s"
 )
 
 
 def main(argv):
-    """Prints a line per measurement that `--only` names."""
+    """Runs the measurements in `--only`; prints one line each."""
     del argv
     photos = read_photos(_PHOTOS.value, _REQUESTS.value)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def main(argv):
 
 
 def measure_latency(base, direct, photos):
-    """A photograph at a time."""
+    """Latency of one photograph at a time."""
     count = min(len(photos), 50)
     ours, theirs = [], []
     with serving(base) as server:
@@ -72,7 +72,7 @@ def measure_latency(base, direct, photos):
 
 
 def measure_throughput(base, direct, photos):
-    """`--clients` requests of one photograph at a time."""
+    """Throughput with `--clients` concurrent requests of one photograph."""
     size = _CLIENTS.value
     batches = [photos[i : i + size] for i in range(0, len(photos), size)]
     ours, theirs = [], []
@@ -86,7 +86,7 @@ def measure_throughput(base, direct, photos):
 
 
 def measure_thousand(base, direct, photos):
-    """A thousand requests at once, again and again."""
+    """A thousand concurrent requests, repeatedly: losses, errors, memory."""
     expected = np.concatenate([direct([p]) for p in photos])
     requests = list(itertools.islice(itertools.cycle(photos), 1000))
     worst, memory = 0.0, []
@@ -101,15 +101,15 @@ def measure_thousand(base, direct, photos):
             memory.append(server.memory() / 2**20)
     scale = np.abs(expected).max()
     print(
-        f"1,000 requests at once, {_ROUNDS.value} times: none lost, off by "
-        f"{worst / scale:.1g} of the largest value at most; MiB in use "
+        f"1,000 concurrent requests, {_ROUNDS.value} times: none lost, largest "
+        f"error {worst / scale:.1g} of the largest value; MiB in use "
         f"afterwards: {', '.join(f'{m:.0f}' for m in memory)}",
         flush=True,
     )
 
 
 def measure_first(base, direct, photos):
-    """The first request after the start against the median."""
+    """Latency of the first request after the start, against the median."""
     pairs = []
     for _ in range(_ROUNDS.value):
         with serving(base) as server:
@@ -119,7 +119,7 @@ def measure_first(base, direct, photos):
 
 
 def measure_swap(base, direct, photos):
-    """From the moment a version is there until it answers, under load."""
+    """Time from publishing a version to its first answer, under load."""
     seconds, memory, failed, answered = [], [], 0, 0
     with serving(base) as server:
         for _ in range(_ROUNDS.value):
@@ -133,7 +133,7 @@ def measure_swap(base, direct, photos):
     print(
         f"a new version is served after {statistics.median(seconds):.1f} s "
         f"({min(seconds):.1f} to {max(seconds):.1f}), with {answered} requests "
-        f"answered meanwhile, {failed} failed; interval of polling "
+        f"answered meanwhile, {failed} failed; polling interval "
         f"{_POLL_SECONDS.value} s; MiB in use afterwards: "
         f"{', '.join(f'{m:.0f}' for m in memory)}",
         flush=True,
@@ -141,7 +141,7 @@ def measure_swap(base, direct, photos):
 
 
 def measure_embed(base, direct, photos):
-    """`export.embed` against the loop over the same batches, from memory."""
+    """Throughput of `export.embed`, against a loop over batches in memory."""
     names = list_images(_PHOTOS.value, more_formats=False).images
     every = read_photos(_PHOTOS.value, len(names))
     batches = [every[i : i + 32] for i in range(0, len(every), 32)]
@@ -176,7 +176,7 @@ class Direct:
         return self._function(tf.constant(photos))["embedding"].numpy()
 
     def seconds(self, photos):
-        """What a call takes; the first one of a size does not count."""
+        """Seconds of a call; each batch size is run once before."""
         if not hasattr(self, f"_seen_{len(photos)}"):
             setattr(self, f"_seen_{len(photos)}", True)
             self(photos)
@@ -193,11 +193,11 @@ class Server:
         self._address = address
 
     def memory(self):
-        """Bytes that it holds."""
+        """Resident memory of the server process in bytes."""
         return psutil.Process(self._process.pid).memory_info().rss
 
     async def latencies(self, photos):
-        """Seconds of each of the requests, one after the other."""
+        """Seconds of each request, sent one after the other."""
         found = []
         async with self._channel() as predict:
             for photo in photos:
@@ -207,7 +207,7 @@ class Server:
         return found
 
     async def embed(self, photos, *, at_once):
-        """Rows for photographs, `at_once` of which are on their way."""
+        """Embeddings of photographs, with `at_once` concurrent requests."""
         slots = asyncio.Semaphore(at_once)
 
         async def one(photo):
@@ -219,11 +219,11 @@ class Server:
             return await asyncio.gather(*map(one, photos))
 
     async def swap(self, base, newest, photos, *, at_once):
-        """Publishes a copy of `newest` while requests are made.
+        """Publishes a copy of version `newest` under load.
 
         Returns:
-            seconds until the new version answered; requests answered and
-            failed meanwhile.
+            (seconds until the new version answered, requests answered until
+            then, requests failed until then).
         """
         target = os.path.join(base, str(newest + 1))
         draft = os.path.join(base, ".draft")
@@ -263,13 +263,13 @@ class Server:
 
 @contextlib.contextmanager
 def serving(base):
-    """Runs the server while it is entered."""
+    """Context manager that runs a `Server`."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "export.server", "--port=-1"),
             *("--rest_api_port=0", f"--model_base_path={base}"),
             f"--file_system_poll_wait_seconds={_POLL_SECONDS.value}",
-            # Each request that waits for its batch holds a thread.
+            # Each request that waits for a batch occupies a thread.
             f"--grpc_max_threads={2 * _CLIENTS.value}",
             *batching(base),
         ],
@@ -286,7 +286,7 @@ def serving(base):
 
 
 def batching(base):
-    """Flags that have the server join up to as many requests as clients."""
+    """Server flags for batches of up to `--clients` requests."""
     if not _BATCHING.value:
         return []
     path = os.path.join(base, ".batching.txt")
@@ -299,7 +299,7 @@ def batching(base):
 
 
 def request(photo):
-    """The request that embeds one photograph."""
+    """Makes the request for one photograph."""
     found = predict_pb2.PredictRequest()
     found.model_spec.name = "default"
     found.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([photo]))
@@ -307,7 +307,7 @@ def request(photo):
 
 
 def read_photos(folder, count):
-    """The first `count` files below a folder."""
+    """Reads the first `count` images of a folder; returns their bytes."""
     names = list_images(folder, more_formats=False).images
     found = []
     for name in names[:count]:

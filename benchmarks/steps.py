@@ -1,8 +1,8 @@
-"""What a training step costs: `python -m benchmarks.steps`.
+"""Measures training steps: `python -m benchmarks.steps`.
 
-Time and memory of the whole step as the queue and the number of crops grow, by
-precision and compiler, and the throughput of one and two worker processes.
-Every setting is a process of its own; those of a table take turns.
+Measures time and memory of a step by queue size, number of crops, precision and
+compiler, and the throughput of one and two worker processes. Each setting runs
+in a separate process. The settings of a table take turns.
 """
 
 import itertools
@@ -23,18 +23,18 @@ _ONLY = flags.DEFINE_list(
     ["queue", "crops", "precision", "accumulation", "passes", "workers"],
     "tables to make: queue (1,024 to 262,144 keys), crops (2 to 11 views), "
     "precision (float32, bfloat16, XLA), accumulation (1 and 8 micro-batches), "
-    "passes (likewise, of SimCLR), workers (1 and 2 processes)",
+    "passes (micro-batches of SimCLR), workers (1 and 2 processes)",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each setting")
 _STEPS = flags.DEFINE_integer("steps", 6, "steps timed per turn")
 _PHOTOS = flags.DEFINE_string(
-    "photos", "", "folder of images that the worker processes train on"
+    "photos", "", "folder of images for the worker processes"
 )
 _SETTING = flags.DEFINE_string(
-    "setting", "", "JSON; used by the processes that this one starts"
+    "setting", "", "one setting as JSON; for processes that this one starts"
 )
 
-# A small network on small images, so that the queue's share can be seen.
+# A small network on small images, so that the cost of the queue is visible.
 _SMALL = {
     "backbone": "resnet18",
     "width": 0.25,
@@ -57,7 +57,7 @@ _SIZES = (64, 56, 48, 40, 32)  # px, in the proportions of the published crops
 
 
 def main(argv):
-    """Prints the tables that `--only` names."""
+    """Prints the tables in `--only`."""
     del argv
     if _SETTING.value:
         print(json.dumps(measure(json.loads(_SETTING.value))))
@@ -77,14 +77,15 @@ def main(argv):
 
 
 def queue():
-    """Settings by the number of keys in the queue."""
+    """Settings with queues of different sizes."""
     return {f"{k:,} keys": _SMALL | {"queue_size": k} for k in _QUEUES}
 
 
 def crops():
-    """Settings by the number of views: one key, as many weak as strong ones.
+    """Settings with different numbers of views.
 
-    (With two views there is no strong one: MoCo.)
+    Each has one key and equally many weak and strong queries, except that two
+    views are MoCo's, without a strong one.
     """
     common = {k: v for k, v in _SMALL.items() if "crop" not in k} | {
         "queue_size": 16_384,
@@ -101,7 +102,7 @@ def crops():
 
 
 def precision():
-    """Settings of ResNet-50 at 96 px that compute the same step."""
+    """Settings of one step of ResNet-50 at 96 px in different precisions."""
     return {
         "float32": _LARGE,
         "mixed_bfloat16": _LARGE | {"precision": "mixed_bfloat16"},
@@ -110,7 +111,7 @@ def precision():
 
 
 def accumulation():
-    """The same batch at once and in parts."""
+    """Settings of one batch, whole and with gradient accumulation."""
     whole = _LARGE | {"batch_size": 64}
     return {
         "64 images at once": whole,
@@ -119,7 +120,7 @@ def accumulation():
 
 
 def passes():
-    """The same of a method that compares the images of a batch."""
+    """As `accumulation`, for a method with negatives in the batch (SimCLR)."""
     whole = {
         "method": "simclr",
         "backbone": "resnet50",
@@ -135,7 +136,7 @@ def passes():
 
 
 def table(title, settings):
-    """Measures the settings in turns and prints medians and ratios."""
+    """Measures settings in turns; prints medians and ratios."""
     found = {name: [] for name in settings}
     for _, name in itertools.product(range(_ROUNDS.value), settings):
         result = subprocess.run(
@@ -167,7 +168,7 @@ def table(title, settings):
 
 
 def measure(setting):
-    """Median seconds of a step, and the process' peak memory in MiB."""
+    """Measures median seconds per step and peak memory in MiB of a setting."""
     import numpy as np
     import tensorflow as tf
 
@@ -202,8 +203,8 @@ def measure(setting):
 
 
 def workers():
-    """Images per second of one process on one core, on two, and of two."""
-    from tests import cluster  # starts processes as the tests do
+    """Measures images/s of one process on one and two cores, and of two."""
+    from tests import cluster  # to start worker processes
 
     cores = sorted(os.sched_getaffinity(0))[:2]
     each = [cores[:1], cores[1:]]

@@ -1,7 +1,7 @@
-"""How fast views are made: `python -m benchmarks.views --photos=/photos`.
+"""Measures the speed of views: `python -m benchmarks.views --photos=DIR`.
 
-Each figure is a ratio of two loaders that took turns on the same photographs
-within one run, on one processor core unless `--cores` says otherwise.
+Each figure is a ratio of two loaders that take turns on the same photographs in
+one run, on `--cores` processor cores (default: one).
 """
 
 import functools
@@ -18,19 +18,19 @@ from absl import app, flags
 
 FLAGS = flags.FLAGS
 _PHOTOS = flags.DEFINE_string(
-    "photos", None, "folder of JPEGs to work on", required=True
+    "photos", None, "folder of JPEG photographs", required=True
 )
-_COUNT = flags.DEFINE_integer("count", 512, "photographs to use, at most")
+_COUNT = flags.DEFINE_integer("count", 512, "largest number of photographs")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "turns of each loader")
 _CORES = flags.DEFINE_integer("cores", 1, "processor cores to run on")
 _ONLY = flags.DEFINE_list(
     "only",
     ["single", "multi", "ops", "cores", "device"],
-    "parts to run: single and multi (the two recipes of configs/), ops (cost "
-    "of more strong operations), cores (--cores of them against one), device "
-    "(what --augment_on=device leaves to the accelerator, here on --cores)",
+    "parts to run: single and multi (two recipes of configs/), ops (cost of "
+    "more strong operations), cores (--cores against one), device (the device "
+    "part of --augment_on=device, on --cores)",
 )
-_LONG_SIDE = 500  # pixels, of the larger copies
+_LONG_SIDE = 500  # longer side of the enlarged copies, in px
 _BATCH = 16  # images
 _PHASE = 6  # batches per turn
 _SINGLE = "configs/clsa.flags"
@@ -38,9 +38,9 @@ _MULTI = "configs/clsa_multicrop.flags"
 
 
 def main(argv):
-    """Runs what `--only` names and prints a table of each."""
+    """Runs the parts in `--only`; prints a table of each."""
     del argv
-    # Before TensorFlow makes its thread pools.
+    # Set before TensorFlow creates its thread pools.
     os.sched_setaffinity(
         0, set(sorted(os.sched_getaffinity(0))[: _CORES.value])
     )
@@ -59,7 +59,7 @@ def main(argv):
 
 
 def copy_photos(folder, large):
-    """Copies photographs as they are and enlarged; {description: folder}."""
+    """Copies photographs, unchanged and enlarged; {description: folder}."""
     from PIL import Image
 
     small = os.path.join(large, "small")
@@ -81,7 +81,7 @@ def copy_photos(folder, large):
 
 
 def views_of(flagfile, **changes):
-    """Returns the views of a flagfile's method and recipe."""
+    """Returns the views of a flagfile, with some options changed."""
     import clsa_tf.config
     from clsa_tf import methods
 
@@ -91,7 +91,7 @@ def views_of(flagfile, **changes):
 
 
 def recipes(flagfile, photos):
-    """Compares loaders on the views of a flagfile."""
+    """Compares loaders that make the views of a flagfile."""
     views = views_of(flagfile)
     for description, folder in photos.items():
         loaders = {"Pillow, as published": pillow(published(views), folder)}
@@ -100,7 +100,7 @@ def recipes(flagfile, photos):
         loaders |= {
             "clsa_tf": pipeline(views, folder),
             "clsa_tf, host part of device": pipeline(
-                views, folder, finished=False
+                views, folder, completed=False
             ),
             "decode and crop only": bare(views, folder),
             "the same, antialiased": bare(views, folder, antialias=True),
@@ -111,7 +111,7 @@ def recipes(flagfile, photos):
 
 
 def strong_ops(photos):
-    """Cost of more strong operations."""
+    """Measures the cost of more strong operations."""
     folder = photos["as they are"]
     loaders = {
         f"strong_ops={count}": pipeline(
@@ -125,7 +125,7 @@ def strong_ops(photos):
 
 
 def scaling(photos):
-    """The same loader, with as many threads, on one core and on several."""
+    """Compares one loader, with equal threads, on one and several cores."""
     load = pipeline(views_of(_SINGLE), photos["as they are"])
     cores = sorted(os.sched_getaffinity(0))
 
@@ -142,16 +142,16 @@ def scaling(photos):
 
 
 def pin(cores):
-    """Keeps all threads of this process on these cores."""
+    """Pins all threads of this process to these cores."""
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cores)
 
 
 def device():
-    """Time of the part that --augment_on=device moves, on this processor."""
+    """Measures the device part of --augment_on=device on this processor."""
     import tensorflow as tf
 
-    from clsa_tf.augment.chain import finish_batch
+    from clsa_tf.augment.chain import complete_batch
     from clsa_tf.augment.views import params_key
 
     views = views_of(_SINGLE)
@@ -165,14 +165,14 @@ def device():
 
     def run():
         for _ in range(_PHASE):
-            finish_batch(batch, views=views)
+            complete_batch(batch, views=views)
         return _PHASE * _BATCH
 
     report(f"{_SINGLE}, device part", take_turns({"all views": run}))
 
 
 def draw_all(views, sizes):
-    """Draws for images of these sizes; {view name: packed parameters}."""
+    """Draws parameters for images of these sizes; {view name: packed}."""
     import tensorflow as tf
 
     from clsa_tf.augment.chain import compiled_draw
@@ -184,9 +184,9 @@ def draw_all(views, sizes):
 
 
 def published(views):
-    """The views that the published loader makes: every crop weak and strong.
+    """The views of the published loader: every crop, weak and strong.
 
-    It makes both kinds of every crop and lets the training ignore some.
+    The published training ignores some of them.
     """
     import dataclasses
 
@@ -203,7 +203,7 @@ def published(views):
 
 
 def pillow(views, folder):
-    """Returns a loader like the published one, with Pillow."""
+    """Returns a Pillow loader like the published one."""
     import numpy as np
     import tensorflow as tf
     from PIL import Image
@@ -239,7 +239,7 @@ def pillow(views, folder):
 
 
 def drained(dataset, count=_PHASE):
-    """Returns a loader that takes batches off a dataset."""
+    """Returns a loader that takes `count` batches per turn from a dataset."""
     batches = iter(dataset)
 
     def run():
@@ -250,8 +250,8 @@ def drained(dataset, count=_PHASE):
     return run
 
 
-def pipeline(views, folder, finished=True, count=_PHASE, **options):
-    """Returns the loader of this package; `count` batches per turn."""
+def pipeline(views, folder, completed=True, count=_PHASE, **options):
+    """Returns this package's loader, with `count` batches per turn."""
     from clsa_tf.data.pipeline import training_batches
     from clsa_tf.data.unreadable import Faults
 
@@ -263,7 +263,7 @@ def pipeline(views, folder, finished=True, count=_PHASE, **options):
             seed=0,
             start_step=0,
             faults=Faults(max_bad_share=0),
-            finished=finished,
+            completed=completed,
             **options,
         ),
         count,
@@ -271,7 +271,7 @@ def pipeline(views, folder, finished=True, count=_PHASE, **options):
 
 
 def source_of(folder):
-    """Opens a folder as the training does."""
+    """Opens a folder as training does."""
     import clsa_tf.config
     from clsa_tf.data.open import open_train_source
 
@@ -280,10 +280,10 @@ def source_of(folder):
 
 
 def bare(views, folder, antialias=False):
-    """Returns a loader of TensorFlow's own pieces: decode, crop, resize.
+    """Returns a loader of TensorFlow's operations: decode, crop, resize.
 
-    Bilinear, by default without antialiasing, which is the least that one can
-    do; views as published are antialiased.
+    Resizing is bilinear. The default, without antialiasing, is the minimal
+    work. Published views are antialiased.
     """
     import tensorflow as tf
 
@@ -314,14 +314,14 @@ def bare(views, folder, antialias=False):
 
 
 def take_turns(loaders):
-    """Runs loaders in turn; returns milliseconds per image, {name: [turn]}."""
+    """Runs loaders in turns; returns ms per image, {name: list of turns}."""
     for run in loaders.values():
         run()
     times = {name: [] for name in loaders}
     for _ in range(_ROUNDS.value):
         for name, run in loaders.items():
-            time.sleep(1)  # the threads of the others fill their buffers
-            run()  # what was made ahead meanwhile
+            time.sleep(1)  # lets the other loaders fill their buffers
+            run()  # uses up this loader's prefetched batches
             start = time.perf_counter()
             images = run()
             times[name].append(1000 * (time.perf_counter() - start) / images)

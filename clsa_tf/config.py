@@ -1,8 +1,8 @@
-"""One configuration, two spellings: a frozen dataclass and a flagfile.
+"""The configuration of a run, as a frozen dataclass and as a flagfile.
 
-`Config` holds what every run has; each method adds the dataclass `Options` of
-its own file. Every field is a flag of the same name, defined here and nowhere
-else, and `to_flagfile` writes a configuration that `--flagfile` reads back.
+`Config` holds the options of every run. Each method adds the dataclass
+`Options` of its own file. Every field is a flag of the same name and is defined
+in one place only. `to_flagfile` writes a configuration that `--flagfile` reads.
 """
 
 import copy
@@ -35,7 +35,7 @@ from clsa_tf.optimizers.schedule import (
 from clsa_tf.options.fields import AUTO, option
 from clsa_tf.options.flags import Flag, spell
 
-# Within the run's directory: the flagfile that repeats it.
+# Name of the flagfile in a run's directory. It repeats the run.
 RUN_FLAGS = "run.flags"
 # Begins its first line, before the version that wrote it.
 _HEADER = "# clsa_tf "
@@ -43,12 +43,12 @@ _HEADER = "# clsa_tf "
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is. `option`s of a method are in `options`."""
+    """Configuration of a run. `options` holds the options of its method."""
 
     # Data
     dataset: str = option(
         "",
-        "what to train on, always to be named: folder:/photos, a name of "
+        "dataset to train on; has to be set: folder:/photos, a name in "
         "tensorflow-datasets (cifar10, imagenet2012, the embedded shapes), the "
         "directory of a prepared one, or tfrecord:gs://bucket/train-*",
         on_resume="to another path of the same images",
@@ -57,142 +57,140 @@ class Config:
     )
     split: str = option(
         "train",
-        "split of a tensorflow-datasets dataset to train on",
+        "training split of a tensorflow-datasets dataset",
         group="data",
     )
     eval_dataset: str = option(
         "",
-        "labelled dataset for the kNN evaluation, spelled as --dataset; empty: "
-        "the training dataset's own. Neighbours are training images if these "
-        "have the same classes; otherwise those of the evaluation dataset's "
-        "own training split or, where it has none, each of its images is "
-        "classified by all others",
+        "labelled dataset for the kNN evaluation, in the format of --dataset; "
+        "empty: evaluation images of --dataset. Neighbours are training "
+        "images if the classes are the same, otherwise images of this "
+        "dataset's training split or, without one, all its other images",
         on_resume="to another path of the same images",
         group="evaluation",
         path=True,
     )
     eval_split: str = option(
         "",
-        "split of the evaluation dataset; empty: test or validation, "
-        "whichever exists",
+        "split for the kNN evaluation; empty: test or validation, whichever "
+        "exists",
         group="evaluation",
     )
     data_dir: str = option(
         "",
-        "directory of prepared tensorflow-datasets; empty: $TFDS_DATA_DIR or "
+        "directory of tensorflow-datasets; empty: $TFDS_DATA_DIR or "
         "~/tensorflow_datasets",
-        portable=True,
+        mutable_on_resume=True,
         group="data",
         path=True,
     )
     download: bool = option(
         False,
-        "let tensorflow-datasets download a missing dataset",
-        portable=True,
+        "allow tensorflow-datasets to download a missing dataset",
+        mutable_on_resume=True,
         group="data",
     )
     labels: str = option(
         "auto",
-        "labels of --dataset: auto (of a folder: the names of its first-level "
-        "directories) or none",
+        "labels of --dataset: its own (auto; for a folder, the names of its "
+        "first-level directories), or none",
         choices=("auto", "none"),
         group="data",
     )
     holdout: float = option(
         0.1,
-        "share, in [0, 1), of a labelled folder without test directory that is "
-        "kept out of training for the kNN evaluation",
+        "share, in [0, 1), of the images of a labelled folder to hold out for "
+        "the kNN evaluation, if it has no test directory",
         minimum=0.0,
         below=1.0,
         group="data",
     )
     num_examples: int = option(
         0,
-        "records in the files of a tfrecord: pattern; 0: count them",
+        "number of records in the files of a tfrecord: pattern; 0: count them",
         minimum=0,
         group="data",
     )
     max_bad_share: float = option(
         0.05,
-        "share, in [0, 1], of unreadable images above which the run stops",
+        "largest share, in [0, 1], of unreadable images. Above it the run "
+        "stops",
         minimum=0.0,
         maximum=1.0,
-        portable=True,
+        mutable_on_resume=True,
         group="data",
     )
     exif_rotation: bool = option(
         True,
-        "of a folder: turn photographs upright as their EXIF data say",
+        "rotate photographs of a folder according to their EXIF orientation",
         before=False,
         group="data",
     )
     more_formats: bool = option(
         True,
-        "of a folder: also read WebP, TIFF, HEIC and AVIF files, and images "
-        "whose names do not say that they are; otherwise only .jpg .jpeg .png "
-        ".bmp .gif",
+        "also read WebP, TIFF, HEIC and AVIF files of a folder, and images "
+        "with other or no extensions. Otherwise only .jpg .jpeg .png .bmp .gif",
         before=False,
         group="data",
     )
     max_image_bytes: int = option(
         MAX_IMAGE_BYTES,
-        "largest image file, in bytes; larger ones are left out as unreadable; "
-        "0: no limit",
+        "largest image file, in bytes; 0: no limit. Larger files count as "
+        "unreadable",
         minimum=0,
         before=0,
         group="data",
     )
     max_image_pixels: int = option(
         MAX_IMAGE_PIXELS,
-        "largest image, in pixels, height times width; larger ones are left "
-        "out as unreadable before they are decoded; 0: no limit",
+        "largest image, in pixels (height times width); 0: no limit. Larger "
+        "images count as unreadable and are not decoded",
         minimum=0,
         before=0,
         group="data",
     )
     allow_upscaling: bool = option(
         False,
-        "accept crops larger than the images",
-        portable=True,
+        "allow crops larger than the images",
+        mutable_on_resume=True,
         group="views",
     )
     augment_on: str = option(
         "host",
-        "where views are made after decoding, cropping and resizing: on the "
-        "host, or on the device, within the training step; a device with time "
-        "to spare relieves a host that cannot keep up",
+        "where to augment the resized crops: on the host, or on the device "
+        "within the training step. Use device if the host is the bottleneck",
         choices=("host", "device"),
-        portable=True,
+        mutable_on_resume=True,
         group="views",
     )
     data_service: str = option(
         "",
-        "tf.data services that read the images and make the views instead of "
-        "this process, with the same result: grpc://host:port as printed by "
-        "`python -m clsa_tf.data_service`, several separated by commas; they "
-        "have to see the dataset under the same paths",
-        portable=True,
+        "addresses grpc://host:port, separated by commas, of tf.data services "
+        "(`python -m clsa_tf.data_service`) that read the images and make the "
+        "views instead of this process. They need the dataset under the same "
+        "paths; the views are the same",
+        mutable_on_resume=True,
         group="data",
     )
     whole_epochs: bool = option(
         True,
-        "end each epoch with its last whole batch, as published, so that no "
-        "batch holds an image twice; otherwise a batch may continue into the "
-        "next epoch",
+        "drop the incomplete last batch of an epoch, as published, so that no "
+        "batch contains an image twice. Otherwise a batch may continue into "
+        "the next epoch",
         before=False,
         group="data",
     )
     prefetch_batches: int = option(
         2,
-        "finished batches that the host keeps ready, in memory",
+        "number of batches that the host prepares ahead, in memory",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="data",
     )
     # What is learned
     method: str = option(
         "clsa",
-        "method of learning; --list_methods describes them",
+        "training method; --list_methods describes them",
         choices=methods.names,
     )
     backbone: str = option(
@@ -212,26 +210,26 @@ class Config:
     )
     stem: str = option(
         "imagenet",
-        "first layers: imagenet (stride 4), small (stride 1, for about 32 px)",
+        "first layers of the backbone: imagenet (stride 4) or small (stride 1, "
+        "for images of about 32 px)",
         choices=STEMS,
         group="network",
     )
     batch_norm: str = option(
         AUTO,
-        "statistics of: each replica (local), the global batch (sync), or "
-        "--batch_norm_splits parts of the global batch (split), on as many or "
-        "fewer replicas; of each micro-batch with --accumulation_steps; auto: "
-        "as the method needs, for methods with a queue local on several "
-        "replicas and split on one, for the others sync",
+        "batch statistics over each replica (local), the global batch (sync), "
+        "or --batch_norm_splits parts of it (split); with --accumulation_steps "
+        "over each micro-batch. auto: sync, except for methods with a queue: "
+        "local on several replicas, split on one",
         choices=(AUTO, *KINDS),
         published="local",
         group="network",
     )
     batch_norm_splits: int = option(
         AUTO,
-        "parts for --batch_norm=split; divides the global batch, and is a "
-        "multiple of replicas x --accumulation_steps; auto: up to 8 parts of "
-        "at least 32 images",
+        "parts of the global batch for --batch_norm=split; a divisor of "
+        "--batch_size and a multiple of replicas x --accumulation_steps. auto: "
+        "up to 8 parts of at least 32 images",
         minimum=1,
         published=8,
         group="network",
@@ -239,7 +237,7 @@ class Config:
     # How it is learned
     total_epochs: int = option(
         200,
-        "passes over the dataset",
+        "epochs to train, passes over the dataset",
         minimum=1,
         group="optimization",
         on_resume="to a larger number",
@@ -252,50 +250,49 @@ class Config:
     )
     optimizer: str = option(
         "sgd",
-        "optimizer; lars or lamb for batches of thousands",
+        "optimizer. Use lars or lamb for batches of thousands of images",
         choices=OPTIMIZERS,
         group="optimization",
     )
     base_lr: float = option(
         0.03,
-        "learning rate per 256 images of --batch_size, see --lr_scaling; the "
-        "highest of the run",
+        "peak learning rate for a --batch_size of 256; see --lr_scaling",
         above=0.0,
         group="optimization",
     )
     lr_scaling: str = option(
         "linear",
-        "the learning rate is --base_lr times: --batch_size / 256 (linear), "
-        "the root of --batch_size (sqrt), or 1 (none)",
+        "factor on --base_lr: --batch_size / 256 (linear), the square root of "
+        "--batch_size (sqrt), or 1 (none)",
         choices=tuple(LR_SCALINGS),
         group="optimization",
     )
     lr_schedule: str = option(
         "cosine",
-        "learning rate after the warm-up: falls to 0 along half a cosine, to "
-        "a tenth at each of --lr_milestones (steps), or stays (constant)",
+        "learning rate after the warm-up: falls to 0 along half a cosine, "
+        "falls to a tenth at each of --lr_milestones (steps), or constant",
         choices=SCHEDULES,
         group="optimization",
         on_resume="with a larger --total_epochs",
     )
     lr_per: str = option(
         "epoch",
-        "when the cosine advances: every epoch (as in CLSA and MoCo) or every "
-        "step",
+        "when the cosine schedule advances: every epoch (as in CLSA and MoCo) "
+        "or every step",
         choices=LR_PER,
         group="optimization",
     )
     lr_milestones: tuple[int, ...] = option(
         (),
-        "epochs, from the start of the run, for --lr_schedule=steps, such as "
-        "120,160",
+        "epochs, from the start of the run, of the decays of "
+        "--lr_schedule=steps, such as 120,160",
         group="optimization",
         on_resume="with a larger --total_epochs",
     )
     warmup_epochs: float = option(
         0.0,
-        "epochs, or parts of one, in which the learning rate first rises "
-        "linearly from 0",
+        "length of the linear warm-up of the learning rate from 0, in epochs; "
+        "may be fractional",
         minimum=0.0,
         group="optimization",
         on_resume="with a larger --total_epochs",
@@ -309,18 +306,18 @@ class Config:
     )
     l2: float = option(
         1e-4,
-        "coefficient of the weights: in the gradient (coupled L2; sgd, and "
-        "lars before its trust ratio), in the update (lamb, before its trust "
-        "ratio), or, times the learning rate, the share of them that each "
-        "step takes off (adamw)",
+        "L2 coefficient of the weights: in the gradient (sgd, and lars before "
+        "its trust ratio), in the update (lamb, before its trust ratio), or, "
+        "times the learning rate, the share of the weights subtracted per step "
+        "(adamw)",
         minimum=0.0,
         group="optimization",
     )
     l2_on: str = option(
         "all",
-        "what --l2 acts on: all weights (as CLSA and MoCo publish) or kernels, "
-        "without normalisation and biases (as SimCLR and BYOL do); lars acts "
-        "on kernels whatever this says",
+        "weights that --l2 applies to: all (as in CLSA and MoCo), or kernels "
+        "without normalisation and biases (as in SimCLR and BYOL). lars always "
+        "uses kernels",
         choices=L2_ON,
         group="optimization",
     )
@@ -332,32 +329,31 @@ class Config:
     )
     precision: str = option(
         "float32",
-        "numbers that convolutions are computed in: float32, bfloat16, float16 "
-        "with loss scaling, or bfloat16 where the processor or accelerator "
-        "supports it (auto); everything else is float32. tf32: float32 that "
-        "NVIDIA GPUs round to TF32 in convolutions and heads, not in "
-        "similarities",
+        "precision of convolutions: float32, bfloat16, float16 with loss "
+        "scaling, or bfloat16 if the processor or accelerator supports it "
+        "(auto). Everything else is float32. tf32: float32 that NVIDIA GPUs "
+        "round to TF32 in convolutions and heads, not in similarities",
         choices=TRAINING_PRECISIONS,
         group="network",
     )
     accumulation_steps: int = option(
         1,
-        "micro-batches that each replica's share of the batch goes through "
-        "one after the other, for batches larger than its memory",
+        "micro-batches per step and replica (gradient accumulation), for "
+        "batches larger than the memory",
         minimum=1,
         group="optimization",
     )
     # Evaluation and export
     image_size: int = option(
         224,
-        "side of images for evaluation and export, in px",
+        "side of the images for evaluation and export, in px",
         minimum=8,
         group="evaluation",
     )
     eval_keep: float = option(
         0.875,
-        "share, in (0, 1], of the short side that the centre crop for "
-        "evaluation and export keeps",
+        "crop ratio for evaluation and export: share, in (0, 1], of the short "
+        "side that the centre crop covers",
         above=0.0,
         maximum=1.0,
         group="evaluation",
@@ -366,53 +362,53 @@ class Config:
         1,
         "epochs between kNN evaluations; 0: none",
         minimum=0,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     knn_k: int = option(
         200,
-        "k, nearest neighbours that vote in the evaluation",
+        "number k of nearest neighbours that vote in the kNN evaluation",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     knn_temperature: float = option(
         0.1,
-        "T of the neighbours' weights exp(cosine / T)",
+        "temperature T of the neighbours' weights exp(cosine / T)",
         above=0.0,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     knn_bank: int = option(
         50_000,
-        "images that the neighbours are taken from, at most",
+        "largest number of images in the bank that neighbours come from",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="evaluation",
     )
     # Where and with what
     workdir: str = option(
         "",
-        "directory of the run, for checkpoints, metrics and pictures; always "
-        "to be named",
-        portable=True,
+        "directory of the run, for checkpoints, metrics and pictures; has to "
+        "be set",
+        mutable_on_resume=True,
         group="run",
         path=True,
     )
     init_from: str = option(
         "",
-        "weights that a new run starts from: the directory of another run, an "
-        "exported version or an encoder.keras; empty: random ones. A run that "
-        "is resumed ignores it",
+        "initial weights of a new run: the directory of another run, an "
+        "exported version or an encoder.keras; empty: random weights. A "
+        "resumed run ignores it",
         on_resume="without effect",
         group="run",
         path=True,
     )
     init_what: str = option(
         "encoder",
-        "what --init_from takes: encoder (backbone, and heads if they fit), or "
-        "all of another run of the same method that fits: momentum encoder, "
-        "predictor and queue, too. Step and optimizer always start at zero",
+        "weights to load from --init_from: encoder (backbone, and heads if "
+        "they fit), or all of a run of the same method (also momentum encoder, "
+        "predictor and queue). Step and optimizer always start at zero",
         choices=("encoder", "all"),
         on_resume="without effect",
         group="run",
@@ -420,46 +416,47 @@ class Config:
     strategy: str = option(
         "auto",
         "devices: one, all GPUs of the machine (mirrored), several machines "
-        "(multiworker, by TF_CONFIG or SLURM), a TPU, or what there is (auto)",
+        "(multiworker, set up by TF_CONFIG or SLURM), a TPU, or all that are "
+        "found (auto)",
         choices=STRATEGIES,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     tpu: str = option(
         "",
-        "name or address of the TPU, local on a TPU VM; for --strategy=tpu",
-        portable=True,
+        "name or address of the TPU for --strategy=tpu; local on a TPU VM",
+        mutable_on_resume=True,
         group="run",
     )
     jit_compile: bool = option(
         False,
-        "compile the whole training step with XLA: for GPUs (TPUs always do); "
-        "slower on CPUs",
-        portable=True,
+        "compile the training step with XLA. For GPUs; slower on CPUs, always "
+        "on with TPUs",
+        mutable_on_resume=True,
         group="run",
     )
     log_steps: int = option(
         50,
-        "steps between lines of metrics.jsonl",
+        "steps between entries of metrics.jsonl",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     checkpoint_steps: int = option(
         0,
         "steps between checkpoints; 0: one per epoch",
         minimum=0,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
     keep_checkpoints: int = option(
         3,
-        "newest checkpoints to keep",
+        "number of newest checkpoints to keep",
         minimum=1,
-        portable=True,
+        mutable_on_resume=True,
         group="run",
     )
-    options: typing.Any = None  # the method's own, a methods.*.Options
+    options: typing.Any = None  # of the method, a methods.*.Options
 
     def replace(self, **changes):
         """Returns a copy with some fields or options of the method changed."""
@@ -512,7 +509,7 @@ def from_flags(flag_values=flags.FLAGS):
         if name not in mine and flag_values[name].present
     ]
     if foreign:
-        raise UserError(other_method.refusal(flag_values, foreign))
+        raise UserError(other_method.rejected_flags(flag_values, foreign))
     # A flag that two methods share has one default per method: only what the
     # person wrote overrides it.
     own = {n: flag_values[n].value for n in mine if flag_values[n].present}
@@ -538,9 +535,9 @@ def _overridden(flag_values):
         typed = [w.value for w in written if not w.files]
         if typed and written[-1].files and typed[-1] != written[-1].value:
             found.append(
-                f"warning: --{flag.name}={typed[-1]} stands before "
-                f"--flagfile={written[-1].files[0]}, which sets "
-                f"{written[-1].value}; type it behind to override that"
+                f"warning: --{flag.name}={typed[-1]} has no effect, because "
+                f"the later --flagfile={written[-1].files[0]} sets "
+                f"{written[-1].value}; put it after --flagfile"
             )
     return found
 
@@ -573,7 +570,7 @@ def check(config):
         for field in _fields(type(option_value)):
             problem = field.metadata["check"](getattr(option_value, field.name))
             if problem:
-                raise UserError(f"{problem} for --{field.name}.")
+                raise UserError(f"{problem} for --{field.name}; change it.")
     service_client.parse(config.data_service)
     check_schedule(config)
     if (
@@ -582,8 +579,9 @@ def check(config):
         and config.batch_size % config.batch_norm_splits
     ):
         raise UserError(
-            "Expected --batch_norm_splits that divides --batch_size, received "
-            f"{config.batch_norm_splits} and {config.batch_size}; change one."
+            "Expected --batch_norm_splits to divide --batch_size="
+            f"{config.batch_size}, received {config.batch_norm_splits}; change "
+            "one of the two flags."
         )
     methods.load(config.method).check(config)
 
@@ -659,8 +657,8 @@ def load(workdir):
     except OSError as e:
         raise UserError(
             f"Expected the directory of a run, received {workdir!r} without "
-            f"{RUN_FLAGS} ({e.strerror}); set --workdir to what a training "
-            "was started with."
+            f"{RUN_FLAGS} ({e.strerror}); set --workdir to the directory of a "
+            "training."
         ) from e
     return recorded(text, path)
 
@@ -684,9 +682,9 @@ def recorded(text, path):
     except parser.FlagError as e:
         reason = str(e).split(";")[0].removeprefix("Expected ")
         raise UserError(
-            f"Expected flags that this version of clsa_tf, "
-            f"{clsa_tf.__version__}, knows in {path}, not {reason}; use the "
-            f"version that wrote the file, {_version(text)}."
+            f"{path} is not from this version of clsa_tf, "
+            f"{clsa_tf.__version__}: expected {reason}; use the version that "
+            f"wrote the file, {_version(text)}."
         ) from e
 
 
@@ -723,7 +721,7 @@ def _compared(config):
         field.name: spell(getattr(holder, field.name))
         for holder in (config, config.options)
         for field in _fields(type(holder))
-        if not field.metadata["portable"]
+        if not field.metadata["mutable_on_resume"]
     }
 
 
@@ -736,7 +734,7 @@ def changeable():
     return {
         f.name: f.metadata["on_resume"]
         for f in _fields(Config)
-        if f.metadata["portable"] or f.metadata["on_resume"]
+        if f.metadata["mutable_on_resume"] or f.metadata["on_resume"]
     }
 
 

@@ -1,4 +1,4 @@
-"""The exceptions that mean: not the program, but the world outside it."""
+"""Exceptions whose cause is outside the program."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import re
 import signal
 from typing import Optional
 
-# What an operating system says of a disk that cannot be used.
+# Errors of the operating system for a full or unusable disk.
 _OF_DISKS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -18,23 +18,24 @@ _OF_DISKS = (
 
 
 class UserError(Exception):
-    """Wrong input from outside: a flag, a file, an image, a checkpoint.
+    """Invalid input: a flag, a file, an image, a checkpoint.
 
-    The message is one sentence of the form *expected …, received …; do …*.
-    Entry points print it without a traceback and exit with status 1.
+    The message has the form "Expected X, received Y; do Z." where X is a value.
+    Otherwise it names the failure, its cause and a remedy. Entry points print
+    it without a traceback and exit with status 1.
     """
 
 
 class Stopped(BaseException):
-    """The run was asked to stop by a signal.
+    """A signal asked the run to stop.
 
-    Entry points exit with status 128 + signal, as the shell says it. It is no
-    `Exception`, as KeyboardInterrupt is none: libraries that handle every
-    exception, or wrap it into one of theirs, let it pass.
+    Entry points exit with status 128 + signal, as shells do. Like
+    KeyboardInterrupt it is not an `Exception`, so libraries that catch or wrap
+    every `Exception` let it pass.
 
     Attributes:
         signal: number of the signal.
-        saved: whether all that the run had done is saved; None where there is
+        saved: whether all progress of the run is saved; None if there is
             nothing to save.
     """
 
@@ -46,20 +47,19 @@ class Stopped(BaseException):
 
 
 class WorkerLost(Exception):
-    """Another process of the same job is gone; nothing can go on without it.
+    """Another process of the same job has stopped; the job cannot continue.
 
-    Entry points exit with status 138: Kubernetes' training operator takes it,
-    as those above it, for a failure that is worth a new start.
+    Entry points exit with status 138. Kubernetes' training operator restarts
+    jobs that exit with this status or a higher one.
     """
 
     STATUS = 138
 
 
 def is_of_disk(error):
-    """Whether an exception says that a disk is full or cannot be used.
+    """Whether the cause of an exception is a full or unusable disk.
 
-    TensorFlow and HDF5 have the words of the operating system in messages of
-    their own.
+    TensorFlow and HDF5 quote the operating system's text in their messages.
     """
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and number is not None:
@@ -68,15 +68,15 @@ def is_of_disk(error):
 
 
 def first_line(error):
-    """What an error says, in one line without TensorFlow's node names."""
+    """An error's message in one line, without TensorFlow's node names."""
     text = getattr(error, "message", None) or str(error)
-    # What happened stands below where in the graph it did.
+    # TensorFlow prints the cause below the graph location.
     where = ("Graph execution error", "Detected at node", "<stack", " ")
     lines = [line for line in text.split("\n") if line.strip()]
-    said = [
+    causes = [
         re.sub(r"\{\{.*?\}\}", "", line).strip()  # names of graph nodes
         for line in lines
         if not line.startswith(where)
     ]
-    found = next(filter(None, [*said, *lines, type(error).__name__]))
+    found = next(filter(None, [*causes, *lines, type(error).__name__]))
     return found.strip()[:300]

@@ -1,4 +1,4 @@
-"""What is written whole, locked, and found again on disk."""
+"""Files: locks, atomic writes, and search for a SavedModel."""
 
 import errno
 import fcntl
@@ -6,31 +6,31 @@ import json
 import os
 import socket
 
-# What file systems say that know no locks.
+# Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SAVEDMODEL = "saved_model.pb"
-# What an export says of itself, for programs.
+# Machine-readable description of an export.
 MODEL_CARD = "model_card.json"
 
 
 class Locked(Exception):
-    """Somebody else has a lock; says who."""
+    """Another process holds the lock; the message names its owner."""
 
 
 def lock(path):
-    """Takes a lock, which the operating system gives back at the end.
+    """Takes an exclusive lock, which is released when the process ends.
 
-    On a file system that knows no locks nothing keeps two processes apart.
+    On a file system without locks it always succeeds and excludes no process.
 
     Args:
-        path: of a file for it, which says whose it is.
+        path: lock file; it contains the name of the owner.
 
     Returns:
-        a context manager that gives it back.
+        a context manager that releases the lock.
 
     Raises:
-        Locked: another process has it.
-        OSError: it cannot be written.
+        Locked: another process holds the lock.
+        OSError: the file cannot be written.
     """
     file = open(path, "a+", encoding="utf-8")
     try:
@@ -50,7 +50,7 @@ def lock(path):
 
 
 def write_atomically(path, text):
-    """Writes a text file so that a reader sees all of it or none."""
+    """Writes a text file atomically: a reader sees all of it or none."""
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -59,10 +59,10 @@ def write_atomically(path, text):
 
 
 def read_json_lines(path):
-    """Returns the list of JSON values in a file of one per line.
+    """Reads a file with one JSON value per line into a list.
 
-    A line that was cut short by a kill is left out. Without a file the list is
-    empty.
+    Incomplete lines, from a process that was killed, are skipped. If there is
+    no file, the list is empty.
     """
     if not os.path.exists(path):
         return []
@@ -77,7 +77,7 @@ def read_json_lines(path):
 
 
 def flush_to_disk(path):
-    """Makes what was written to a file, or moved into a directory, lasting."""
+    """Flushes a file's contents, or a directory's entries, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -86,14 +86,14 @@ def flush_to_disk(path):
 
 
 def newest_savedmodel(path):
-    """Finds a SavedModel.
+    """Finds a SavedModel in a directory or in its versions.
 
     Args:
-        path: its directory, or that of its versions.
+        path: directory of the model, or the parent directory of its versions,
+            which have numbers as names.
 
     Returns:
-        its directory; of versions, which have numbers for names, the newest
-        one's; None if there is none.
+        directory of the model or of the newest version; None if there is none.
     """
     names = os.listdir(path) if os.path.isdir(path) else []
     versions = sorted(filter(str.isdecimal, names), key=int, reverse=True)

@@ -1,9 +1,9 @@
-"""Which Python, TensorFlow and Keras go together, and the choice of Keras 2.
+"""Supported versions of Python, TensorFlow and Keras; selects Keras 2.
 
-The version of Python decides: TensorFlow 2.15 has no packages beyond Python
-3.11, and brings Keras 2 as `keras`. TensorFlow 2.21 has Keras 3 as
-`tf.keras` unless it is told to take Keras 2, the package `tf-keras`, and it is
-told by an environment variable that it reads when it is imported.
+The version of Python determines the rest. TensorFlow 2.15 has packages up to
+Python 3.11 and uses Keras 2, the package `keras`. TensorFlow 2.21 uses Keras 3
+as `tf.keras`, unless an environment variable selects Keras 2, the package
+`tf-keras`. TensorFlow reads that variable when it is imported.
 """
 
 import importlib.metadata
@@ -20,9 +20,9 @@ class Stack(typing.NamedTuple):
     """Versions that are tested together.
 
     Attributes:
-        pythons: first and last version of Python, (major, minor).
-        release: of TensorFlow and of Keras, `"major.minor"`.
-        keras: distribution that Keras 2 is in; its package has `_` for `-`.
+        pythons: first and last version of Python, each (major, minor).
+        release: version `"major.minor"` of TensorFlow and of Keras.
+        keras: distribution with Keras 2. Its package has `_` in place of `-`.
     """
 
     pythons: tuple
@@ -32,8 +32,8 @@ class Stack(typing.NamedTuple):
     def __str__(self):
         first, last = (".".join(map(str, python)) for python in self.pythons)
         return (
-            f"on Python {first} to {last} TensorFlow {self.release} with "
-            f"{self.keras} {self.release}"
+            f"TensorFlow {self.release} with {self.keras} {self.release} "
+            f"(Python {first} to {last})"
         )
 
 
@@ -44,7 +44,7 @@ STACKS = (
 
 
 def of_python(python):
-    """The `Stack` of a version of Python, (major, minor), or None."""
+    """Returns the `Stack` of a version of Python, (major, minor), or None."""
     for stack in STACKS:
         first, last = stack.pythons
         if first <= python <= last:
@@ -53,11 +53,11 @@ def of_python(python):
 
 
 def choose():
-    """Makes this process use the stack of its Python, before TensorFlow loads.
+    """Selects the stack of this Python; call it before TensorFlow is imported.
 
     Raises:
-        ImportError: other versions, or TensorFlow was imported before with
-            another Keras.
+        ImportError: other versions are installed, or TensorFlow was already
+            imported with another Keras.
     """
     python = sys.version_info[:2]
     stack = of_python(python)
@@ -67,13 +67,13 @@ def choose():
 
 
 def check_versions(python, tensorflow, keras):
-    """Raises ImportError unless these versions are known to work together.
+    """Raises ImportError unless these versions are tested together.
 
     Args:
         python: tuple of int, (major, minor).
-        tensorflow: version string, or None where it is not installed.
-        keras: likewise, of the distribution that the stack of this Python
-            names.
+        tensorflow: version string, or None if it is not installed.
+        keras: version string of the stack's Keras distribution, or None if it
+            is not installed.
     """
     stack = of_python(python)
     if stack and all(
@@ -86,12 +86,12 @@ def check_versions(python, tensorflow, keras):
         f"Expected {needed}, received Python {'.'.join(map(str, python))}, "
         f"TensorFlow {tensorflow or 'not installed'}, "
         f"{stack.keras if stack else 'keras'} {keras or 'not installed'}; "
-        "BUILD.md says how to set it up."
+        "install these versions as described in BUILD.md."
     )
 
 
 def versions():
-    """Versions in use: dictionary of strings, without importing TensorFlow."""
+    """Versions in use, dict of str -> str; does not import TensorFlow."""
     stack = of_python(sys.version_info[:2])
     return {
         "clsa_tf": sys.modules["clsa_tf"].__version__,
@@ -102,7 +102,7 @@ def versions():
 
 
 def describe():
-    """What `--version` prints: the `versions`, one a line."""
+    """Text of `--version`: the `versions`, one per line."""
     return "\n".join(
         f"{name} {version}" for name, version in versions().items()
     )
@@ -110,14 +110,15 @@ def describe():
 
 def _choose_keras(stack):
     if stack.keras == "keras":
-        # TensorFlow 2.15 would look for tf-keras; its own Keras is Keras 2.
+        # With this variable, TensorFlow 2.15 would look for tf-keras. Without
+        # it, its Keras is Keras 2.
         os.environ.pop(_LEGACY, None)
     else:
         value = os.environ.setdefault(_LEGACY, "1")
-        if value not in ("1", "true", "True"):  # as TensorFlow compares
+        if value not in ("1", "true", "True"):  # as in TensorFlow
             raise ImportError(
                 f"Expected {_LEGACY}=1 in the environment, received {value!r}, "
-                "with which tf.keras is Keras 3; set it to 1 or unset it."
+                "which selects Keras 3; set it to 1 or unset it."
             )
     if "tensorflow" not in sys.modules:
         return
@@ -128,8 +129,8 @@ def _choose_keras(stack):
     if found is None or not found.origin.endswith(place):
         raise ImportError(
             f"Expected {stack.keras} {stack.release} as tf.keras, received "
-            f"{found.origin if found else 'none'}: TensorFlow was imported "
-            "before clsa_tf; import clsa_tf first."
+            f"{found.origin if found else 'none'}, because TensorFlow was "
+            "imported before clsa_tf; import clsa_tf first."
         )
 
 

@@ -1,17 +1,18 @@
-"""Names from outside as text for a person."""
+"""Formats names, counts and lists for messages."""
 
 import os
 
 
 def printable(path):
-    """Returns a path or name as text that can be printed in one line.
+    """Converts a path or name to text that can be printed in one line.
 
     Args:
-        path: str, or bytes as TensorFlow gives them. File names need not be
-            valid text.
+        path: str, or bytes as TensorFlow returns them. File names need not be
+            valid UTF-8.
 
     Returns:
-        str; what is not text or has no shape is "\N{REPLACEMENT CHARACTER}".
+        str; invalid bytes and unprintable characters are replaced by
+        "\N{REPLACEMENT CHARACTER}".
     """
     text = os.fsencode(path).decode("utf-8", "replace")
     return "".join(
@@ -20,14 +21,14 @@ def printable(path):
 
 
 def abbreviated(text, fits):
-    """Leaves out the middle of a text that is too long.
+    """Shortens a text by replacing its middle with "…".
 
     Args:
         text: str.
-        fits: function of a str that tells whether it is short enough.
+        fits: function of a str that returns whether it is short enough.
 
     Returns:
-        `text`, or its beginning and end with "…" in between.
+        `text` if it fits, otherwise its beginning and end with "…" in between.
     """
     if fits(text):
         return text
@@ -40,18 +41,19 @@ def abbreviated(text, fits):
 
 
 def counted(number, noun):
-    """Returns such as `1 step` or `2 steps`."""
+    """Formats a count with its noun, such as `1 step` or `2 steps`."""
     number = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{number} {noun}{'' if number == '1' else 's'}"
 
 
 def listed(names, *, most=3, width=24):
-    """Returns the first of several names, such as `2019, 2020, 2021, …`.
+    """Formats the first names of a list, such as `2019, 2020, 2021, …`.
 
     Args:
         names: sequence of str.
-        most: how many names.
-        width: characters of a name; longer ones are abbreviated.
+        most: largest number of names to show.
+        width: largest number of characters of a name; longer ones are
+            abbreviated.
     """
     shown = [
         abbreviated(printable(name), lambda text: len(text) <= width)

@@ -2,15 +2,15 @@
 
     python examples/finetune.py --encoder=runs/quickstart --images=photos
 
-`--encoder` is what `clsa_tf.load_encoder` takes: a run, an export, or a file
-`encoder.keras`. `--images` holds one folder per class. Prints the accuracy on
-a fifth of the images that is kept out of training
+`--encoder` is a run, an export, or a file `encoder.keras`, as for
+`clsa_tf.load_encoder`. `--images` contains one folder per class. The program
+prints accuracies on a fifth of the images, which is held out of training:
 
 * of a linear classifier on the frozen encoder,
-* after fine-tuning both, and
+* after fine-tuning encoder and classifier,
 * of the same network trained from scratch for as many epochs.
 
-The classifier is written to `--output`; plain Keras loads it, without clsa_tf:
+It writes the classifier to `--output`. Keras loads it without clsa_tf:
 
     model = keras.models.load_model("classifier.keras")
     model.predict(images)  # RGB in 0..255; probabilities of the classes
@@ -22,8 +22,8 @@ import sys
 
 from clsa_tf.terminal import console
 
-# Before TensorFlow is imported, which chooses then what it prints, and which
-# Keras it has. A program that wants all of its log leaves the call out.
+# Import clsa_tf before TensorFlow: it selects Keras 2. `quieten` hides harmless
+# messages of TensorFlow; omit it to see the whole log.
 console.quieten()
 
 import tensorflow as tf
@@ -34,7 +34,15 @@ from clsa_tf.errors import UserError, first_line
 
 
 def read(folder, *, image_size, batch_size):
-    """Datasets (images float32 `[N, S, S, 3]` in 0..255, labels) and names."""
+    """Reads labelled images.
+
+    Returns:
+        (training dataset, test dataset, class names). The datasets yield images
+        float32 `[N, S, S, 3]` in 0..255 and labels int32 `[N]`.
+
+    Raises:
+        UserError: the folder does not contain a folder of images per class.
+    """
     try:
         train, test = keras.utils.image_dataset_from_directory(
             folder,
@@ -47,8 +55,8 @@ def read(folder, *, image_size, batch_size):
         )
     except (ValueError, tf.errors.OpError) as e:
         raise UserError(
-            f"Expected a folder of images per class in {folder}, received: "
-            f"{first_line(e).rstrip('.')}; correct --images."
+            f"Expected --images with one folder of images per class, received "
+            f"{folder} ({first_line(e).rstrip('.')}); use another folder."
         ) from e
     names = train.class_names
     flip = keras.layers.RandomFlip("horizontal", seed=0)
@@ -61,7 +69,7 @@ def classifier(encoder, classes):
     return keras.Sequential(
         [
             encoder,
-            # Of any encoder to the same scale, so that one rate fits all.
+            # Normalised features, so that one learning rate fits all.
             keras.layers.LayerNormalization(center=False, scale=False),
             keras.layers.Dense(classes, activation="softmax"),
         ]
@@ -69,8 +77,8 @@ def classifier(encoder, classes):
 
 
 def fit(model, train, *, epochs, rate):
-    """Trains what is trainable."""
-    # Compiled each time: Keras looks at `trainable` then.
+    """Trains the trainable weights."""
+    # Compile again: Keras reads `trainable` when it compiles.
     model.compile(
         keras.optimizers.Adam(rate),
         "sparse_categorical_crossentropy",
@@ -80,20 +88,20 @@ def fit(model, train, *, epochs, rate):
 
 
 def show(name, model, test):
-    """Prints the accuracy on images that were not trained on."""
+    """Prints the accuracy on the held-out images."""
     _, accuracy = model.evaluate(test, verbose=0)
     print(f"accuracy, {name:<28} {accuracy:6.1%}", flush=True)
 
 
 def main(arguments):
-    """Trains and compares."""
+    """Trains the three classifiers and prints their accuracies."""
     keras.utils.set_random_seed(0)
     encoder = clsa_tf.load_encoder(arguments.encoder)
     size = arguments.image_size or clsa_tf.image_size(arguments.encoder)
     if not size:
         raise SystemExit(
-            f"Expected --image_size, because {arguments.encoder} does not name "
-            "the size that it was trained for; add the side in px."
+            f"Expected --image_size, because {arguments.encoder} contains no "
+            "image size; add the side of the images in px."
         )
     print(f"images of {size} x {size} px")
     train, test, names = read(
@@ -101,8 +109,8 @@ def main(arguments):
     )
     scratch = keras.models.clone_model(encoder)  # with initial weights
 
-    # First only the classifier: its first steps would otherwise send large,
-    # random gradients through the pretrained weights.
+    # Train only the classifier first. Its first steps would send large, random
+    # gradients through the pretrained weights.
     encoder.trainable = False
     model = classifier(encoder, len(names))
     fit(model, train, epochs=arguments.epochs, rate=arguments.probe_rate)
@@ -119,28 +127,38 @@ def main(arguments):
 
 
 def parse():
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--encoder", required=True, help="what was pretrained")
+    add("--encoder", required=True, help="run, export or encoder.keras")
     add(
         "--images",
         required=True,
         type=os.path.expanduser,
-        help="folder with a folder per class",
+        help="folder with one folder of images per class",
     )
     add("--output", default="classifier.keras", help="file to write")
-    add("--epochs", type=int, default=5, help="of each of the two phases")
+    add("--epochs", type=int, default=5, help="epochs of each phase")
     add("--batch_size", type=int, default=32, help="images per step")
     add(
         "--image_size",
         type=int,
         help="side of the images, in px; default: that of the encoder",
     )
-    add("--probe_rate", type=float, default=1e-2, help="learning rate, linear")
-    add("--rate", type=float, default=1e-3, help="learning rate, whole")
+    add(
+        "--probe_rate",
+        type=float,
+        default=1e-2,
+        help="learning rate of the linear classifier",
+    )
+    add(
+        "--rate",
+        type=float,
+        default=1e-3,
+        help="learning rate of the whole network",
+    )
     return parser.parse_args()
 
 

@@ -1,27 +1,26 @@
-"""An encoder as the backbone of a KerasCV detector (RetinaNet).
+"""Uses an encoder as the backbone of a KerasCV detector (RetinaNet).
 
     python examples/keras_cv_detector.py --encoder=runs/quickstart \\
         --images=photos
 
-`--encoder` is what `clsa_tf.load_encoder` takes: a run, an export, or a file
-`encoder.keras`. So that it runs without annotations, `scenes` makes them: it
-pastes images of a labelled folder (one folder per class) somewhere on noise,
-and the detector has to find and name them. Replace it by what reads your own
-boxes; nothing else has to change.
+`--encoder` is a run, an export, or a file `encoder.keras`, as for
+`clsa_tf.load_encoder`. The example needs no annotations: `scenes` pastes images
+of a labelled folder (one folder per class) onto noise, and the detector has to
+locate and classify them. To use your own boxes, replace `scenes` only.
 
-The feature pyramid is built on the outputs of the encoder's last three stages,
-whose weights are trained with the rest. Prints the loss per epoch and, for
-some scenes, the surest box beside the true one. (What KerasCV 0.9 prints as
-`percent_boxes_matched_with_anchor` is 0 where all boxes are matched.) The
-detector's weights are written to `--output`.
+The feature pyramid uses the outputs of the encoder's last three stages. All
+weights are trained. The program prints the loss per epoch and, for some scenes,
+the true box and the most confident one. (KerasCV 0.9 reports a
+`percent_boxes_matched_with_anchor` of 0 if all boxes are matched.) It writes
+the detector's weights to `--output`.
 """
 
 import argparse
 
 from clsa_tf.terminal import console
 
-# Before TensorFlow is imported, which chooses then what it prints, and which
-# Keras it has. A program that wants all of its log leaves the call out.
+# Import clsa_tf before TensorFlow: it selects Keras 2. `quieten` hides harmless
+# messages of TensorFlow; omit it to see the whole log.
 console.quieten()
 
 import keras_cv
@@ -39,8 +38,9 @@ def scenes(folder, *, count, size, seed):
     """Makes images with one labelled box each.
 
     Returns:
-        images float32 `[count, size, size, 3]` in 0..255, a dictionary of
-        `boxes` `[count, 1, 4]` and `classes` `[count, 1]`, and class names.
+        (images, labels, class names): images float32 `[count, size, size, 3]`
+        in 0..255; labels a dict of `boxes` float32 `[count, 1, 4]`, in px, and
+        `classes` float32 `[count, 1]`.
     """
     photos = keras.utils.image_dataset_from_directory(
         folder,
@@ -64,18 +64,18 @@ def scenes(folder, *, count, size, seed):
 
 
 def backbone(encoder):
-    """The encoder as KerasCV wants it: with names for its pyramid's levels."""
+    """The encoder as a KerasCV backbone, with names of the pyramid's levels."""
     stages = load.stages(encoder)
     model = keras_cv.models.Backbone(
         inputs=encoder.input, outputs=encoder.get_layer(stages[-1]).output
     )
-    # (Called so whatever their strides are.)
+    # KerasCV needs these names, whatever the strides are.
     model.pyramid_level_inputs = dict(zip(("P3", "P4", "P5"), stages[1:]))
     return model
 
 
 def detector(encoder, *, classes, size, rate):
-    """RetinaNet on the encoder, compiled, for images `[N, size, size, 3]`."""
+    """Compiled RetinaNet on the encoder, for images `[N, size, size, 3]`."""
     trunk = backbone(encoder)
     coarsest = size // trunk.compute_output_shape([1, size, size, 3])[1]
     strides = [coarsest // 4 * 2**i for i in range(5)]  # of P3 to P7
@@ -83,7 +83,7 @@ def detector(encoder, *, classes, size, rate):
         backbone=trunk,
         num_classes=classes,
         bounding_box_format=BOXES,
-        # KerasCV's default, except that it supposes strides from 8 px on.
+        # KerasCV's default assumes strides of 8 px and more.
         anchor_generator=keras_cv.layers.AnchorGenerator(
             bounding_box_format=BOXES,
             sizes=[4.0 * stride for stride in strides],
@@ -92,7 +92,7 @@ def detector(encoder, *, classes, size, rate):
             strides=strides,
             clip_boxes=True,
         ),
-        # Likewise, except that less sure boxes are shown, too.
+        # KerasCV's default, with a lower confidence threshold.
         prediction_decoder=keras_cv.layers.NonMaxSuppression(
             bounding_box_format=BOXES,
             from_logits=True,
@@ -109,16 +109,16 @@ def detector(encoder, *, classes, size, rate):
     return model
 
 
-def said(boxes, row, names):
-    """The first box of an image in words."""
+def described(boxes, row, names):
+    """Describes the first box of an image."""
     name, box = int(boxes["classes"][row, 0]), boxes["boxes"][row, 0]
-    if name < 0:  # what rows without boxes are filled with
+    if name < 0:  # padding of images without boxes
         return "nothing"
     return f"{names[name]} at {[int(x) for x in box]}"
 
 
 def main(arguments):
-    """Trains a detector and shows what it finds."""
+    """Trains a detector and prints some predictions."""
     keras.utils.set_random_seed(0)
     size = arguments.image_size
     images, labels, names = scenes(
@@ -135,24 +135,30 @@ def main(arguments):
     images, labels, _ = scenes(arguments.images, count=4, size=size, seed=1)
     found = model.predict(images, verbose=0)
     for i in range(len(images)):
-        print("true: ", said(labels, i, names), "found:", said(found, i, names))
+        true, best = (described(x, i, names) for x in (labels, found))
+        print("true: ", true, "found:", best)
     model.save_weights(arguments.output)
     print(f"written to {arguments.output}")
 
 
 def parse():
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--encoder", required=True, help="what was pretrained")
-    add("--images", required=True, help="folder with a folder per class")
+    add("--encoder", required=True, help="run, export or encoder.keras")
+    add("--images", required=True, help="folder with one folder per class")
     add("--output", default="detector.weights.h5", help="file to write")
-    add("--epochs", type=int, default=10, help="passes over the scenes")
-    add("--scenes", type=int, default=64, help="images to make")
+    add("--epochs", type=int, default=10, help="epochs to train")
+    add("--scenes", type=int, default=64, help="number of scenes to make")
     add("--batch_size", type=int, default=8, help="scenes per step")
-    add("--image_size", type=int, default=128, help="side in px, of 32s")
+    add(
+        "--image_size",
+        type=int,
+        default=128,
+        help="side of the scenes in px, a multiple of 32",
+    )
     add("--rate", type=float, default=3e-4, help="learning rate")
     return parser.parse_args()
 

@@ -1,18 +1,18 @@
-"""A training loop of your own with the losses of CLSA, on the dataset `shapes`.
+"""A custom training loop with the losses of CLSA, on the dataset `shapes`.
 
     python examples/own_loop.py
 
-The losses are plain functions of tensors, for any model and any loop: here a
-small network, keys from the same batch, and Keras' Adam. The first run draws
-the 12,000 images of `shapes`.
+The losses are plain functions of tensors and work with any model and loop. This
+example uses a small network, keys from the same batch, and Keras' Adam. The
+first run generates the 12,000 images of `shapes`.
 """
 
 import argparse
 
 from clsa_tf.terminal import console
 
-# Before TensorFlow is imported, which chooses then what it prints, and which
-# Keras it has. A program that wants all of its log leaves the call out.
+# Import clsa_tf before TensorFlow: it selects Keras 2. `quieten` hides harmless
+# messages of TensorFlow; omit it to see the whole log.
 console.quieten()
 
 import tensorflow as tf
@@ -28,13 +28,13 @@ TEMPERATURE = 0.2
 VIEWS = (
     View("key", 32, 0.5, 1.0, blur=0.0),
     View("query", 32, 0.5, 1.0, blur=0.0),
-    # Smaller, and through five strong operations.
+    # Smaller, with five strong operations.
     View("strong", 24, 0.4, 1.0, blur=0.0, strong_ops=5),
 )
 
 
 def network():
-    """Images uint8 `[N, H, W, 3]` of any size -> unit rows `[N, 64]`."""
+    """Network from uint8 `[N, H, W, 3]` of any size to unit rows `[N, 64]`."""
     layers = [keras.layers.Rescaling(1 / 127.5, -1.0)]
     for channels in (32, 64, 128):
         layers += [
@@ -52,7 +52,7 @@ def network():
 
 @tf.function
 def train_step(model, optimizer, batch):
-    """One step; returns the contrast and the divergence, means in nats."""
+    """Takes one step; returns mean contrast and mean divergence, in nats."""
     with tf.GradientTape() as tape:
         keys = model(batch["key"], training=True)
         weak = losses.cosines(model(batch["query"], training=True), keys)
@@ -60,14 +60,14 @@ def train_step(model, optimizer, batch):
         own = tf.range(tf.shape(keys)[0])  # the key of row i is column i
         contrast = losses.info_nce(weak, own, temperature=TEMPERATURE)
         ddm = losses.ddm([weak], [strong], temperature=TEMPERATURE)
-        loss = tf.reduce_mean(contrast + ddm)  # one value per row until here
+        loss = tf.reduce_mean(contrast + ddm)  # losses have one value per row
     weights = model.trainable_variables
     optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
     return tf.reduce_mean(contrast), tf.reduce_mean(ddm)
 
 
 def main(arguments):
-    """Trains for some steps."""
+    """Trains for `--steps` steps."""
     keras.utils.set_random_seed(0)
     model, optimizer = network(), keras.optimizers.Adam(arguments.rate)
     batches = training_batches(
@@ -86,14 +86,14 @@ def main(arguments):
 
 
 def parse():
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
     add("--dataset", default="shapes", help="as in python -m clsa_tf.train")
-    add("--data_dir", default="runs/data", help="where shapes is drawn")
-    add("--steps", type=int, default=300, help="batches to train on")
+    add("--data_dir", default="runs/data", help="directory of datasets")
+    add("--steps", type=int, default=300, help="steps to train")
     add("--batch_size", type=int, default=128, help="images per step")
     add("--rate", type=float, default=1e-3, help="learning rate")
     return parser.parse_args()

@@ -1,11 +1,11 @@
-"""Pretrains on a folder of images from Python, and looks for similar ones.
+"""Pretrains on a folder of images from Python, then finds similar images.
 
     python examples/pretrain.py --images=photos --workdir=runs/photos
 
-The images need no labels. The same command again goes on where it stopped.
-Settings are those of a small network on small images, for a CPU; queue and
-momentum follow from the number of images and steps. Any flag of
-`python -m clsa_tf.train` can be set in the same way.
+The images need no labels. The same command resumes an interrupted run. The
+settings are for a small network on small images, on a CPU. Queue size and
+momentum are chosen from the number of images and steps. Any flag of
+`python -m clsa_tf.train` can be passed to `clsa_tf.pretrain` in the same way.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import sys
 
 from clsa_tf.terminal import console
 
-# Before TensorFlow is imported, which chooses then what it prints, and which
-# Keras it has. A program that wants all of its log leaves the call out.
+# Import clsa_tf before TensorFlow: it selects Keras 2. `quieten` hides harmless
+# messages of TensorFlow; omit it to see the whole log.
 console.quieten()
 
 import numpy as np
@@ -29,7 +29,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
 def pretrain(arguments):
-    """Returns the encoder, a functional Keras model."""
+    """Pretrains; returns the encoder, a functional Keras model."""
     size = arguments.image_size
     return clsa_tf.pretrain(
         arguments.images,
@@ -46,11 +46,17 @@ def pretrain(arguments):
 
 
 def read(folder, *, image_size):
-    """Images float32 `[N, S, S, 3]` in 0..255, and their paths.
+    """Reads the images that TensorFlow decodes.
 
-    Files that cannot be read are left out, as they were in training. (That
-    also reads WebP, TIFF and HEIC files, and turns photographs upright;
-    `python -m export.embed` does the same and looks at all files.)
+    Unreadable files are skipped, as in training. (Training also reads WebP,
+    TIFF and HEIC files and applies the EXIF orientation. So does
+    `python -m export.embed`.)
+
+    Returns:
+        (images float32 `[N, S, S, 3]` in 0..255, list of their paths).
+
+    Raises:
+        UserError: no image can be decoded.
     """
     images, paths = [], []
     for path in files(folder):
@@ -59,7 +65,7 @@ def read(folder, *, image_size):
                 tf.io.read_file(path), channels=3, expand_animations=False
             )
         except tf.errors.OpError:
-            print(f"left out, since it cannot be read: {path}")
+            print(f"skipped, because it cannot be read: {path}")
             continue
         images.append(
             keras.preprocessing.image.smart_resize(image, [image_size] * 2)
@@ -67,14 +73,14 @@ def read(folder, *, image_size):
         paths.append(path)
     if not images:
         raise UserError(
-            f"Expected images that TensorFlow decodes in {folder}, received "
-            "none; `python -m export.embed` reads other kinds, too."
+            f"Expected images that TensorFlow can decode in {folder}, received "
+            "none; use `python -m export.embed`, which reads other formats."
         )
     return np.stack(images), paths
 
 
 def files(folder):
-    """Paths of the images in a folder and those below it, in order."""
+    """Sorted paths of the images in a folder and its subfolders."""
     paths = (
         os.path.join(parent, name)
         for parent, _, names in os.walk(folder)
@@ -88,20 +94,20 @@ def files(folder):
 
 
 def main(arguments):
-    """Pretrains, then prints the nearest neighbour of some images."""
+    """Pretrains, then prints the nearest neighbours of some images."""
     encoder = pretrain(arguments)
     images, paths = read(arguments.images, image_size=arguments.image_size)
     features = encoder.predict(images, verbose=0)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     cosines = features @ features.T
-    np.fill_diagonal(cosines, -1.0)  # other than itself
+    np.fill_diagonal(cosines, -1.0)  # excludes the image itself
     for i in range(0, len(paths), -(-len(paths) // 5)):
         near = cosines[i].argmax()
         print(f"{paths[i]} is most like {paths[near]} ({cosines[i, near]:.3f})")
 
 
 def parse():
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -112,10 +118,10 @@ def parse():
         type=os.path.expanduser,
         help="folder of images",
     )
-    add("--workdir", required=True, help="directory for the run")
-    add("--epochs", type=int, default=20, help="passes over the images")
+    add("--workdir", required=True, help="directory of the run")
+    add("--epochs", type=int, default=20, help="epochs to train")
     add("--batch_size", type=int, default=32, help="images per step")
-    add("--image_size", type=int, default=48, help="side, in px")
+    add("--image_size", type=int, default=48, help="side of the views, in px")
     return parser.parse_args()
 
 

@@ -19,7 +19,7 @@ def draw_boxes(count, height, width, min_area, max_area, seed=3):
             max_area=max_area,
         )
 
-    uniform = primitives.uniform([seed, 0], shape=[count, crop.NEEDS])
+    uniform = primitives.uniform([seed, 0], shape=[count, crop.NUM_UNIFORMS])
     rows = tf.data.Dataset.from_tensor_slices(uniform)
     return next(iter(rows.map(draw).batch(count))).numpy()
 
@@ -225,11 +225,13 @@ def test_resize_of_fractions_of_pixels_does_not_look_beyond_them(height, width):
     "height, width", [(60, 80), (80, 61), (33, 33), (1, 1), (5, 31), (48, 20)]
 )
 @pytest.mark.parametrize(
-    "size, keep, short", [(32, 0.875, 37), (31, 0.875, 35), (32, 1.0, 32)]
+    "size, crop_ratio, short", [(32, 0.875, 37), (31, 0.875, 35), (32, 1.0, 32)]
 )
-def test_central_is_within_one_of_pillow(height, width, size, keep, short):
+def test_central_is_within_one_of_pillow(
+    height, width, size, crop_ratio, short
+):
     image = pillow_chain.photograph(height, width)
-    result = crop.central(image, size=size, keep=keep).numpy()
+    result = crop.central(image, size=size, crop_ratio=crop_ratio).numpy()
     expected = pillow_chain.central(image, size, short)
     assert result.shape == (size, size, 3)
     assert np.abs(result.astype(int) - expected).max() <= 1
@@ -242,7 +244,7 @@ def test_eager_map_and_function_agree():
     def both(image):
         size = tf.shape(image)
         box = crop.draw_box(
-            primitives.uniform([5, 8], shape=[crop.NEEDS]),
+            primitives.uniform([5, 8], shape=[crop.NUM_UNIFORMS]),
             height=size[0],
             width=size[1],
             min_area=0.2,
@@ -252,7 +254,7 @@ def test_eager_map_and_function_agree():
         boxes = tf.stack([tf.cast(box, tf.float32), part])
         both_sizes = crop.rectangles([image], boxes[tf.newaxis], sizes=[24, 16])
         resized = [rectangle.resize() for (rectangle,) in both_sizes]
-        return box, *resized, crop.central(image, size=24, keep=0.875)
+        return box, *resized, crop.central(image, size=24, crop_ratio=0.875)
 
     eager = both(image)
     mapped = next(iter(tf.data.Dataset.from_tensors(image).map(both)))

@@ -12,7 +12,7 @@ compiled = tf.function(texture.randomize, jit_compile=True)
 
 
 def draws(count, probability=0.5):
-    uniform = primitives.uniform([3, 1], shape=[count, texture.NEEDS])
+    uniform = primitives.uniform([3, 1], shape=[count, texture.NUM_UNIFORMS])
     rows = tf.data.Dataset.from_tensor_slices(uniform)
     rows = rows.map(lambda x: texture.draw(x, probability=probability))
     rows = next(iter(rows.batch(count)))

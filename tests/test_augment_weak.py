@@ -53,13 +53,13 @@ def view_of(**settings):
 
 def draw(uniform, **settings):
     """The view that uniform numbers give."""
-    needs = weak.needs(view_of(**settings))
+    needs = weak.num_uniforms(view_of(**settings))
     parts = tf.split(uniform, list(needs.values()))
     return weak.draw(dict(zip(needs, parts)), view_of(**settings))
 
 
 def draws(count, seed=1, **settings):
-    needs = sum(weak.needs(view_of(**settings)).values())
+    needs = sum(weak.num_uniforms(view_of(**settings)).values())
     uniform = primitives.uniform([seed, 0], shape=[count, needs])
     rows = tf.data.Dataset.from_tensor_slices(uniform)
     rows = next(iter(rows.map(lambda x: draw(x, **settings)).batch(count)))
@@ -310,9 +310,11 @@ def test_quarter_turns_are_equally_likely():
 def test_parts_that_a_view_lacks_need_no_numbers():
     plain, full = view_of(), view_of(**SETTINGS["all"])
     lacked = {"rotation", "texture", "solarize"}
-    assert sum(weak.needs(plain).values()) == 10
+    assert sum(weak.num_uniforms(plain).values()) == 10
     for name in lacked:
-        assert weak.needs(plain)[name] == 0 < weak.needs(full)[name]
+        assert (
+            weak.num_uniforms(plain)[name] == 0 < weak.num_uniforms(full)[name]
+        )
     assert set(weak.specs(full)) - set(weak.specs(plain)) == lacked
     for settings in ({}, SETTINGS["all"]):
         specs = weak.specs(view_of(**settings))

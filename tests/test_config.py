@@ -303,37 +303,37 @@ def test_switches_need_no_value(argument, value):
 @pytest.mark.parametrize(
     "argument, words",
     [
-        ("--batch_size=many", ["batch_size", "whole number", "'many'"]),
-        ("--batch_size=1", ["batch_size", "at least 2", "received 1"]),
-        ("--base_lr=0", ["base_lr", "above 0", "received 0"]),
-        ("--sgd_momentum=1", ["sgd_momentum", "below 1", "received 1"]),
-        ("--temperature=0", ["temperature", "above 0"]),
-        ("--backbone=resnet9", ["backbone", "resnet18, resnet34", "resnet9"]),
-        ("--query_crops=224", ["query_crops", "size:min_area:max_area"]),
-        ("--query_crops=8:0.9:0.1", ["query_crops", "min_area <= max_area"]),
-        ("--download=perhaps", ["download", "true or false", "'perhaps'"]),
-        ("--method=mocov9", ["method", "clsa, looc, moco", "'mocov9'"]),
-        ("--gray=1.5", ["gray", "at most 1", "received 1.5"]),
-        ("--key_momentum=-1", ["key_momentum", "at least 0", "received -1"]),
-        ("--ddm_temperature=0", ["ddm_temperature", "above 0"]),
-        ("--ddm_weight=-2", ["ddm_weight", "at least 0", "received -2"]),
-        ("--strong_level=11", ["strong_level", "at most 10", "received 11"]),
-        ("--over_crops=max", ["over_crops", "sum, mean", "'max'"]),
-        ("--ddm_teacher=both", ["ddm_teacher", "online, momentum", "'both'"]),
-        ("--augmentations=blur", ["augmentations", "rotation", "'blur'"]),
-        ("--jitter=strong", ["jitter", "numbers separated by commas"]),
-        ("--crops=0x32:0.2:1", ["crops", "from 1 to 100", "'0x32:0.2:1'"]),
+        ("--batch_size=many", ["'many'"]),
+        ("--batch_size=1", [" 2,", "received 1 "]),
+        ("--base_lr=0", [" 0.0,", "received 0.0 "]),
+        ("--sgd_momentum=1", [" 1.0,", "received 1.0 "]),
+        ("--temperature=0", [" 0.0,", "received 0.0 "]),
+        ("--backbone=resnet9", ["resnet18, resnet34", "'resnet9'"]),
+        ("--query_crops=224", ["size:min_area:max_area", "'224'"]),
+        ("--query_crops=8:0.9:0.1", ["'8:0.9:0.1'"]),
+        ("--download=perhaps", ["true or false", "'perhaps'"]),
+        ("--method=mocov9", ["clsa, looc, moco", "'mocov9'"]),
+        ("--gray=1.5", [" 1.0,", "received 1.5 "]),
+        ("--key_momentum=-1", [" 0.0,", "received -1.0 "]),
+        ("--ddm_temperature=0", [" 0.0,", "received 0.0 "]),
+        ("--ddm_weight=-2", [" 0.0,", "received -2.0 "]),
+        ("--strong_level=11", [" 10,", "received 11 "]),
+        ("--over_crops=max", ["sum, mean", "'max'"]),
+        ("--ddm_teacher=both", ["online, momentum", "'both'"]),
+        ("--augmentations=blur", ["rotation", "'blur'"]),
+        ("--jitter=strong", ["'strong'"]),
+        ("--crops=0x32:0.2:1", ["100", "'0x32:0.2:1'"]),
     ],
 )
 def test_ill_typed_flags_say_what_was_expected(argument, words):
     with pytest.raises(FlagError) as error:
         parse(argument)
-    for word in words:
+    for word in [argument.partition("=")[0], *words]:
         assert word in str(error.value)
 
 
 def test_a_misspelt_flag_gets_a_suggestion():
-    with pytest.raises(FlagError, match="did you mean --batch_size"):
+    with pytest.raises(FlagError, match=r"--batch_size\?"):
         parse("--batchsize=3")
 
 
@@ -353,37 +353,37 @@ def test_a_misspelt_flag_gets_a_suggestion():
             ["--method=byol", "--queue_size=900"],
             ["--queue_size=0", "--ddm_weight", "900"],
         ),
-        (["--strong_crops="], ["--ddm_weight=1", "no --strong_crops"]),
+        (["--strong_crops="], ["--ddm_weight=1", "--strong_crops"]),
         (
             ["--method=byol", "--ddm_weight=1", "--strong_crops="],
-            ["--ddm_weight=1", "no --strong_crops"],
+            ["--ddm_weight=1", "--strong_crops"],
         ),
         (
             ["--strong_contrast", "--ddm_weight=0", "--strong_crops="],
-            ["--strong_contrast", "no --strong_crops"],
+            ["--strong_contrast", "--strong_crops"],
         ),
         (
             ["--method=simclr", "--ddm_weight=1", "--ddm_teacher=momentum"],
-            ["--ddm_teacher=online", "momentum encoder"],
+            ["--ddm_teacher=online", "received momentum"],
         ),
-        (["--query_crops="], ["--query_crops", "none"]),
-        (["--method=cacr", "--crops=32:0.2:1"], ["--crops", "two", "1"]),
+        (["--query_crops="], ["--query_crops"]),
+        (["--method=cacr", "--crops=32:0.2:1"], ["--crops", "1"]),
         (
             ["--method=simclr", "--query_crops=32:0.2:1"],
             ["--query_crops", "--method=simclr", "clsa"],
         ),
-        (["--method=byol", "--view_blur=1"], ["two", "--view_blur", "1"]),
+        (["--method=byol", "--view_blur=1"], ["--view_blur", "received 1.0"]),
         (
             ["--method=cacr_mocov3", "--view_solarize=0,0,0.2"],
-            ["two", "--view_solarize", "0.0,0.0,0.2"],
+            ["--view_solarize", "0.0,0.0,0.2"],
         ),
         (["--jitter=0.4,0.4,0.4"], ["jitter", "(0.4, 0.4, 0.4)"]),
-        (["--jitter=0.4,0.4,0.4,0.9"], ["hue in [0, 0.5]", "0.9"]),
+        (["--jitter=0.4,0.4,0.4,0.9"], ["[0, 0.5]", "0.9"]),
         (
             ["--method=cacr_mocov3", "--local_keys"],
-            ["--local_keys", "no --local_crops"],
+            ["--local_keys", "--local_crops"],
         ),
-        (["--method=looc", "--augmentations="], ["--augmentations", "none"]),
+        (["--method=looc", "--augmentations="], ["--augmentations"]),
         (
             ["--batch_norm=split", "--batch_norm_splits=7"],
             ["--batch_norm_splits", "7", "256"],
@@ -498,7 +498,7 @@ def test_load_explains_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="--workdir"):
         config_lib.load(str(tmp_path))
     (tmp_path / "run.flags").write_text("--no_such_flag=1\n")
-    with pytest.raises(UserError, match="version"):
+    with pytest.raises(UserError, match="run.flags.* --no_such_flag"):
         config_lib.load(str(tmp_path))
 
 

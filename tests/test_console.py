@@ -126,7 +126,7 @@ def run(script, level=None, **settings):
 
 
 WRITE = f"os.write(2, {NOTES + MESSAGES!r})\n"
-QUIETEN = "from clsa_tf import console; console.quieten()\n"
+QUIETEN = "from clsa_tf.terminal import console; console.quieten()\n"
 
 
 def test_what_a_dying_process_prints_is_not_lost():
@@ -194,14 +194,15 @@ def test_streams_that_are_not_the_terminal_s_stay_as_they_are():
     assert result.stdout == b"True\n"
     closed = run(
         "sys.stderr = None\n"
-        "from clsa_tf import console; console.begin(); print('here')"
+        "from clsa_tf.terminal import console; console.begin(); print('here')"
     )
     assert closed.stdout == b"here\n"
 
 
 def test_notes_of_libraries_are_left_out_and_warnings_are_not():
     result = run(
-        "import logging; from clsa_tf import console; console.begin()\n"
+        "import logging\n"
+        "from clsa_tf.terminal import console; console.begin()\n"
         "say = logging.getLogger('tensorflow').warning\n"
         "say('Callback method `x` is slow compared to the batch time')\n"
         "logging.getLogger('matplotlib.font_manager').warning('cache')\n"
@@ -241,7 +242,8 @@ def test_a_terminal_that_was_closed_stops_nothing(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys; from clsa_tf import console; console.begin()\n"
+            "import sys\n"
+            "from clsa_tf.terminal import console; console.begin()\n"
             "print('ready'); sys.stdin.read()\n"
             "print('lost'); print('lost', file=sys.stderr)\n"
             f"open({str(tmp_path / 'saved')!r}, 'w').close()",

@@ -232,9 +232,9 @@ def test_training_and_evaluation_read_the_same(folder, tmp_path):
     )
     ((images, _),) = batches.as_numpy_iterator()
     assert faults.count == len(BAD)
-    upright = crop.central(np.asarray(photo()), size=32, keep=1.0)
+    upright = crop.central(np.asarray(photo()), size=32, crop_ratio=1.0)
     right, left = (
-        crop.central(np.rot90(photo(), times), size=32, keep=1.0)
+        crop.central(np.rot90(photo(), times), size=32, crop_ratio=1.0)
         for times in (-1, 1)
     )
     expected = [upright, left, right] + 6 * [upright]

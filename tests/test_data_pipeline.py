@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from clsa_tf.augment.chain import finish_batch
+from clsa_tf.augment.chain import complete_batch
 from clsa_tf.augment.views import View, params_key, unpack
 from clsa_tf.data import decode, headers
 from clsa_tf.data.checks import check_sizes
@@ -150,10 +150,10 @@ def test_replicas_get_the_batch_in_parts(tmp_path):
             np.testing.assert_array_equal(np.concatenate(joined), batch[name])
 
 
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("completed", [True, False])
 @pytest.mark.parametrize("replicas, count", [(1, 1), (2, 1), (2, 2)])
 def test_shapes_are_static_and_the_data_endless(
-    tmp_path, finished, replicas, count
+    tmp_path, completed, replicas, count
 ):
     """Accelerators compile for one shape, several workers agree on none."""
     data = training_batches(
@@ -163,7 +163,7 @@ def test_shapes_are_static_and_the_data_endless(
         seed=1,
         start_step=0,
         faults=Faults(max_bad_share=0.0),
-        finished=finished,
+        completed=completed,
         worker=Worker(0, count),
         replicas=replicas,
     )
@@ -505,10 +505,10 @@ def test_names_are_kept_from_start_to_start(tmp_path, capsys):
 
 
 def test_device_and_host_make_the_same_views(source, strong):
-    raw = batches(source, len(strong), views=VIEWS, finished=False)
+    raw = batches(source, len(strong), views=VIEWS, completed=False)
     for host, crops in zip(strong, raw):
         crops = tf.nest.map_structure(tf.constant, crops)
-        device = finish_batch(crops, views=VIEWS)
+        device = complete_batch(crops, views=VIEWS)
         for name, images in host.items():
             np.testing.assert_array_equal(device[name], images)
 

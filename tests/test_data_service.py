@@ -96,7 +96,7 @@ def test_parts_of_unfinished_batches_of_records(
     source = open_source(
         record_files(tmp_path, 7), window=4, memory_bytes=memory_bytes
     )
-    options = dict(batch_size=6, worker=Worker(1, 2), finished=False)
+    options = dict(batch_size=6, worker=Worker(1, 2), completed=False)
     expected = batches(source, 5, start=1, **options)
     services = Services(addresses[:count])
     steps = batches(source, 5, start=1, services=services, **options)
@@ -127,7 +127,7 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     for services in (None, Services(addresses[1:])):
         faults = Faults(max_bad_share=0.5)
         steps = batches(
-            source, 4, faults=faults, services=services, finished=False
+            source, 4, faults=faults, services=services, completed=False
         )
         results.append((steps, faults.count))
     (expected, count), (steps, counted) = results
@@ -135,7 +135,7 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     assert_same(steps, expected)
     strict = Faults(max_bad_share=0.1, advice="look")
     with pytest.raises(tf.errors.OpError):
-        batches(source, 4, faults=strict, services=services, finished=False)
+        batches(source, 4, faults=strict, services=services, completed=False)
     text = one_sentence(strict.error())
     assert "2 among 14" in text and "; look, repair" in text
 
@@ -158,7 +158,7 @@ def test_another_order_is_noticed(source):
             return make(0, 2)
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="another step"):
-        batches(source, 2, services=Wrong(), finished=False)
+        batches(source, 2, services=Wrong(), completed=False)
 
 
 def numbers(k, n):

@@ -256,7 +256,9 @@ def test_goes_on_whatever_ended_it(ends, exported, folder, straight, tmp_path):
             assert status == -9
         else:
             assert status == 128 + number
-            assert "the same command goes on from" in log.read_text()
+            assert (
+                f"Stopped by {signal.Signals(number).name}" in log.read_text()
+            )
             assert "Traceback" not in log.read_text()
     result = call(arguments(exported.base, folder, output))
     assert " 0 of them done before" not in result.stdout

@@ -61,14 +61,14 @@ def test_pretrain(photos, here, tmp_path):
     pairs = re.findall(r"/(\w+)/\d+.jpg is most like .*?/(\w+)/\d+", printed)
     assert len(pairs) == 5
     assert all(one == other for one, other in pairs)  # bright, dark
-    assert printed.count("left out, since") == 1 and f": {bad}\n" in printed
+    assert printed.count("cannot be read") == 1 and f": {bad}\n" in printed
 
 
 def test_pretrain_explains_what_it_cannot_use(here, tmp_path):
     folder = f"--images={tmp_path / 'none'}"
     arguments = [folder, f"--workdir={tmp_path / 'run'}"]
     error = call("pretrain.py", here, *arguments, status=1).stderr
-    assert error.startswith("error: Expected a directory of images, ")
+    assert error.startswith("error: ") and str(tmp_path / "none") in error
     arguments = [folder, f"--encoder={tmp_path / 'none'}"]
     error = call("finetune.py", here, *arguments, status=1).stderr
     assert error.startswith("error: Expected ") and error.count("\n") == 1
@@ -85,7 +85,7 @@ def test_pretrain_on_images_of_other_kinds(here, tmp_path, monkeypatch):
     arguments = ["--images=~/photos", f"--workdir={tmp_path / 'run'}"]
     arguments += ["--epochs=1", "--batch_size=16", "--image_size=32"]
     error = call("pretrain.py", here, *arguments, status=1).stderr
-    assert "Expected images that TensorFlow decodes" in error
+    assert f"{tmp_path / 'photos'}" in error and "export.embed" in error
     assert "Traceback" not in error
 
 
@@ -108,7 +108,7 @@ def test_finetune(exported, photos, here, tmp_path):
         f"--output={output}",
         "--epochs=5",
     ).stdout
-    assert "images of 32 x 32 px" in printed  # those of the export
+    assert "32 x 32 px" in printed  # the size of the export
     accuracies = dict(re.findall(r"accuracy, (.*?) +([\d.]+)%", printed))
     assert list(accuracies) == [
         "linear classifier",
@@ -157,7 +157,7 @@ def test_an_encoder_that_is_not_there(photos, here, tmp_path):
         f"--images={photos}",
         status=1,
     )
-    assert "Expected the directory of a run" in result.stderr
+    assert str(tmp_path / "none") in result.stderr
     assert not (tmp_path / "classifier.keras").exists()
 
 
@@ -168,7 +168,7 @@ def test_a_folder_without_images(there, exported, here, tmp_path):
         folder.mkdir()
     arguments = [f"--encoder={exported.base}", f"--images={folder}"]
     error = call("finetune.py", here, *arguments, status=1).stderr
-    assert error.startswith("error: Expected a folder of images per class in ")
+    assert error.startswith("error: ") and "--images" in error
     assert str(folder) in error and error.count("\n") == 1
 
 
@@ -179,4 +179,5 @@ def test_an_encoder_that_does_not_name_its_size(photos, here, tmp_path):
     encoder.save(tmp_path / "encoder.keras")
     arguments = [f"--encoder={tmp_path}", f"--images={photos}"]
     error = call("finetune.py", here, *arguments, status=1).stderr
-    assert "Expected --image_size" in error and "Traceback" not in error
+    assert "--image_size" in error and str(tmp_path) in error
+    assert "Traceback" not in error

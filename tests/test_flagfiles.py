@@ -112,27 +112,30 @@ def test_own_files_come_first(elsewhere):
 
 def test_files_that_cannot_be_read(elsewhere):
     message = refused("--flagfile=quickstrat.flags")
-    assert "did you mean quickstart?" in message and "cifar10/byol" in message
+    assert "--flagfile=quickstrat.flags" in message
+    assert " quickstart? " in message and "cifar10/byol" in message
     pathlib.Path("runs").mkdir()
-    assert "--flagfile=runs, " in refused("--flagfile=runs")
+    assert "received --flagfile=runs;" in refused("--flagfile=runs")
     pathlib.Path("runs/run.flags").write_text("--seed=1\n")
-    assert "did you mean runs/run.flags?" in refused("--flagfile=runs")
+    assert " runs/run.flags? " in refused("--flagfile=runs")
     pathlib.Path("a.flags").write_text("--flagfile=b.flags\n")
     pathlib.Path("b.flags").write_text("--flagfile=a.flags\n")
     message = refused("--flagfile=a.flags")
-    assert "a.flags, included by b.flags" in message
+    assert "a.flags" in message and "b.flags" in message
     pathlib.Path("image.flags").write_bytes(b"\xff\xd8\xff\xe0")
     assert "image.flags" in refused("--flagfile=image.flags")
-    assert "without a file" in refused("--flagfile")
+    assert "--flagfile=FILE" in refused("--flagfile")
 
 
 def test_errors_name_the_file(elsewhere):
     pathlib.Path("own.flags").write_text("--batch_size=x\n")
     message = refused("--flagfile=own.flags", kind=FlagError)
-    assert "'x' for --batch_size in own.flags" in message
+    for value in ("'x'", "--batch_size", "own.flags"):
+        assert value in message
     pathlib.Path("own.flags").write_text("--bath_size=8\n")
     message = refused("--flagfile=own.flags", kind=FlagError)
-    assert "--bath_size in own.flags; did you mean --batch_size?" in message
+    for value in ("--bath_size", "own.flags", "--batch_size?"):
+        assert value in message
     # Typed values are not the file's.
     pathlib.Path("own.flags").write_text("--batch_size=8\n")
     assert "own" not in refused("--flagfile=own.flags", "--batch_size=x")
@@ -210,7 +213,7 @@ def test_homes_from_python(elsewhere):
 )
 def test_other_names_get_ours(typed, ours):
     message = refused(f"--{typed}=3", kind=FlagError)
-    assert f"--{typed}; did you mean --{ours}" in message
+    assert f"--{typed};" in message and re.search(rf"--{ours}\b.*\?", message)
     name = typed.replace("-", "_")
     if name == "data":  # in Python the name of the first argument
         return
@@ -219,7 +222,7 @@ def test_other_names_get_ours(typed, ours):
 
 
 def test_what_is_unlike_anything_gets_no_suggestion():
-    assert "mean" not in refused("--zzzzz=3", kind=FlagError)
+    assert "?" not in refused("--zzzzz=3", kind=FlagError)
 
 
 def test_every_suggestion_exists():
@@ -230,47 +233,52 @@ def test_every_suggestion_exists():
         module.define_flags(values)
         known |= {*values}
     known |= {"model_base_path", "accelerator", "model_name"}
-    for typed, ours in parser._USUAL.items():
+    for typed, ours in parser._ALIASES.items():
         assert {*ours} <= known, typed
 
 
 @pytest.mark.parametrize(
     "module, arguments, words",
     [
-        (embed, ["--images=a"], "--encoder and --output, received none"),
-        (client, [], "--server, received none; give it"),
+        (embed, ["--images=a"], ["--encoder and --output"]),
+        (client, [], ["--server"]),
         (
             savedmodel,
             ["--workdir=a", "--output=b", "--precision=x"],
-            "one of float32, mixed_bfloat16, mixed_float16, received 'x'",
+            ["float32, mixed_bfloat16, mixed_float16", "'x'", "--precision"],
         ),
         (
             savedmodel,
             ["--workdir=a", "--output=b", "--version=-1"],
-            "a non-negative integer, received '-1' for --version",
+            ["non-negative", "'-1'", "--version"],
         ),
         (
             savedmodel,
             ["--workdir=a", "--output=b", "--outputs=x"],
-            "names of embedding, projection, separated by commas, received",
+            ["embedding, projection", "'x'", "--outputs"],
         ),
         (
             formats,
             ["--workdir=a", "--output=b", "--formats=keras,tflite"],
-            "separated by commas, received 'keras,tflite' for --formats",
+            ["'keras,tflite'", "--formats"],
         ),
-        (server, ["--enable_batching=x"], "true or false, received 'x'"),
-        (server, ["--noport"], "a flag of this command, received --noport;"),
-        (embed, ["--model=a"], "received --model; did you mean --encoder?"),
-        (savedmodel, ["--workdir"], "Missing value for flag --workdir"),
-        (savedmodel, ["somewhere"], "only flags, received 'somewhere'"),
+        (
+            server,
+            ["--enable_batching=x"],
+            ["true or false", "'x'", "--enable_batching"],
+        ),
+        (server, ["--noport"], ["--noport"]),
+        (embed, ["--model=a"], ["--model", "--encoder?"]),
+        (savedmodel, ["--workdir"], ["--workdir"]),
+        (savedmodel, ["somewhere"], ["'somewhere'"]),
     ],
 )
 def test_wrong_flags_of_other_commands(module, arguments, words):
     with pytest.raises(FlagError) as error:
         values_of(module, *arguments)
     message = str(error.value)
-    assert words in message
+    for word in words:
+        assert word in message
     assert message.endswith(".") and "; " in message and "\n" not in message
 
 
@@ -295,8 +303,8 @@ def test_another_method_than_the_recipes(recipe, method, better):
         "--data_dir=there",
         "--workdir=runs/photos",
     )
-    assert f"--method={method}, which was typed" in message
-    assert recipe.removesuffix(".flags") + ".flags for " in message
+    assert f"--method={method}" in message
+    assert recipe.removesuffix(".flags") + ".flags" in message
     (command,) = re.findall("`(.*)`", message)
     assert command == (
         f"--flagfile={better} '--dataset=folder:/my photos' "
@@ -317,7 +325,7 @@ def test_another_recipe_keeps_the_data_and_no_flag_of_other_methods():
         "--flagfile=cifar10/byol.flags --dataset=shapes --data_dir=runs/data "
         "--total_epochs=9"
     )
-    assert "` (without --temperature, which byol has not), or" in message
+    assert "--temperature" in message.partition(f"`{command}`")[2]
     config = parse(*shlex.split(command))
     assert (config.method, config.dataset) == ("byol", "shapes")
 
@@ -326,14 +334,14 @@ def test_the_command_that_works_is_a_whole_one():
     words = ["--flagfile=clsa", "--method=byol", "--workdir=my run"]
     result = runs.call(runs.command("clsa_tf.train", *words), status=1)
     assert (
-        " -m clsa_tf.train --flagfile=byol.flags '--workdir=my run'`, or"
+        " -m clsa_tf.train --flagfile=byol.flags '--workdir=my run'`"
         in result.stderr
     )
 
 
 def test_all_foreign_flags_are_named_at_once():
     message = refused("--flagfile=quickstart", "--method=byol")
-    assert "quickstart.flags for clsa, with " in message
+    assert "quickstart.flags" in message and "clsa" in message
     for name in ("key_crop", "query_crops", "temperature"):
         assert f"--{name}" in message
     assert "--batch_size" not in message
@@ -341,15 +349,16 @@ def test_all_foreign_flags_are_named_at_once():
 
 def test_a_typed_flag_of_another_method():
     message = refused("--flagfile=moco_v2", "--ddm_weight=2")
-    assert "--method=moco of " in message and "moco_v2.flags" in message
-    assert "--ddm_weight, which belongs to byol and clsa" in message
+    for value in ("--method=moco", "moco_v2.flags", "--ddm_weight"):
+        assert value in message
+    assert "byol and clsa" in message
 
 
 def test_a_flagfile_without_a_method(tmp_path):
     (tmp_path / "x.flags").write_text("--view_solarize=0,0.2\n")
     message = refused(f"--flagfile={tmp_path / 'x.flags'}")
-    assert "of --method=clsa, received --view_solarize, which" in message
-    assert "typed" not in message
+    assert "--method=clsa" in message and "--view_solarize" in message
+    assert "`" not in message  # no other recipe is suggested
 
 
 @pytest.mark.parametrize("method", methods.names())
@@ -368,16 +377,17 @@ def test_two_recipes_are_told_from_typed_flags():
     with pytest.raises(UserError) as error:
         parse("--flagfile=clsa", "--flagfile=byol")
     message = str(error.value)
-    assert re.search(r"received \S*byol.flags with --method=byol ", message)
-    assert re.search(r"behind \S*clsa.flags with --temperature", message)
-    assert "take one of the two" in message and "typed" not in message
+    assert re.search(r"\S*byol.flags with --method=byol ", message)
+    assert re.search(r"\S*clsa.flags with --temperature", message)
+    assert "`" not in message  # no other recipe is suggested
 
 
 def test_what_a_flagfile_overrides_is_said(capsys):
     assert parse("--seed=5", "--batch_size=64", "--flagfile=clsa").seed == 5
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("warning: --batch_size=64 stands before --flagfile=")
-    assert "which sets 256; type it behind" in line
+    assert line.startswith("warning: ")
+    for value in ("--batch_size=64", "--flagfile=", "256"):
+        assert value in line
     assert parse("--flagfile=clsa", "--batch_size=64").batch_size == 64
     assert parse("--batch_size=256", "--flagfile=clsa").batch_size == 256
     assert capsys.readouterr().out == ""
@@ -402,7 +412,7 @@ def test_milestones_move_with_the_length(capsys, epochs, milestones):
     assert config.lr_schedule == "steps"
     (line,) = capsys.readouterr().out.splitlines()
     spelled = ",".join(map(str, milestones))
-    assert f"{epochs} epochs instead of the recipe's 200" in line
+    assert f"{epochs} epochs" in line and "200" in line
     assert f"--lr_milestones 120,160 -> {spelled}" in line
 
 

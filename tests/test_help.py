@@ -49,7 +49,7 @@ def page(define_flags, *arguments, width=80):
 
 
 def entries(text):
-    """Flag -> (its group, all that is said of it, in one line)."""
+    """Flag -> (its group, its text in one line)."""
     found, group, name = {}, "", ""
     for block in re.split(r"\n(?=\S|  -)", text):
         line = " ".join(block.split())
@@ -120,7 +120,7 @@ def test_help_says_what_the_configuration_has(command, method):
     assert not seen ^ (
         found.keys() - {*(*ALWAYS, "list_methods", "output", "images")}
     )
-    assert f"Below are the flags of --method={method}." in text
+    assert f"--method={method}." in " ".join(text.split())
 
 
 def test_groups_come_in_their_order():
@@ -146,8 +146,8 @@ def test_a_flagfile_chooses_the_method_whose_flags_are_shown():
 def test_help_of_a_method_that_there_is_not():
     with pytest.raises(UserError) as error:
         page(train.define_flags, "--method=nope", "--help")
-    assert "Expected one of byol, cacr" in str(error.value)
-    assert "received 'nope' for --method" in str(error.value)
+    for value in ("byol, cacr", "'nope'", "--method"):
+        assert value in str(error.value)
 
 
 def test_behind_two_dashes_nobody_asks_for_help():

@@ -25,11 +25,11 @@ from tests import golden, tiny
 
 def those_of(kind):
     """Parametrizes a test with the methods that are of some kind."""
-    found = [n for n in methods.names() if issubclass(learner(n), kind)]
+    found = [n for n in methods.names() if issubclass(method_class(n), kind)]
     return pytest.mark.parametrize("name", found)
 
 
-def learner(name):
+def method_class(name):
     return methods.load(name).METHOD
 
 
@@ -145,7 +145,7 @@ def shapes(tmp_path_factory):
     return open_source(f"folder:{folder}", labels="none")
 
 
-def real_batches(source, method, *, finished=True):
+def real_batches(source, method, *, completed=True):
     return training_batches(
         source,
         method.views(method.config.options),
@@ -153,7 +153,7 @@ def real_batches(source, method, *, finished=True):
         seed=1,
         start_step=0,
         faults=Faults(max_bad_share=0.0),
-        finished=finished,
+        completed=completed,
     )
 
 
@@ -297,7 +297,7 @@ def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
 
 
 @every
-def test_views_finished_on_the_device_train_alike(name, tmp_path):
+def test_views_completed_on_the_device_train_alike(name, tmp_path):
     """Also with the whole step compiled by XLA, as TPUs need it."""
     for i in range(20):
         image = pillow_chain.photograph(40, 37, seed=i)
@@ -307,7 +307,7 @@ def test_views_finished_on_the_device_train_alike(name, tmp_path):
     def losses(place, compiled=False):
         method = tiny.make(tiny.config(name, augment_on=place))
         method.compile(optimizer=method.optimizer, jit_compile=compiled)
-        data = real_batches(source, method, finished=place == "host")
+        data = real_batches(source, method, completed=place == "host")
         return [report["loss"] for report in tiny.fit(method, data.take(2))]
 
     host = losses("host")

@@ -428,13 +428,16 @@ def test_schedules_are_made_again_from_their_configuration():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(warmup_epochs=200.0), ["--warmup_epochs", "200 and 200"]),
+        (
+            dict(warmup_epochs=200.0),
+            ["--warmup_epochs", "received 200", "--total_epochs=200"],
+        ),
         (dict(lr_milestones=(120, 160)), ["120,160", "cosine"]),
         (dict(lr_schedule="steps"), ["--lr_milestones", "none", "steps"]),
         *[
             (
                 dict(lr_schedule="steps", lr_milestones=milestones, **more),
-                ["increase", ",".join(map(str, milestones))],
+                ["--lr_milestones", ",".join(map(str, milestones))],
             )
             for milestones, more in [
                 ((160, 120), {}),
@@ -449,7 +452,7 @@ def test_schedules_are_made_again_from_their_configuration():
 def test_what_is_no_schedule(changes, words):
     with pytest.raises(UserError) as error:
         config_lib.check(config_lib.default(**changes))
-    for word in ["Expected", "received", *words]:
+    for word in words:
         assert word in str(error.value)
 
 
@@ -476,5 +479,5 @@ def test_no_milestones_are_an_empty_flag():
 def test_milestones_that_are_no_numbers(text):
     with pytest.raises(UserError) as error:
         parse("--lr_schedule=steps", f"--lr_milestones={text}")
-    for word in ("Expected whole numbers separated by commas", repr(text)):
+    for word in ("--lr_milestones", repr(text)):
         assert word in str(error.value)

@@ -85,7 +85,7 @@ def test_the_bar_says_what_is_done_instead(monkeypatch):
 
 def test_a_line_of_the_log_leaves_the_bar_whole(monkeypatch):
     terminal = use_terminal(monkeypatch)
-    handler = logging.StreamHandler(progress.Above())
+    handler = logging.StreamHandler(progress.LogStream())
     with training_bar() as bar:
         bar.refresh()
         text = "Cannot read the image x.jpg"

@@ -84,7 +84,7 @@ def test_good_ones_come_as_the_evaluation_sees_them(kind):
     images, reasons = prepare(tf.constant(files))
     assert not reasons.numpy().any()
     for image, encoded in zip(images, files):
-        expected = crop.central(decode(encoded), size=SIZE, keep=0.9)
+        expected = crop.central(decode(encoded), size=SIZE, crop_ratio=0.9)
         np.testing.assert_array_equal(image, expected)
 
 

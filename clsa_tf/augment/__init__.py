@@ -1,1 +1,1 @@
-"""Weak and strong augmentations, and the views they make."""
+"""Weak and strong augmentations, and the views they produce."""

@@ -1,4 +1,4 @@
-"""Pillow's Gaussian blur, to the bit."""
+"""Gaussian blur, bit-identical to Pillow's."""
 
 import math
 
@@ -7,16 +7,22 @@ import tensorflow as tf
 from clsa_tf.augment import primitives
 
 MAX_SIGMA = 2.0  # pixels
-# A box blur of that strength reads so many neighbours on each side.
+# Neighbours that one box blur of MAX_SIGMA reads on each side.
 _REACH = 1 + int((math.sqrt(4.0 * MAX_SIGMA**2 + 1.0) - 1.0) / 2.0)
 
 
 def _box_weights(sigma):
-    """Weights of one box blur in units of 2**-24: f32[N] -> u32[N,1,1,1] each.
+    """Weights of one box blur, in units of 2**-24.
 
-    Entry d of the list weighs the two pixels at distance d. Three such blurs,
-    of a fractional radius, approximate a Gaussian. Float32 and float64 are
-    mixed as in Pillow.
+    Three box blurs of a fractional radius approximate a Gaussian. Float32 and
+    float64 are mixed as in Pillow.
+
+    Args:
+        sigma: f32[N], in pixels.
+
+    Returns:
+        list of u32[N,1,1,1]. Entry d is the weight of the two pixels at
+        distance d.
     """
     variance = sigma * sigma / 3.0
     length = tf.sqrt(12.0 * tf.cast(variance, tf.float64) + 1.0)
@@ -36,7 +42,7 @@ def _box_weights(sigma):
 
 
 def _box_blur(images, weights):
-    """One box blur of u8[N,3,H,W] along its rows' axis H, edges replicated."""
+    """One box blur of u8[N,3,H,W] along axis H, edges replicated."""
     height, _ = primitives.size(images)
     first, last = images[:, :, :1], images[:, :, -1:]
     padded = tf.concat([first] * _REACH + [images] + [last] * _REACH, axis=2)
@@ -55,10 +61,10 @@ def _box_blur(images, weights):
 
 
 def _blur_columns(images, weights):
-    """Three box blurs along H."""
+    """Three box blurs of u8[N,3,H,W] along axis H."""
 
-    # A loop, so that XLA computes a pass before it begins the next: unrolled,
-    # it would recompute the first for each pixel that the second reads.
+    # A loop makes XLA complete each pass before the next. Unrolled, XLA fuses
+    # the passes and recomputes the first for each pixel that the second reads.
     def step(i, images):
         blurred = _box_blur(images, weights)
         return i + 1, tf.ensure_shape(blurred, images.shape)
@@ -67,18 +73,19 @@ def _blur_columns(images, weights):
 
 
 def blur_and_transpose(images, sigma):
-    """Pillow's Gaussian blur: three box blurs per axis, bytes in between.
+    """Gaussian blur as in Pillow: three box blurs per axis, rounded to bytes.
 
-    It is close to a true Gaussian: an impulse of 255 keeps 42 in its centre
-    at sigma = 1, where a true one would keep 40.6.
+    The result is close to a true Gaussian: at sigma = 1 an impulse of 255
+    leaves 42 in its centre, and a true Gaussian leaves 40.6.
 
     Args:
-        images: u8[N,3,W,H], transposed: Pillow blurs along x first, and along
-            the first axis the neighbours of a whole row are a whole row.
+        images: u8[N,3,W,H], transposed. Pillow blurs along x first, and here x
+            is the first spatial axis: the neighbours of a contiguous row are
+            contiguous rows.
         sigma: f32[N], in pixels, in [0, MAX_SIGMA].
 
     Returns:
-        u8[N,3,H,W], upright.
+        u8[N,3,H,W], not transposed.
 
     Source: Pillow, `ImageFilter.GaussianBlur`.
     """

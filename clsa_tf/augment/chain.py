@@ -1,8 +1,12 @@
-"""From decoded images to views, by way of crops.
+"""Makes views from decoded images.
 
-`compiled_draw` decides everything random; `make_views` cuts and resizes (always
-on the host: shapes vary) and does the rest too, or leaves it to `finish_batch`
-on the accelerator. The bytes are the same.
+1. `compiled_draw` draws all random parameters.
+2. `make_views` crops and resizes. This runs on the host, because crops differ
+   in shape. By default it also completes the views.
+3. `complete_batch` completes them on the accelerator instead. Completing a view
+   means: weak chain, then strong operations.
+
+Host and accelerator give the same bytes.
 """
 
 import functools
@@ -21,19 +25,20 @@ from clsa_tf.augment.views import (
 )
 
 
-def finish(crops, packed, *, views):
-    """Turns crops into views: the weak chain, then strong operations if any.
+def complete(crops, packed, *, views):
+    """Turns crops into views: weak chain, then strong operations if any.
 
-    Crops of one size and kind go through together: through everything, and
-    each keeps what was drawn, which is best for accelerators.
+    Views that need the same program are concatenated and run as one batch.
+    Every branch is computed for every image, and each image keeps the result of
+    its own parameters. This suits accelerators.
 
     Args:
-        crops: dict, view name -> u8[N,size,3,size], column by column.
-        packed: dict, view name -> what was drawn, f32[N,p] for `unpack`.
+        crops: dict, view name -> u8[N,size,3,size], column-major.
+        packed: dict, view name -> drawn parameters f32[N,p], see `unpack`.
         views: sequence of `View`.
 
     Returns:
-        dict, view name -> u8[N,size,size,3], row by row.
+        dict, view name -> u8[N,size,size,3], row-major.
 
     Source: maple-research-lab/CLSA@37df76c, Multi_FixTransform.py, up to the
     conversion to float.
@@ -51,7 +56,11 @@ def finish(crops, packed, *, views):
 
 
 def _kind(view):
-    """Views of one kind differ in what is drawn only."""
+    """Returns a `View` with only the settings that change the program.
+
+    Views of equal kind differ in their drawn parameters only, so they share one
+    compiled program.
+    """
     return View(
         "",
         view.size,
@@ -66,7 +75,7 @@ def _kind(view):
 
 
 def _chain(images, packed, kind):
-    """u8[N,x,3,y] column by column, f32[N,p] -> u8[N,y,x,3] row by row."""
+    """u8[N,x,3,y] column-major, f32[N,p] -> u8[N,y,x,3] row-major."""
     params = unpack(packed, kind)
     planes = tf.transpose(images, [0, 2, 1, 3])  # [N,3,x,y]
     planes = weak.apply(planes, params, gray_first=kind.gray_first)  # [N,3,y,x]
@@ -75,7 +84,12 @@ def _chain(images, packed, kind):
     return tf.transpose(planes, [0, 2, 3, 1])
 
 
-# --- compiled by XLA, which fuses what would else be hundreds of passes ------
+# --- compiled by XLA, which fuses hundreds of passes over the pixels ---------
+
+# Programs that each cache below holds. Each program keeps memory of its own. A
+# run needs a few; the bound lets long-lived processes (tests, notebooks) drop
+# the programs of earlier runs.
+_MAX_PROGRAMS = 64
 
 
 def _compiled(function, signature=None):
@@ -84,22 +98,24 @@ def _compiled(function, signature=None):
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.lru_cache(maxsize=_MAX_PROGRAMS)
 def compiled_draw(views):
-    """`draw` for K images and a tuple of V views, compiled.
+    """Compiles `draw` for K images and a tuple of V views.
 
-    Each tensor that leaves a compiled function costs a host as much as
-    hundreds of numbers drawn, so that all but the boxes leave as one.
+    On a host, each tensor that a compiled function returns costs as much as
+    drawing hundreds of numbers. Therefore all parameters except the boxes are
+    returned as one tensor.
 
     Returns:
         function (seeds i32[K,2], sizes i32[K,2]) -> (boxes i32[K,V,4],
         rows of `pack` f32[K,n]).
 
     Raises:
-        UserError: views that cannot share what they are to share.
+        UserError: a view shares parts that it cannot share, see
+            `number_slices`.
     """
-    # Here too: an error within `tf.map_fn` would leave its variable scope in a
-    # state in which no model can be built.
+    # Checked here as well: an error inside `tf.map_fn` leaves its variable
+    # scope open, and then no model can be built.
     number_slices(views)
 
     def draw_one(arguments):
@@ -116,8 +132,8 @@ def compiled_draw(views):
     return _compiled(draw_all, [pairs, pairs])
 
 
-def make_views(images, boxes, packed, *, views, finished=True):
-    """Cuts the crops of all views out of K images; on the host.
+def make_views(images, boxes, packed, *, views, completed=True):
+    """Crops and resizes K images on the host, and completes the views.
 
     Args:
         images: list of K u8[H,W,3].
@@ -125,24 +141,24 @@ def make_views(images, boxes, packed, *, views, finished=True):
             these images.
         packed: dict, view name -> f32[K,p], from `split_packed`.
         views: sequence of V `View`s.
-        finished: whether to do what `finish` does too.
+        completed: whether to complete the views, see `complete`.
 
     Returns:
-        dict, view name -> u8[K,size,size,3], row by row; unfinished
-        u8[K,size,3,size], column by column.
+        dict, view name -> u8[K,size,size,3], row-major, if completed; otherwise
+        u8[K,size,3,size], column-major.
     """
     sizes = [view.size for view in views]
     crops = crop.rectangles(images, boxes, sizes=sizes)
     result, before = {}, []
     for view, row in zip(views, crops):
-        # One after the other, each while it is in the processor's cache.
+        # One view at a time, so that its crops stay in the processor's cache.
         pixels = []
         for rectangle in row:
             with tf.control_dependencies(before):
                 before = [rectangle.resize()]
             pixels += before
         pixels = tf.stack(pixels)
-        if finished:
+        if completed:
             program = _compiled_view(_kind(view), len(images))
             pixels = program(pixels, packed[view.name])
         result[view.name] = pixels
@@ -150,11 +166,11 @@ def make_views(images, boxes, packed, *, views, finished=True):
     return result
 
 
-@functools.lru_cache(maxsize=None)
+@functools.lru_cache(maxsize=_MAX_PROGRAMS)
 def _compiled_view(view, count):
-    """(crops u8[K,size,3,size], f32[K,p]) -> views u8[K,size,size,3].
+    """Compiles (crops u8[K,size,3,size], f32[K,p]) -> u8[K,size,size,3].
 
-    A crop runs through what was drawn for it only.
+    Each crop runs only the branches that were drawn for it. This suits hosts.
     """
 
     def make(arguments):
@@ -169,25 +185,25 @@ def _compiled_view(view, count):
     return _compiled(make_all, [crops, drawn])
 
 
-@functools.lru_cache(maxsize=None)
-def _compiled_finish_batch(views):
-    return _compiled(functools.partial(finish, views=views))
+@functools.lru_cache(maxsize=_MAX_PROGRAMS)
+def _compiled_complete(views):
+    return _compiled(functools.partial(complete, views=views))
 
 
-def finish_batch(batch, *, views):
-    """Completes the views of an unfinished batch, for accelerators.
+def complete_batch(batch, *, views):
+    """Completes the views of a batch of crops on the accelerator.
 
-    Compiled by XLA, also if the caller is not.
+    XLA compiles this, whether or not it compiles the caller.
 
     Args:
-        batch: rows of a batch of `training_batches(..., finished=False)`: for
-            each view its name -> u8[N,size,3,size], column by column, and
-            `params_key` -> what was drawn.
-        views: those that it was made with.
+        batch: rows of a batch of `training_batches(..., completed=False)`: for
+            each view its name -> u8[N,size,3,size], column-major, and its
+            `params_key` -> drawn parameters f32[N,p].
+        views: sequence of the `View`s that the batch was made with.
 
     Returns:
-        the batch with finished views.
+        the batch with completed views u8[N,size,size,3].
     """
     crops = {view.name: batch[view.name] for view in views}
     packed = {view.name: batch[params_key(view)] for view in views}
-    return batch | _compiled_finish_batch(tuple(views))(crops, packed)
+    return batch | _compiled_complete(tuple(views))(crops, packed)

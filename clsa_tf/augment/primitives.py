@@ -1,10 +1,10 @@
-"""Deterministic operations on bytes, each equal to its namesake in Pillow.
+"""Deterministic operations on bytes, bit-identical to Pillow's.
 
-Images are planar here, u8[N,3,H,W]: a row of one channel is contiguous, so
-that arithmetic on channels runs at the width of the processor's registers.
-There is one parameter per image. All functions run eagerly, inside `tf.data`
-and under XLA on any device, with the same result to the bit: where the order
-of float operations decides how a fraction is cut, it is Pillow's.
+Images are planar, u8[N,3,H,W]: a row of one channel is contiguous, so
+arithmetic on channels is vectorised. Each image has its own parameter. All
+functions run eagerly, inside `tf.data` and under XLA on any device, with
+bit-identical results. Where the order of float operations decides how a
+fraction is truncated, it is Pillow's order.
 """
 
 import itertools
@@ -12,16 +12,16 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-# Luma of ITU-R 601-2 in units of 1/65536, as Pillow has it.
+# Luma weights of ITU-R 601-2 in units of 1/65536, as in Pillow.
 _LUMA = (19595, 38470, 7471)
 
 
 def uniform(seed, *, shape):
     """Uniform numbers in [0, 1), in steps of 2**-23: i32[2] -> f32[shape].
 
-    Made from random bits by hand: the bits of Philox are the same on every
-    device and under XLA, TensorFlow's floats are not. Times n and cut off,
-    the result is a uniform integer below n.
+    They are converted from random bits: the bits of Philox are the same on
+    every device and under XLA, TensorFlow's uniform floats are not. Multiplied
+    by n and truncated, they are uniform integers below n.
     """
     bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
@@ -31,15 +31,15 @@ def uniform(seed, *, shape):
 
 
 def choose(index, branches):
-    """Gives each image the result of its own branch.
+    """Selects for each image the result of one branch.
 
-    For a single image only that branch runs, which is what hosts want; for
-    several, all branches run and each image keeps one result, which is what
-    accelerators want.
+    With one image only its branch runs, which suits hosts. With several, all
+    branches run and each image keeps one result, which suits accelerators.
 
     Args:
-        index: i32[N]; N is looked at while tracing.
-        branches: functions without arguments, each returning a tensor [N,...],
+        index: i32[N], the branch of each image. N = 1 is detected while
+            tracing.
+        branches: functions without arguments. Each returns a tensor [N,...],
             all of one shape and dtype.
 
     Returns:
@@ -55,33 +55,33 @@ def choose(index, branches):
 
 
 def per_image(values, *, rank=4):
-    """Reshapes [N] to [N,1,...,1] of that rank, to broadcast over images."""
+    """Reshapes [N] to [N,1,...,1] of `rank`, to broadcast over images."""
     return tf.reshape(values, [-1] + [1] * (rank - 1))
 
 
 def size(images):
-    """Height and width of u8[N,3,H,W], as integers where they are static."""
+    """Height and width of u8[N,3,H,W]; integers if they are static."""
     dynamic = tf.shape(images)
     height, width = images.shape[2:]
     return height or dynamic[2], width or dynamic[3]
 
 
 def source_index(matrices, *, height, width):
-    """Where an affine transform reads each pixel of its result.
+    """Source pixel of each output pixel of an affine transform.
 
     Args:
-        matrices: f64[N,6], `(a, b, c, d, e, f)`: the output pixel (x, y) is
-            read at (a x + b y + c, d x + e y + f), in pixels.
-            Every coordinate must stay below 32768 in magnitude.
-        height: of the images in pixels.
-        width: likewise.
+        matrices: f64[N,6], `(a, b, c, d, e, f)`. The output pixel (x, y) is
+            read at (a x + b y + c, d x + e y + f), in pixels. Coordinates have
+            to be below 32768 in magnitude.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
 
     Returns:
-        i32[N,H,W], y * W + x of the nearest source pixel, -1 outside.
+        i32[N,H,W], y * W + x of the nearest source pixel; -1 if it is outside.
 
     Source: Pillow, `Image.transform(AFFINE, NEAREST)`, including its 16.16
-    fixed point. (Pillow leaves fixed point for a pure scaling; no operation
-    here scales, and for shifts by whole pixels both agree.)
+    fixed point. (Pillow does not use fixed point for a pure scaling. No
+    operation here scales, and for shifts by whole pixels both agree.)
     """
     a, b, c, d, e, f = tf.unstack(matrices, num=6, axis=1)  # f64[N] each
 
@@ -102,7 +102,7 @@ def source_index(matrices, *, height, width):
 
 
 def take(images, index):
-    """Rearranges pixels; black where the index is -1.
+    """Gathers pixels; the result is black where the index is -1.
 
     Args:
         images: u8[N,3,H,W].
@@ -141,12 +141,13 @@ def lookup(images, tables):
 
 
 def histogram(images):
-    """Counts the values of each channel: u8[N,3,H,W] -> i32[N,3,256].
+    """Histogram of each channel: u8[N,3,H,W] -> i32[N,3,256].
 
-    Counters that are incremented one by one, as in `tf.math.bincount`, take
-    XLA on a CPU microseconds for each pixel. So 32 pixels at a time: a word
-    has one bit of each; what has a value is a conjunction of words. (Words of
-    64 bits are a fifth faster on CPUs, and emulated on TPUs.)
+    Incrementing counters, as `tf.math.bincount` does, takes XLA on a CPU
+    microseconds per pixel. Therefore 32 pixels are processed at a time: a word
+    holds one bit of each pixel, and the pixels with a given value are the
+    bitwise AND of eight words. (64-bit words are a fifth faster on CPUs, but
+    TPUs emulate them.)
 
     Source: Pillow, `Image.histogram`.
     """
@@ -158,7 +159,7 @@ def histogram(images):
     pixels = tf.reshape(pixels, [-1, 3, 8, words * 4])
 
     def bit_plane(bit):
-        """Bit `bit` of all pixels, in words, in any order: u32[N,3,words]."""
+        """Bit `bit` of all pixels, packed into u32[N,3,words], in any order."""
         bits = tf.bitwise.right_shift(pixels, tf.constant(bit, tf.uint8))
         bits = tf.bitwise.bitwise_and(bits, tf.constant(1, tf.uint8))
         columns = tf.unstack(bits, num=8, axis=2)
@@ -169,7 +170,7 @@ def histogram(images):
         return tf.bitcast(tf.reshape(packed, [-1, 3, words, 4]), tf.uint32)
 
     def halves(planes):
-        """Where half a byte has each of its values: u32[N,3,16,words]."""
+        """Pixels with each value of a half byte, as bits: u32[N,3,16,words]."""
         found = tf.constant(tf.uint32.max, tf.uint32)
         for place, plane in enumerate(planes):
             ones = np.arange(16, dtype=np.uint32) >> place & 1
@@ -189,23 +190,23 @@ def histogram(images):
 
 
 def blend(first, second, factors):
-    """first + factor (second - first), clipped, the fraction cut off.
+    """Blends two images: first + factor (second - first), clipped, truncated.
 
     Args:
         first: u8, i32 or f32, broadcastable to `second`.
         second: u8[N,...].
-        factors: f32[N]; outside [0, 1] it extrapolates.
+        factors: f32[N]; values outside [0, 1] extrapolate.
 
     Returns:
-        u8, shape of `second`.
+        u8, of the shape of `second`.
 
     Source: Pillow, `Image.blend`.
     """
     first = tf.cast(first, tf.float32)
     second = tf.cast(second, tf.float32)
     factors = per_image(factors, rank=second.shape.rank)
-    # Clipped before the sum, so that no compiler fuses it with the product:
-    # the sum of the rounded product is what Pillow truncates.
+    # Pillow truncates the sum of the rounded product. The maximum in between
+    # prevents compilers from fusing product and sum.
     mixed = first + tf.maximum(factors * (second - first), -first)
     return tf.cast(tf.minimum(mixed, 255.0), tf.uint8)
 
@@ -222,9 +223,9 @@ def luma(images):
 
 
 def mean_luma(images):
-    """Mean grey value of each image, rounded half up: -> i32[N].
+    """Mean grey value of each image, rounded half up: u8[N,3,H,W] -> i32[N].
 
-    Images may have up to four million pixels.
+    Images may have up to four million pixels (sums are int32).
 
     Source: Pillow, `ImageEnhance.Contrast`.
     """
@@ -234,12 +235,12 @@ def mean_luma(images):
 
 
 def grayscale(images):
-    """Grey images of three equal channels: u8[N,3,H,W] -> u8[N,3,H,W]."""
+    """Greyscale with three equal channels: u8[N,3,H,W] -> u8[N,3,H,W]."""
     return tf.tile(tf.cast(luma(images), tf.uint8), [1, 3, 1, 1])
 
 
 def brightness(images, factors):
-    """Blends black with the images: u8[N,3,H,W], f32[N] -> u8[N,3,H,W].
+    """Blends each image with black: u8[N,3,H,W], f32[N] -> u8[N,3,H,W].
 
     Source: Pillow, `ImageEnhance.Brightness`.
     """
@@ -247,7 +248,7 @@ def brightness(images, factors):
 
 
 def color(images, factors):
-    """Blends the grey images with the images; f32[N] -> u8[N,3,H,W].
+    """Blends each image with its greyscale; f32[N] -> u8[N,3,H,W].
 
     Source: Pillow, `ImageEnhance.Color`.
     """
@@ -255,7 +256,7 @@ def color(images, factors):
 
 
 def contrast(images, factors):
-    """Blends each image's mean grey with it; f32[N] -> u8[N,3,H,W].
+    """Blends each image with its mean grey; f32[N] -> u8[N,3,H,W].
 
     Source: Pillow, `ImageEnhance.Contrast`.
     """
@@ -263,24 +264,25 @@ def contrast(images, factors):
 
 
 def solarize(images):
-    """Inverts the bytes from 128 on: u8[N,3,H,W] -> u8[N,3,H,W].
+    """Inverts all bytes of at least 128: u8[N,3,H,W] -> u8[N,3,H,W].
 
     Source: Pillow, `ImageOps.solarize(threshold=128)`.
     """
-    # A byte is below 128 where its complement is not.
+    # Of a byte and its complement exactly one is below 128.
     return tf.minimum(images, 255 - images)
 
 
 def smooth(images):
-    """3x3 mean with weight 5 in the centre; the border stays as it is.
+    """3x3 mean with weight 5 in the centre; border pixels do not change.
 
     u8[N,3,H,W] -> u8[N,3,H,W].
 
     Source: Pillow, `ImageFilter.SMOOTH`.
     """
     height, width = size(images)
-    # A neighbour is a step along the rows that follow one another. Across the
-    # border it is a wrong one, and there is none at both ends; no matter.
+    # A neighbour is an offset in the flattened plane. At the border this reads
+    # wrong pixels, and `margin` pixels at both ends have no neighbours; the
+    # mask below discards these.
     flat = tf.cast(tf.reshape(images, [-1, 3, height * width]), tf.float32)
     margin = tf.minimum(width + 1, height * width)
     count = tf.maximum(height * width - 2 * margin, 0)
@@ -292,7 +294,8 @@ def smooth(images):
     total = 4.0 * shifted(0, 0)
     for row, column in itertools.product((-1, 0, 1), (-1, 0, 1)):
         total += shifted(row, column)
-    # A thirteenth is never half-way between two bytes: float32 is exact.
+    # Multiples of 1/13 are never half-way between two bytes, so float32 rounds
+    # them correctly.
     smoothed = tf.cast(total * (1.0 / 13.0) + 0.5, tf.uint8)
     after = height * width - margin - count
     smoothed = tf.pad(smoothed, [[0, 0], [0, 0], [margin, after]])

@@ -1,6 +1,7 @@
 """CLSA's strong augmentation: a random sequence of operations on bytes.
 
-`draw` decides, `apply` executes; `strong_ops` has the operations.
+`draw` draws the parameters, `apply` executes them. `strong_ops` defines the
+operations.
 
 Source: maple-research-lab/CLSA@37df76c, data_processing/RandAugment.py.
 """
@@ -25,12 +26,12 @@ POOLS = {
         pool for op in STRONG_OPS.values() for pool in op.pools
     )
 }
-# Uniform numbers that one operation of a sequence is drawn from.
-NEEDS = 4
+# Uniform random numbers per operation of a sequence.
+NUM_UNIFORMS = 4
 
 
 def specs(num_ops):
-    """What `draw` returns for so many operations."""
+    """`TensorSpec`s of the result of `draw` for `num_ops` operations."""
     dtypes = dict(op=tf.int32, level=tf.int32, apply=tf.bool, sign=tf.int32)
     return {k: tf.TensorSpec([num_ops], v) for k, v in dtypes.items()}
 
@@ -38,15 +39,15 @@ def specs(num_ops):
 def draw(uniform, *, pool="released", max_level=MAX_LEVEL):
     """Draws a sequence of operations for one view.
 
-    Operations are drawn with replacement, each equally likely; an operation
-    is applied, and a sign is negative, with probability 0.5. Levels are drawn
-    uniformly: whole ones in 1..max_level - 1 from the released pool, in
-    hundredths from 0 up to max_level from the paper's.
+    Operations are drawn with replacement, each equally likely. An operation is
+    applied with probability 0.5, and a sign is negative with probability 0.5.
+    Levels are uniform: whole levels in 1..max_level - 1 for the pool
+    "released", hundredths of a level in 0..max_level for the pool "paper".
 
     Args:
         uniform: f32[4,num_ops], uniform numbers in [0, 1).
         pool: a key of `POOLS`.
-        max_level: in 2..10; the released code has 10, and draws below it.
+        max_level: in 2..10. The released code uses 10, exclusive.
 
     Returns:
         dict of `op` i32[num_ops] (index into `NAMES`), `level` i32[num_ops]
@@ -54,9 +55,9 @@ def draw(uniform, *, pool="released", max_level=MAX_LEVEL):
         {-1, 1}.
 
     Source: maple-research-lab/CLSA@37df76c, RandAugment.__call__, n = 5,
-    m = 10. A level or sign that goes unused is drawn all the same.
+    m = 10. Unused levels and signs are drawn as well.
     """
-    op, level, apply_, sign = tf.unstack(uniform, num=NEEDS)
+    op, level, apply_, sign = tf.unstack(uniform, num=NUM_UNIFORMS)
     members = np.array([NAMES.index(name) for name in POOLS[pool]], np.int32)
     if pool == "paper":
         level = tf.cast(level * (max_level * LEVEL_STEPS + 1), tf.int32)
@@ -72,16 +73,18 @@ def draw(uniform, *, pool="released", max_level=MAX_LEVEL):
 
 
 def apply(images, params):
-    """Executes drawn sequences; a single image pays for what was drawn only.
+    """Executes drawn sequences.
+
+    With a single image only the drawn operations run.
 
     Args:
         images: u8[N,3,H,W].
-        params: what `draw` returns, with a leading axis N.
+        params: result of `draw`, with a leading axis N.
 
     Returns:
         u8[N,3,H,W].
     """
-    # What is applied comes first, so that the loop can end with it.
+    # Applied operations come first, so that the loop can stop after them.
     order = tf.argsort(tf.cast(~params["apply"], tf.int32), stable=True)
     applied, op, level, sign = (
         tf.gather(params[name], order, batch_dims=1)  # [N,num_ops]
@@ -106,7 +109,7 @@ def apply_one(images, op, level, sign):
         images: u8[N,3,H,W].
         op: i32[N], indices into `NAMES`.
         level: i32[N], in hundredths, 0..1000.
-        sign: i32[N], -1 or 1; turns affine operations around.
+        sign: i32[N], -1 or 1; the direction of affine operations.
 
     Returns:
         u8[N,3,H,W].
@@ -121,9 +124,8 @@ def apply_one(images, op, level, sign):
             )
             return primitives.source_index(matrices, height=height, width=width)
 
-        # The first branch is never taken, but XLA does not know: it finishes
-        # the index before it gathers with it, instead of computing it anew,
-        # ten times as slowly, within the gather.
+        # The first branch is never taken. It keeps XLA from fusing the index
+        # into the gather, which would recompute it ten times as slowly.
         nowhere = tf.zeros([tf.size(op), height, width], tf.int32)
         index = primitives.choose(
             tf.cast(tf.greater_equal(level, 0), tf.int32),
@@ -146,7 +148,17 @@ def apply_one(images, op, level, sign):
 
 
 def _pick(op, kind, call):
-    """For each image, `call` of the function that `op` names, of one kind."""
+    """Applies `call` to the function of each image's `op`.
+
+    Args:
+        op: i32[N], indices into `NAMES`.
+        kind: kind of the operations to choose from. Images with an operation of
+            another kind get an arbitrary result.
+        call: function of an operation's function to a tensor [N,...].
+
+    Returns:
+        [N,...].
+    """
     functions = {n: x.function for n, x in STRONG_OPS.items() if x.kind == kind}
     names = list(functions)
     numbers = [names.index(x) if x in names else 0 for x in NAMES]
@@ -157,13 +169,13 @@ def _pick(op, kind, call):
 
 
 def describe(params):
-    """Names the operations applied, in order, such as `"Rotate +12°"`.
+    """Describes the applied operations in order, such as `"Rotate +12°"`.
 
     Args:
-        params: what `draw` returns, with concrete values.
+        params: result of `draw`, with concrete values.
 
     Returns:
-        list of str; empty where every operation was skipped.
+        list of str; empty if no operation was applied.
     """
     columns = [np.asarray(params[k]) for k in ("op", "level", "apply", "sign")]
     return [
@@ -174,6 +186,6 @@ def describe(params):
 
 
 def describe_one(name, level, sign):
-    """Says what an operation does, at a level in hundredths."""
+    """Describes one operation at a level in hundredths."""
     parameter = STRONG_OPS[name].parameter
     return f"{name} {parameter(level, sign)}" if parameter else name

@@ -1,10 +1,10 @@
-"""The strong operations: the registry `STRONG_OPS`, an entry each.
+"""The strong operations: registry `STRONG_OPS`, one entry per operation.
 
-An operation is an affine transform (a matrix per image), a table lookup (a
-table per channel), or arithmetic on pixels. Levels are counted in hundredths,
-0..1000; the tables below turn one into the operation's own parameter.
+An operation is an affine transform (one matrix per image), a table lookup (one
+table per channel), or arithmetic on pixels. Levels are integers in hundredths,
+0..1000. The tables below map a level to the operation's own parameter.
 
-Source: maple-research-lab/CLSA@37df76c, data_processing/RandAugment.py; the
+Source: maple-research-lab/CLSA@37df76c, data_processing/RandAugment.py. The
 operations are Pillow's.
 """
 
@@ -19,14 +19,14 @@ from clsa_tf.augment import primitives
 MAX_LEVEL = 10
 LEVEL_STEPS = 100  # steps per level
 
-# Entry v belongs to level v / LEVEL_STEPS.
+# Entry v is for level v / LEVEL_STEPS.
 _LEVELS = np.arange(MAX_LEVEL * LEVEL_STEPS + 1) / LEVEL_STEPS
 _FACTOR = (_LEVELS * 0.9 / 10 + 0.05).astype(np.float32)  # .05 .. .95
 _BITS = (_LEVELS * 4 / 10).astype(np.int32) + 4
 _THRESHOLD = 256 - (_LEVELS * 256 / 10).astype(np.int32)
 _DEGREES = _LEVELS * 30 / 10
-_SHARE = _LEVELS * 0.3 / 10  # of the side, or of a pixel per pixel
-# Cosine and sine of the negative angle, rounded as Pillow rounds them.
+_SHARE = _LEVELS * 0.3 / 10  # shift per side, or shear in pixels per pixel
+# Cosine and sine of the negative angle, rounded as in Pillow.
 _TURN = np.array(
     [
         [round(math.cos(angle), 15), round(math.sin(angle), 15)]
@@ -39,7 +39,7 @@ _TURN = np.array(
 
 
 def _matrix(like, **coefficients):
-    """The identity but for the f64[N] that are given."""
+    """Identity matrices f64[N,6] with some coefficients, f64[N], replaced."""
     zero = tf.zeros_like(like)
     matrix = dict(a=zero + 1, b=zero, c=zero, d=zero, e=zero + 1, f=zero)
     matrix.update(coefficients)
@@ -47,7 +47,7 @@ def _matrix(like, **coefficients):
 
 
 def _rotate(level, sign, height, width):
-    """Counter-clockwise about the centre, for positive signs."""
+    """Rotates about the centre; counter-clockwise if the sign is positive."""
     turn = tf.gather(_TURN, level)
     cosine, sine = turn[:, 0], turn[:, 1] * sign
     x, y = width / 2, height / 2
@@ -73,8 +73,8 @@ def _shear_y(level, sign, height, width):
 
 
 def _pixels(level, side):
+    """Whole pixels, truncated."""
     side = tf.cast(side, tf.float64)
-    # Whole pixels, cut off.
     return tf.floor(tf.gather(_SHARE, level) * side)
 
 
@@ -100,8 +100,8 @@ def _auto_contrast(images, level):
     low, high = low[..., tf.newaxis], high[..., tf.newaxis]
     values = _VALUES.astype(np.float64)
     scale = 255.0 / tf.maximum(high - low, 1.0)
-    # float64 and two rounded products decide where fractions are cut. The
-    # maximum, idle otherwise, keeps compilers from fusing product and sum.
+    # As in Pillow, float64 and two rounded products decide the truncation. The
+    # ReLUs change no value: they keep compilers from fusing product and sum.
     tables = tf.nn.relu(values * scale) - tf.nn.relu(low * scale)
     tables = tf.clip_by_value(tables, 0.0, 255.0)
     return tf.cast(tf.where(tf.equal(low, high), values, tables), tf.uint8)
@@ -111,7 +111,7 @@ def _equalize(images, level):
     del level
     counts = primitives.histogram(images)  # i32[N,3,256]
     below = tf.cumsum(counts, axis=-1, exclusive=True)
-    # Pixels darker than the lightest value present, in 255 equal steps.
+    # The pixels darker than the lightest value present, divided into 255 steps.
     darker = tf.reduce_max(below * tf.sign(counts), axis=-1, keepdims=True)
     step = darker // 255
     flat = tf.equal(step, 0)
@@ -153,7 +153,8 @@ def _posterize(images, level):
 
 def _solarize(images, level):
     threshold = primitives.per_image(tf.gather(_THRESHOLD, level))
-    light = tf.cast(images, tf.int32) >= threshold  # up to 256: no byte
+    # A threshold of 256 inverts no pixel.
+    light = tf.cast(images, tf.int32) >= threshold
     return tf.where(light, 255 - images, images)
 
 
@@ -166,14 +167,15 @@ class Op(typing.NamedTuple):
     """A strong operation.
 
     Attributes:
-        kind: what `function` computes: "affine", the matrices f64[N,6] of
-            (level i32[N], sign f64[N], height, width); "table", tables
-            u8[N,3,256] of (images u8[N,3,H,W], level); "arithmetic", images
-            of (images, level); "" for the identity.
-        function: see `kind`.
-        parameter: function of (level, sign) to the operation's own parameter
-            in words; None if it has no level.
-        pools: those that it is drawn from.
+        kind: "affine", "table", "arithmetic", or "" for the identity.
+        function: computes, according to `kind`,
+            "affine": matrices f64[N,6] from (level i32[N], sign f64[N], height,
+            width);
+            "table": tables u8[N,3,256] from (images u8[N,3,H,W], level);
+            "arithmetic": images u8[N,3,H,W] from (images, level).
+        parameter: function of (level, sign) that formats the operation's own
+            parameter for captions; None if the operation has no level.
+        pools: names of the pools that contain it.
     """
 
     kind: str
@@ -205,7 +207,7 @@ STRONG_OPS = {
     "Color": Op(ARITHMETIC, _color, _factor),
     "Contrast": Op(ARITHMETIC, _contrast, _factor),
     "Equalize": Op(TABLE, _equalize),
-    # The published table has Invert where the released code has Identity.
+    # The paper's table has Invert in place of the released code's Identity.
     "Identity": Op("", pools=("released",)),
     "Invert": Op(ARITHMETIC, _invert, pools=("paper",)),
     "Posterize": Op(

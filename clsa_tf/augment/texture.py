@@ -4,16 +4,16 @@ import itertools
 
 import tensorflow as tf
 
-# Whole numbers of 1/64: with a weight of so few bits every sum below is exact
-# in float32, in whatever order it is taken.
+# Weights are integers in units of 1/64. With so few bits every sum below is
+# exact in float32, in any order.
 UNIT = 64
-# A kernel's nine numbers are drawn within so many units of their mean's.
+# The nine kernel values are drawn from -_REACH.._REACH units.
 _REACH = UNIT
-_CENTRE = 4  # of the kernel's nine
+_CENTRE = 4  # index of the kernel's centre
 
-# Uniform numbers that a texture is drawn from.
-NEEDS = 11
-# What `draw` returns.
+# Uniform random numbers per texture.
+NUM_UNIFORMS = 11
+# The result of `draw`.
 SPECS = {
     "apply": tf.TensorSpec([], tf.bool),
     "kernel": tf.TensorSpec([9], tf.int32),
@@ -26,14 +26,16 @@ def draw(uniform, *, probability):
 
     Args:
         uniform: f32[11], uniform numbers in [0, 1).
-        probability: of a change, in [0, 1].
+        probability: probability of a texture, in [0, 1].
 
     Returns:
-        dict of `apply` bool; `kernel` i32[9], 3x3 row by row, in units of
-        1/64: uniform numbers in [-1, 1], all moved by the same amount (but
-        for a remainder of units, which the centre takes) so that their sum is
-        64 units, or 1; `alpha` i32, weight of the original, uniform in
-        0..64 units.
+        dict of
+
+        * `apply` bool;
+        * `kernel` i32[9], 3x3 in row-major order, in units of 1/64: uniform
+          numbers in [-1, 1], shifted by a common amount so that their sum is 1
+          (64 units). The centre gets the remainder of that division.
+        * `alpha` i32, weight of the original image, uniform in 0..64 units.
     """
     steps = 2 * _REACH + 1
     kernel = tf.cast(uniform[2:] * steps, tf.int32) - _REACH
@@ -47,28 +49,26 @@ def draw(uniform, *, probability):
 
 
 def randomize(images, params):
-    """Mixes images with their convolutions, rounds half up and clips.
+    """Mixes images with their random convolutions, rounds half up and clips.
 
-    The three channels are convolved with the same kernel, whose sum is 1, the
-    borders replicated: a surface of one colour stays as it is, shapes and
-    colours remain, and fine structure changes.
+    One kernel of sum 1 convolves all three channels, borders replicated. Areas
+    of one colour do not change, shapes and colours remain, and fine structure
+    changes.
 
     Args:
         images: u8[N,3,W,H], transposed.
-        params: what `draw` returns, with a leading axis N; `apply` is not
-            looked at.
+        params: result of `draw`, with a leading axis N; `apply` is ignored.
 
     Returns:
         u8[N,3,W,H].
 
-    Source: Xu et al., arXiv 2007.13003 (RandConv, mixing variant). It differs
-    in this: there a kernel mixes the channels, which changes colours, its
-    numbers are Gaussian and do not add up to 1, and its side is drawn from 1,
-    3, 5, 7.
+    Source: Xu et al., arXiv 2007.13003 (RandConv, mixing variant). Differences:
+    RandConv's kernels mix the channels, which changes colours; their values are
+    Gaussian and do not sum to 1; their side is drawn from 1, 3, 5, 7.
     """
     kernel = tf.cast(params["kernel"], tf.float32)  # [N,9]
     alpha = tf.cast(params["alpha"], tf.float32)[:, tf.newaxis]  # [N,1]
-    # Of sum 1, in units of 1/64**2.
+    # Weights of sum 1, in units of 1/64**2.
     weights = (UNIT - alpha) * kernel + alpha * UNIT * tf.one_hot(_CENTRE, 9)
     weights = tf.reshape(weights, [-1, 9, 1, 1, 1])
     pixels = tf.pad(images, [[0, 0], [0, 0], [1, 1], [1, 1]], mode="SYMMETRIC")

@@ -1,6 +1,6 @@
-"""Views: how they are declared, and what is drawn for each.
+"""Declaration of views, and the random parameters of each.
 
-`chain` makes them.
+`chain` makes the views.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from clsa_tf.augment import crop, primitives, strong, weak
 from clsa_tf.errors import UserError
 
 _MAX_JITTER = 10.0
-# What one view may share with another, each drawn on its own, and the settings
-# that it is drawn with.
+# Parts that are drawn independently and that two views may share, and the
+# settings of each.
 _SETTINGS = {
     "crop": ("min_area", "max_area"),
     "jitter": ("jitter", "jitter_probability"),
@@ -37,33 +37,34 @@ _PROBABILITIES = (
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What one crop of the image goes through.
+    """One view: a random resized crop and its augmentations.
 
-    In this order: rotation, colour jitter, greyscale, texture, blur,
-    solarisation, flip, strong operations. A part that is off by default costs
-    nothing then.
+    The order is rotation, colour jitter, greyscale, texture, blur,
+    solarisation, flip, strong operations. Optional parts that are off cost
+    nothing.
 
     Attributes:
         name: key of the view in a batch, such as `"query_0"`.
         size: side of the square result, in pixels.
-        min_area: smallest share of the image's area a crop covers, in (0, 1].
-        max_area: largest share, in [min_area, 1].
-        strong_ops: length of the sequence of strong operations that follows
-            the weak chain; 0 for a weak view, 5 in CLSA.
-        strong_pool: what they are drawn from, a key of `strong.POOLS`.
+        min_area: smallest crop as a share of the image's area, in (0, 1].
+        max_area: largest crop as a share of the area, in [min_area, 1].
+        strong_ops: length of the sequence of strong operations after the weak
+            chain; 0 for a weak view, 5 in CLSA.
+        strong_pool: pool of the strong operations, a key of `strong.POOLS`.
         strong_level: bound of their levels, in 2..10 (see `strong.draw`).
         blur: probability of the weak chain's Gaussian blur, in [0, 1].
         shuffle: whether the rows of this view are permuted over the global
-            batch (ShuffleBN of MoCo, done by the loader).
-        both_orders: with `shuffle`, whether the rows are also needed in the
-            order of the batch, because both encoders see the view.
-        like: name of an earlier view with which this one shares `shared`.
-        shared: those of `PARTS` that are drawn for `like` and used for both,
-            which must have the same settings of them.
-        jitter: strengths of brightness, contrast, saturation, which multiply
-            by [max(0, 1 - strength), 1 + strength], and of hue, which turns
-            the colour circle by that share of it at most, in [0, 0.5].
-        jitter_probability: of all four together, in random order, in [0, 1].
+            batch (ShuffleBN of MoCo; the loader does it).
+        both_orders: with `shuffle`, whether the batch also holds the rows in
+            their original order, because both encoders see the view.
+        like: name of an earlier view that this one shares parts with.
+        shared: parts, from `PARTS`, whose parameters are drawn for `like` and
+            used for both. Both views need the same settings of these parts.
+        jitter: strengths of brightness, contrast and saturation, whose factors
+            are in [max(0, 1 - strength), 1 + strength], and of hue, the largest
+            shift as a share of the colour circle, in [0, 0.5].
+        jitter_probability: probability of the jitter, in [0, 1]. All four
+            changes are applied together, in random order.
         gray: probability of greyscale, in [0, 1].
         gray_first: whether greyscale precedes the jitter, as in MoCo v1.
         flip: probability of the horizontal flip, in [0, 1].
@@ -71,7 +72,7 @@ class View:
             likely.
         texture: probability of a random texture, in [0, 1]; see
             `texture.randomize`.
-        solarize: probability of inverting all bytes from 128 on, in [0, 1].
+        solarize: probability of inverting all bytes of at least 128, in [0, 1].
 
     Raises:
         UserError: a size, area, count, strength or probability is out of
@@ -102,14 +103,14 @@ class View:
     def __post_init__(self):
         if self.size < 1:
             raise UserError(
-                f"Expected view {self.name!r} to be at least 1 pixel wide, "
-                f"received size {self.size}; choose a positive size."
+                f"Expected a size of at least 1 pixel for view {self.name!r}, "
+                f"received {self.size}; use a larger one."
             )
         if not 0 < self.min_area <= self.max_area <= 1:
             raise UserError(
                 f"Expected 0 < min_area <= max_area <= 1 for view "
                 f"{self.name!r}, received {self.min_area} and "
-                f"{self.max_area}; give both as shares of the image's area."
+                f"{self.max_area}; use shares of the image's area."
             )
         self._check_weak()
         if (
@@ -118,19 +119,20 @@ class View:
             or not 2 <= self.strong_level <= strong.MAX_LEVEL
         ):
             raise UserError(
-                "Expected strong_ops of at least 0, a strong_pool of "
-                f"{', '.join(strong.POOLS)} and a strong_level in "
+                "Expected strong_ops of at least 0, strong_pool one of "
+                f"{', '.join(strong.POOLS)} and strong_level in "
                 f"2..{strong.MAX_LEVEL} for view {self.name!r}, received "
                 f"{self.strong_ops}, {self.strong_pool!r} and "
-                f"{self.strong_level}; choose others."
+                f"{self.strong_level}; use values in these ranges."
             )
         if not set(self.shared) <= set(PARTS) or bool(self.shared) != bool(
             self.like
         ):
             raise UserError(
-                f"Expected view {self.name!r} to share some of "
-                f"{', '.join(PARTS)} with a view named in `like`, received "
-                f"shared={self.shared!r} and like={self.like!r}; give both."
+                f"Expected both `shared`, parts from {', '.join(PARTS)}, and "
+                f"`like`, an earlier view, for view {self.name!r}, received "
+                f"shared={self.shared!r} and like={self.like!r}; set both or "
+                "none."
             )
 
     def _check_weak(self):
@@ -138,7 +140,7 @@ class View:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
                     f"Expected {name} in [0, 1] for view {self.name!r}, "
-                    f"received {getattr(self, name)}; give a probability."
+                    f"received {getattr(self, name)}; use a probability."
                 )
         limits = (_MAX_JITTER,) * 3 + (0.5,)
         if len(self.jitter) != len(limits) or not all(
@@ -146,37 +148,37 @@ class View:
             for strength, limit in zip(self.jitter, limits)
         ):
             raise UserError(
-                "Expected strengths of the jitter of brightness, contrast and "
-                f"saturation in [0, {_MAX_JITTER:g}] and of hue in [0, 0.5] "
-                f"for view {self.name!r}, received {self.jitter!r}; choose "
-                "others."
+                "Expected four jitter strengths for view "
+                f"{self.name!r}, brightness, contrast and saturation in "
+                f"[0, {_MAX_JITTER:g}] and hue in [0, 0.5], received "
+                f"{self.jitter!r}; use values in these ranges."
             )
 
 
 def number_slices(views):
-    """Which uniform numbers each part of each view is drawn from.
+    """Assigns a slice of the uniform numbers to each part of each view.
 
     Args:
         views: sequence of `View`.
 
     Returns:
-        (dict of (view name, part) -> slice, count of numbers).
+        (dict of (view name, part) -> slice, total count of numbers).
 
     Raises:
-        UserError: a view shares with one that is not before it, or a part that
-            the two draw with different settings.
+        UserError: a view shares parts with a view that does not precede it, or
+            a part for which the two have different settings.
     """
     slices, before, count = {}, {}, 0
     for view in views:
         _check_sharing(view, before)
-        needs = {"crop": crop.NEEDS, **weak.needs(view)}
-        needs["strong"] = strong.NEEDS * view.strong_ops
-        for part, need in needs.items():
+        counts = {"crop": crop.NUM_UNIFORMS, **weak.num_uniforms(view)}
+        counts["strong"] = strong.NUM_UNIFORMS * view.strong_ops
+        for part, number in counts.items():
             if part in view.shared:
                 slices[view.name, part] = slices[view.like, part]
             else:
-                slices[view.name, part] = slice(count, count + need)
-                count += need
+                slices[view.name, part] = slice(count, count + number)
+                count += number
         before[view.name] = view
     return slices, count
 
@@ -184,9 +186,9 @@ def number_slices(views):
 def _check_sharing(view, before):
     if view.like and view.like not in before:
         raise UserError(
-            f"Expected view {view.name!r} to come after the view "
-            f"{view.like!r} that it shares with, received it after "
-            f"{', '.join(before) or 'none'}; reorder the views."
+            f"Expected view {view.like!r} before view {view.name!r}, which "
+            f"shares parts with it, received {', '.join(before) or 'none'} "
+            "before it; reorder the views."
         )
     for part in view.shared:
         for setting in _SETTINGS[part]:
@@ -195,9 +197,9 @@ def _check_sharing(view, before):
             )
             if own != other:
                 raise UserError(
-                    f"Expected views {view.like!r} and {view.name!r}, which "
-                    f"share {part!r}, to have the same {setting}, received "
-                    f"{other!r} and {own!r}; make them equal or share less."
+                    f"Expected the same {setting} for views {view.like!r} and "
+                    f"{view.name!r}, which share {part!r}, received {other!r} "
+                    f"and {own!r}; make them equal or do not share {part!r}."
                 )
 
 
@@ -214,7 +216,9 @@ def _draw_view(view, numbers, size):
     }
     if view.strong_ops:
         params["strong"] = strong.draw(
-            tf.reshape(numbers["strong"], [strong.NEEDS, view.strong_ops]),
+            tf.reshape(
+                numbers["strong"], [strong.NUM_UNIFORMS, view.strong_ops]
+            ),
             pool=view.strong_pool,
             max_level=view.strong_level,
         )
@@ -222,21 +226,22 @@ def _draw_view(view, numbers, size):
 
 
 def draw(seed, size, *, views):
-    """Draws everything random about the views of one image.
+    """Draws all random parameters of the views of one image.
 
     Args:
         seed: i32[2].
         size: i32[2], height and width of the image in pixels.
-        views: sequence of `View`. What a view gets does not depend on the
+        views: sequence of `View`. The parameters of a view do not depend on the
             views after it.
 
     Returns:
         dict, view name -> dict of `box` i32[4] (see `crop.draw_box`), the
         entries of `weak.draw` and, for a strong view, `strong`, a dict (see
-        `strong.draw`; `strong.describe` puts it in words).
+        `strong.draw` and `strong.describe`).
 
     Raises:
-        UserError: views that cannot share what they are to share.
+        UserError: a view shares parts that it cannot share, see
+            `number_slices`.
     """
     slices, count = number_slices(views)
     uniform = primitives.uniform(seed, shape=[count])
@@ -248,7 +253,7 @@ def draw(seed, size, *, views):
 
 
 def _specs(view):
-    """What `draw` returns for a view."""
+    """`TensorSpec`s of the result of `draw` for a view."""
     specs = {"box": tf.TensorSpec([4], tf.int32), **weak.specs(view)}
     if view.strong_ops:
         specs["strong"] = strong.specs(view.strong_ops)
@@ -256,15 +261,15 @@ def _specs(view):
 
 
 def packed_width(view):
-    """Count of the numbers that `draw` returns for a view."""
+    """Count p of the numbers that `draw` returns for a view."""
     specs = tf.nest.flatten(_specs(view))
     return sum(spec.shape.num_elements() for spec in specs)
 
 
 def pack(params):
-    """Puts what `draw` returns into one tensor: f32[n], view by view.
+    """Packs the result of `draw` into one tensor f32[n], view by view.
 
-    Nothing is lost: all numbers are float32, or integers below 2**24.
+    This is lossless: all numbers are float32, or integers below 2**24.
     """
     flat = [x for view in params.values() for x in tf.nest.flatten(view)]
     flat = [tf.reshape(tf.cast(x, tf.float32), [-1]) for x in flat]
@@ -278,14 +283,14 @@ def split_packed(packed, *, views):
 
 
 def unpack(packed, view):
-    """Gives what was drawn for a view its names and types back.
+    """Inverse of `pack` for the rows of one view.
 
     Args:
         packed: f32[N,p], rows of one view: `batch[params_key(view)]`.
         view: the `View`.
 
     Returns:
-        dict of what `draw` returns for it, with a leading axis N throughout.
+        dict as `draw` returns for this view, with a leading axis N.
     """
     specs = _specs(view)
     flat = tf.nest.flatten(specs)
@@ -298,10 +303,10 @@ def unpack(packed, view):
 
 
 def shuffled_copy(view):
-    """The view under which a batch holds permuted rows beside the others."""
+    """The `View` of the permuted rows, if a batch holds both orders."""
     return dataclasses.replace(view, name=f"{view.name}_shuffled")
 
 
 def params_key(view):
-    """Key, in a batch, of what was drawn for a view: f32[N,p], see `unpack`."""
+    """Key in a batch of a view's parameters f32[N,p], see `unpack`."""
     return f"{view.name}_params"

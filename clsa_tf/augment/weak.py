@@ -1,10 +1,12 @@
-"""The weak augmentation that follows the crop, on bytes.
+"""The weak augmentation after the crop, on bytes.
 
-Colour jitter, greyscale, Gaussian blur and horizontal flip, in this order, are
-MoCo v2's and CLSA's chain; a view may ask for more (see `apply`). `draw`
-decides, `apply` executes. What Pillow and torchvision have comes out as from
-them, byte for byte. Source: maple-research-lab/CLSA@37df76c,
-data_processing/Multi_FixTransform.py; torchvision, `ColorJitter`.
+MoCo v2's and CLSA's chain is colour jitter, greyscale, Gaussian blur and
+horizontal flip, in this order. A view may enable more parts (see `apply`).
+`draw` draws the parameters, `apply` executes them. Operations that exist in
+Pillow or torchvision give the same bytes as there.
+
+Source: maple-research-lab/CLSA@37df76c, data_processing/Multi_FixTransform.py;
+torchvision, `ColorJitter`.
 """
 
 import itertools
@@ -20,19 +22,19 @@ JITTERS = ("brightness", "contrast", "saturation", "hue")
 _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)  # [24,4]
 _MIN_SIGMA = 0.1  # pixels
 
-# Parts that only views go through which ask for them.
+# Parts that are off unless a view enables them.
 _OPTIONAL = ("rotation", "texture", "solarize")
-# Uniform numbers that each part of the chain is drawn from.
-_NEEDS = {
+# Uniform random numbers per part of the chain.
+_NUM_UNIFORMS = {
     "jitter": 6,
     "gray": 1,
     "blur": 2,
     "flip": 1,
     "rotation": 1,
-    "texture": texture.NEEDS,
+    "texture": texture.NUM_UNIFORMS,
     "solarize": 1,
 }
-# What `draw` returns; an optional part is one entry, of its own name.
+# The result of `draw`. An optional part is one entry with its name.
 _SPECS = {
     "jitter": tf.TensorSpec([], tf.bool),
     "factors": tf.TensorSpec([4], tf.float32),
@@ -51,13 +53,13 @@ def _lacks(view, name):
     return name in _OPTIONAL and not getattr(view, name)
 
 
-def needs(view):
-    """Count of uniform numbers for each part, 0 for those a `View` lacks."""
-    return {k: 0 if _lacks(view, k) else n for k, n in _NEEDS.items()}
+def num_uniforms(view):
+    """Count of uniform random numbers per part; 0 for parts that are off."""
+    return {k: 0 if _lacks(view, k) else n for k, n in _NUM_UNIFORMS.items()}
 
 
 def specs(view):
-    """What `draw` returns for a `View`."""
+    """`TensorSpec`s of the result of `draw` for a `View`."""
     return {k: spec for k, spec in _SPECS.items() if not _lacks(view, k)}
 
 
@@ -66,21 +68,31 @@ def draw(numbers, view):
 
     Args:
         numbers: dict, part -> uniform numbers f32[n] in [0, 1), n as in
-            `needs`.
-        view: `views.View`, for its probabilities and strengths.
+            `num_uniforms`.
+        view: `views.View` with the probabilities and strengths.
 
     Returns:
-        dict of scalars unless stated: `jitter` bool; `factors` f32[4] in the
-        order of `JITTERS`, the first three to multiply with, in
-        [max(0, 1 - strength), 1 + strength], hue in [-strength, strength] of
-        the colour circle; `order` i32[4], indices into `JITTERS`; `gray` bool;
-        `blur` bool; `sigma` f32 in [0.1, 2.0], pixels; `flip` bool. Only for a
-        view that has them `rotation` i32, quarter turns counter-clockwise in
-        0..3; `texture`, a dict (see `texture.draw`); `solarize` bool.
+        dict of scalars, except where a shape is given:
+
+        * `jitter` bool;
+        * `factors` f32[4] in the order of `JITTERS`: three factors in
+          [max(0, 1 - strength), 1 + strength], and the hue shift in
+          [-strength, strength] of the colour circle;
+        * `order` i32[4], indices into `JITTERS`;
+        * `gray` bool;
+        * `blur` bool;
+        * `sigma` f32 in [0.1, 2.0], pixels;
+        * `flip` bool;
+
+        and, if the view enables them,
+
+        * `rotation` i32, counter-clockwise quarter turns in 0..3;
+        * `texture`, a dict, see `texture.draw`;
+        * `solarize` bool.
     """
     jitter, blur = numbers["jitter"], numbers["blur"]
     *factors, hue = view.jitter
-    halves = [(1.0 + s) / 2.0 for s in factors]  # where a range begins at 0
+    halves = [(1.0 + s) / 2.0 for s in factors]  # for ranges clipped at 0
     centres = [max(1.0, half) for half in halves] + [0.0]
     spreads = [min(s, half) for s, half in zip(factors, halves)] + [hue]
     params = {
@@ -105,14 +117,13 @@ def draw(numbers, view):
 
 
 def apply(images, params, *, gray_first=False):
-    """Executes drawn weak chains, and turns the images upright.
+    """Executes drawn weak chains, and undoes the transposition of the crops.
 
-    In this order: rotation, jitter, greyscale, texture, blur, solarisation,
-    flip.
+    The order is rotation, jitter, greyscale, texture, blur, solarisation, flip.
 
     Args:
-        images: u8[N,3,W,H], transposed, as crops come; square for a rotation.
-        params: what `draw` returns, with a leading axis N.
+        images: u8[N,3,W,H], transposed, as crops are; square for a rotation.
+        params: result of `draw`, with a leading axis N.
         gray_first: whether greyscale precedes the jitter, as in MoCo v1.
 
     Returns:
@@ -143,7 +154,7 @@ def apply(images, params, *, gray_first=False):
 
 
 def _if(flags, step, images):
-    """Those images changed for which flags bool[N] are set."""
+    """Applies `step` to the images whose flag, bool[N], is set."""
     return primitives.choose(
         tf.cast(flags, tf.int32), [lambda: images, lambda: step(images)]
     )
@@ -154,7 +165,7 @@ def _transpose(images):
 
 
 def _rotate(images, turns):
-    """Quarter turns, i32[N] in 0..3, of the upright images.
+    """Rotates images, stored transposed, by quarter turns i32[N] in 0..3.
 
     Source: Pillow, `Image.transpose(ROTATE_90)` and so on.
     """
@@ -170,12 +181,12 @@ def _rotate(images, turns):
 
 
 def _jitter(images, params):
-    """The four colour changes, each image's in its own order."""
+    """Colour jitter: four changes, in an order of its own per image."""
 
     def step(i, images):
         change = tf.gather(params["order"], i, axis=1)  # i32[N]
         factors = tf.gather(params["factors"], change, batch_dims=1)  # [N]
-        # int() of Python cuts towards zero; the product is taken in float64.
+        # As Python's int(): a float64 product, truncated towards zero.
         shift = tf.cast(tf.cast(factors, tf.float64) * 255.0, tf.int32)
         result = primitives.choose(
             tf.where(params["jitter"], 1 + change, 0),
@@ -195,13 +206,13 @@ def _jitter(images, params):
 
 
 def describe(params):
-    """Names what an optional part did, such as `"rotation 90°"`.
+    """Describes the effect of optional parts, such as `"rotation 90°"`.
 
     Args:
-        params: what `draw` returns, with concrete values.
+        params: result of `draw`, with concrete values.
 
     Returns:
-        list of str, in the order of execution; empty where nothing happened.
+        list of str in the order of execution; empty if no part had an effect.
     """
     words = []
     if params.get("rotation"):

@@ -1,8 +1,8 @@
-"""Files of flags: found by name, read with what they include.
+"""Flagfiles: finding them by name, and expanding them with their includes.
 
-`expand` replaces every `--flagfile=` by the lines of that file and notes for
-each flag which file it stands in, so that an error can say where a value came
-from, and so that a recipe's values can be told from those that were typed.
+`expand` replaces every `--flagfile=` by the lines of that file and records the
+file of each flag. Error messages can then name the file of a value, and values
+of a recipe can be distinguished from those of the command line.
 """
 
 import difflib
@@ -14,9 +14,9 @@ from clsa_tf.errors import UserError
 
 SUFFIX = ".flags"
 _PACKAGE = pathlib.Path(__file__).parents[1]
-# Of an installed package; of a checkout.
+# Directories of the recipes: in an installed package, in a checkout.
 _PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-# How the README names recipes, wherever the package is installed.
+# Optional prefix of the names of recipes, as in the README.
 _FOLDER = "configs/"
 
 
@@ -24,9 +24,9 @@ class Argument(typing.NamedTuple):
     """One argument of a command.
 
     Attributes:
-        text: such as `"--total_epochs=30"`.
-        files: paths of the flagfile that it stands in, after those that
-            include it; () if it was typed.
+        text: the argument, such as `"--total_epochs=30"`.
+        files: paths of the including flagfiles and, last, of the flagfile that
+            contains the argument; () for the command line.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Argument(typing.NamedTuple):
 
 
 def expand(arguments):
-    """Replaces each `--flagfile=` by what the file holds.
+    """Replaces each `--flagfile=` by the contents of the file.
 
     Args:
         arguments: list of str, without the name of the program.
@@ -43,7 +43,8 @@ def expand(arguments):
         list of `Argument`, without `--flagfile`.
 
     Raises:
-        UserError: there is no such file, it is no text, or includes itself.
+        UserError: a file does not exist, is not a text file, or includes
+            itself.
     """
     found, rest = [], list(arguments)
     while rest:
@@ -53,7 +54,7 @@ def expand(arguments):
             if not rest:
                 raise UserError(
                     "Expected --flagfile=FILE, received --flagfile without a "
-                    "file; name one."
+                    "value; add the file."
                 )
             name = rest.pop(0)
         elif text.startswith(("--flagfile=", "-flagfile=")):
@@ -62,17 +63,16 @@ def expand(arguments):
             found += _read(name, ())
             continue
         found.append(Argument(text))
-        if text == "--":  # what follows is no flag
+        if text == "--":  # no flags follow
             return found + [Argument(other) for other in rest]
     return found
 
 
 def recipes():
-    """The recipes that come with the package.
+    """Finds the recipes that come with the package.
 
     Returns:
-        dictionary: name, such as `"clsa"` or `"cifar10/byol"`, -> its
-        `pathlib.Path`.
+        dict, name such as `"clsa"` or `"cifar10/byol"` -> `pathlib.Path`.
     """
     for place in _PLACES:
         if (place / f"clsa{SUFFIX}").exists():
@@ -80,19 +80,19 @@ def recipes():
                 path.relative_to(place).with_suffix("").as_posix(): path
                 for path in place.rglob(f"*{SUFFIX}")
             }
-            # Those of folders last.
+            # Recipes in folders come last.
             return dict(sorted(found.items(), key=lambda x: ("/" in x[0], x)))
     return {}
 
 
 def values_of(path):
-    """The flags of a flagfile.
+    """Reads the flags of a flagfile.
 
     Args:
         path: a path or the name of a recipe.
 
     Returns:
-        dictionary: name -> value as it is spelled, the last one.
+        dict, name -> value as text. The last value of a flag counts.
     """
     found = {}
     for text, _ in expand([f"--flagfile={path}"]):
@@ -102,23 +102,23 @@ def values_of(path):
 
 
 def _read(name, including):
-    """The `Argument`s of the flagfile called `name`."""
+    """Returns the `Argument`s of the flagfile called `name`."""
     name = os.path.expanduser(name.strip())
     if not name:
         return []
     path = _find(name, including)
     if path in including:
         raise UserError(
-            f"Expected flagfiles that do not include themselves, received "
-            f"{path}, included by {including[-1]}; remove one --flagfile."
+            f"Expected flagfiles without circular includes, received {path}, "
+            f"included by {including[-1]}; remove that --flagfile line."
         )
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(
-            f"Expected a text file of flags, received {path} ("
-            f"{getattr(e, 'strerror', None) or 'no text'}); choose another."
+            f"Expected a readable text file of flags, received {path} ("
+            f"{getattr(e, 'strerror', None) or 'not text'}); check the path."
         ) from e
     found, files = [], (*including, path)
     for line in map(str.strip, lines):
@@ -130,13 +130,13 @@ def _read(name, including):
 
 
 def _find(name, including):
-    """The path of the flagfile called `name`.
+    """Finds the path of the flagfile called `name`.
 
-    Looked for as it is written, beside the file that includes it, and among
-    the recipes; with and without suffix.
+    Searched, with and without suffix: the path itself, the directory of the
+    including file, and the recipes.
     """
     if os.path.exists(name) and not os.path.isdir(name):
-        return name  # maybe a pipe
+        return name  # may be a pipe
     names = [name, name + SUFFIX]
     places = [name + SUFFIX]
     if including:
@@ -149,15 +149,15 @@ def _find(name, including):
     stem = name.removeprefix(_FOLDER).removesuffix(SUFFIX)
     if stem in known:
         return str(known[stem])
-    # (Some are only parts of recipes.)
+    # Flagfiles without a method are only parts of recipes.
     known = [n for n, path in known.items() if "method" in values_of(path)]
     near = difflib.get_close_matches(stem, known, n=1)
-    asked = f"did you mean {near[0]}? " if near else ""
+    suggestion = f"did you mean {near[0]}? Otherwise " if near else ""
     run = os.path.join(name, "run.flags")
     if os.path.isfile(run):
-        asked = f"did you mean {run}? "
+        suggestion = f"did you mean {run}? Otherwise "
     raise UserError(
-        f"Expected a file of flags, received --flagfile={name}, which is none; "
-        f"{asked}check the path, or name one of the recipes "
+        f"Expected an existing flagfile, received --flagfile={name}; "
+        f"{suggestion}check the path or use one of the recipes "
         f"{', '.join(known) or '(none are installed)'}."
     )

@@ -1,4 +1,4 @@
-"""The text of `--help`: what a command does, and its flags in groups."""
+"""Renders `--help`: the command's description, and its flags in groups."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from clsa_tf.options.flags import Flag, is_required, spell
 
 _ASKS = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 _COLUMN = 26
-# Kind of a flag -> what stands for its value.
+# Type of a flag -> placeholder of its value.
 _VALUES = {
     "bool": "",
     "crop": "CROP",
@@ -25,29 +25,32 @@ _VALUES = {
     "strs": "A,...",
     "comma separated list of strings": "A,...",
 }
-_FLAGFILE = "read flags from a file, one per line; flags after it override it"
-_RECIPES = "; recipes are found by name, such as clsa or cifar10/byol"
+_FLAGFILE = "file of flags, one per line. Flags after it override it"
+_RECIPES = ". Recipes are found by name, such as clsa or cifar10/byol"
 
 
 def asked(arguments):
-    """Whether a command is asked for its help."""
+    """Whether the arguments ask for help."""
     if "--" in arguments:
         arguments = arguments[: arguments.index("--")]
     return any(argument in _ASKS for argument in arguments)
 
 
 def render(text, flag_values, arguments=(), width=None):
-    """Returns the help of a command.
+    """Renders the help of a command.
 
     Args:
-        text: what the command does: docstring of its module.
-        flag_values: `absl.flags.FlagValues` with its flags and no others.
-        arguments: list of str that it was called with: they choose the
+        text: description of the command: the docstring of its module.
+        flag_values: `absl.flags.FlagValues` with only this command's flags.
+        arguments: list of str, the arguments of the command. They determine the
             `--method` whose options are shown.
-        width: columns; None: the terminal's, 80 if there is none.
+        width: columns; None: width of the terminal, or 80 without one.
+
+    Returns:
+        str, without a newline at the end.
 
     Raises:
-        UserError: there is no such method, or see `flagfiles.expand`.
+        UserError: the method does not exist, or see `flagfiles.expand`.
     """
     width = width or min(shutil.get_terminal_size((80, 24)).columns, 100)
     method, others = _method(flag_values, arguments)
@@ -65,11 +68,11 @@ def render(text, flag_values, arguments=(), width=None):
     for group in ("", *GROUPS):
         rows = sections.get(group, [])
         if not group:
-            # Those that nothing works without come first.
+            # Required flags come first.
             rows = sorted(rows, key=lambda row: "(required" not in row[1])
             recipes = _RECIPES if method else ""
             rows.append(("--flagfile=FILE", _FLAGFILE + recipes))
-            rows.append(("--help", "print this and exit"))
+            rows.append(("--help", "print this help and exit"))
             if "version" not in flag_values:
                 rows.append(("--version", "print the versions and exit"))
         if not rows:
@@ -84,15 +87,15 @@ def render(text, flag_values, arguments=(), width=None):
 
 def _about_methods(method, others, width):
     return textwrap.wrap(
-        f"Below are the flags of --method={method}. Some flags and defaults of "
-        f"other methods differ: --help --method={'|'.join(others)}.",
+        f"The flags below are those of --method={method}. Other methods have "
+        f"other flags and defaults: --help --method={'|'.join(others)}.",
         width,
         break_on_hyphens=False,
     )
 
 
 def _method(flag_values, arguments):
-    """The method whose options are shown, and the names of the others."""
+    """Returns the method whose options are shown, and the other methods."""
     if "method" not in flag_values or not isinstance(
         flag_values["method"], Flag
     ):
@@ -102,21 +105,22 @@ def _method(flag_values, arguments):
     chosen = flag.default
     words = [text for text, _ in flagfiles.expand(list(arguments))]
     for word, following in zip(words, [*words[1:], ""]):
-        name, told, value = word.lstrip("-").partition("=")
+        name, equals, value = word.lstrip("-").partition("=")
         if name == "method":
-            chosen = value if told else following
+            chosen = value if equals else following
     problem = flag.field.metadata["check"](chosen)
     if problem:
-        raise UserError(f"{problem} for --method; choose one of these.")
+        raise UserError(f"{problem} for --method; use one of these.")
     return chosen, [name for name in names if name != chosen]
 
 
 def _row(flag, field):
-    """How a flag is written, and what it is.
+    """Returns the name column and the text column of a flag.
 
     Args:
         flag: `absl.flags.Flag`.
-        field: of the configuration, whose default holds; None: the flag's.
+        field: field of the configuration that provides help text and default;
+            None: the flag provides them.
     """
     choices = getattr(flag.parser, "enum_values", None)
     if field:
@@ -126,7 +130,7 @@ def _row(flag, field):
     if choices and not several:
         value = f"{{{','.join(choices)}}}"
     words = (field.metadata["help"] if field else flag.help).rstrip(".")
-    words = re.sub(r"^<.*?>: ", "", words)  # absl puts the choices there
+    words = re.sub(r"^<.*?>: ", "", words)  # absl adds the choices here
     notes = []
     if choices and several:
         notes.append(f"of {', '.join(choices)}")
@@ -142,7 +146,7 @@ def _row(flag, field):
 
 
 def _wrap(name, words, width):
-    """Lines of a flag: its name, and the words beside or below it."""
+    """Lines of a flag: its name, and its text beside or below the name."""
     indent = " " * _COLUMN
     lines = textwrap.wrap(
         words,
@@ -156,7 +160,7 @@ def _wrap(name, words, width):
     if len(start) <= _COLUMN - 2:
         lines[0] = start.ljust(_COLUMN) + lines[0].strip()
         return lines
-    # Long choices are broken after a comma.
+    # Long lists of choices break after a comma.
     names = textwrap.wrap(
         start.replace(",", ", "),
         width,

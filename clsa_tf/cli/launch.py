@@ -1,4 +1,4 @@
-"""What all commands share: flags in, one clear sentence out when they fail."""
+"""Entry of all commands: parses flags, runs, and reports errors in one line."""
 
 import sys
 
@@ -19,23 +19,23 @@ from clsa_tf.terminal import progress, shell, signals
 def launch(main, define_flags, *, positional=False):
     """Parses the flags, calls `main()` and exits.
 
-    The exit status is 0; 1 after a `UserError` or an unusable disk; 128 + its
-    number after a signal that stopped the run; 138 after `WorkerLost`. Each is
-    said in one sentence without a traceback. `--help` prints the docstring of
-    `main`'s module and the flags.
+    The exit status is 0 on success; 1 after a `UserError` or an unusable disk;
+    128 + N after signal N; 138 after `WorkerLost`. Each failure prints one
+    message without a traceback. `--help` prints the docstring of `main`'s
+    module and the flags.
 
     Args:
-        main: function without arguments; flags are parsed when it is called.
-        define_flags: function that defines the command's flags in the
-            `absl.flags.FlagValues` that it is given.
-        positional: whether the command takes other arguments, too, before,
-            between or behind the flags; `main` is then called with their list.
+        main: function without arguments, called after the flags are parsed.
+        define_flags: function that defines the command's flags in an
+            `absl.flags.FlagValues`.
+        positional: whether the command accepts positional arguments before,
+            between or after the flags. `main` then gets a list of them.
     """
 
     def parse(argv):
         own = flags.FlagValues()
         define_flags(own)
-        # Alone: of some commands it is a flag with a value, a model's version.
+        # Only if alone: some commands have a flag --version with a value.
         if argv[1:] == ["--version"]:
             print(stack.describe())
             sys.exit(0)
@@ -55,10 +55,10 @@ def launch(main, define_flags, *, positional=False):
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)
-        # Plain text: absl's prefix of date, thread and line is for servers.
+        # Without absl's prefix of date, thread and line.
         logging.get_absl_handler().setFormatter(None)
-        # Whole lines of the log above a progress bar.
-        logging.get_absl_handler().python_handler.stream = progress.Above()
+        # Log lines appear above a progress bar.
+        logging.get_absl_handler().python_handler.stream = progress.LogStream()
         _forbid_tf32()
         try:
             with signals.Interruption("stopping", stop=True):
@@ -72,9 +72,9 @@ def launch(main, define_flags, *, positional=False):
             return 128 + e.signal
         except WorkerLost as e:
             print(
-                f"error: Expected all workers of the job, lost one ({e}); "
-                "start the same command on all of them again: it goes on from "
-                "the last checkpoint.",
+                f"error: A worker of the job stopped ({e}); start the same "
+                "command on all workers again to resume from the last "
+                "checkpoint.",
                 file=sys.stderr,
             )
             return WorkerLost.STATUS
@@ -82,9 +82,8 @@ def launch(main, define_flags, *, positional=False):
             if not is_of_disk(e):
                 raise
             print(
-                f"error: Expected a place to write to, received: "
-                f"{first_line(e)}; make room, fix the permissions or choose "
-                "another directory.",
+                f"error: Writing failed ({first_line(e)}); make room, fix the "
+                "permissions or choose another directory.",
                 file=sys.stderr,
             )
             return 1
@@ -104,13 +103,13 @@ def _forbid_tf32():
 
 
 def _ended_by(stopped):
-    """A sentence for the end of a command that was asked to stop."""
+    """Message for a command that a signal stopped."""
     if stopped.saved is None:
         return f"Stopped by {stopped}."
     done, where = "and saved", "there"
     if not stopped.saved:
         done, where = "before it could save", "the last checkpoint"
     return (
-        f"Stopped by {stopped} {done}; the same command goes on from {where}:\n"
+        f"Stopped by {stopped} {done}; the same command resumes from {where}:\n"
         f"  {shell.this()}"
     )

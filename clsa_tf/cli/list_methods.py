@@ -1,4 +1,4 @@
-"""The methods in words: `python -m clsa_tf.train --list_methods`."""
+"""Text of `python -m clsa_tf.train --list_methods`."""
 
 import inspect
 import textwrap
@@ -10,7 +10,7 @@ _WIDTH = 80  # columns
 
 
 def describe():
-    """Returns what each method does and, below it, its recipes."""
+    """Describes each method in one sentence, followed by its recipes."""
     recipes = {}
     for name, path in flagfiles.recipes().items():
         method = flagfiles.values_of(path).get("method")
@@ -18,7 +18,7 @@ def describe():
     indent = max(map(len, methods.names())) + 2
     lines = []
     for name in methods.names():
-        # The first line, as it stands at the top of the file.
+        # The first line of the module's docstring.
         sentence = inspect.getdoc(methods.load(name)).splitlines()[0]
         lines += textwrap.wrap(
             f"{name:<{indent}}{sentence.rstrip('.')}",

@@ -1,7 +1,7 @@
-"""What is said of flags that belong to another method than the chosen one.
+"""Error messages for flags of another method than the chosen one.
 
-Mostly of a recipe and another `--method=` behind it: then all flags that would
-have to change are named at once, with a command that works.
+The usual cause is a recipe followed by another `--method=`. The message then
+names all flags that have to change, and a command that works.
 """
 
 import math
@@ -14,43 +14,43 @@ from clsa_tf.terminal import shell
 _COMMAND = "clsa_tf.train"
 
 
-def refusal(flag_values, foreign):
-    """Says which flags are not of the method, whose they are and what to do.
+def rejected_flags(flag_values, foreign):
+    """Message: which flags the method lacks, their methods, and a remedy.
 
     Args:
         flag_values: the parsed flags.
-        foreign: list of `Flag`: those of other methods only that were set.
+        foreign: list of the set `Flag`s that the method lacks.
     """
     method = flag_values["method"]
     typed = [flag for flag in foreign if not flag.files]
-    # (The first of its files is the one that was typed.)
     read = [flag for flag in foreign if flag.files]
+    # (The first of its files is the one on the command line.)
     if read and method.files and method.files[0] != read[0].files[0]:
         names = ", ".join(f"--{flag.name}" for flag in read)
         return (
-            f"Expected one flagfile, received {method.files[0]} with "
-            f"--method={method.value} behind {read[0].files[0]} with "
-            f"{names}; take one of the two."
+            f"Expected flagfiles of one method, received {method.files[0]} "
+            f"with --method={method.value} after {read[0].files[0]} with "
+            f"{names}; use one of the two."
         )
     if read and method.written and not method.files:
-        return _another_recipe(flag_values, read, typed)
+        return _rejected_recipe(flag_values, read, typed)
     flag, *others = typed or foreign
     chosen = f" of {method.files[-1]}" if method.files else ""
     more = f" and {len(others)} more" if others else ""
     return (
         f"Expected flags of --method={method.value}{chosen}, received "
-        f"--{flag.name}{more}, which belongs to "
-        f"{' and '.join(flag.owners)}; remove it or change --method."
+        f"--{flag.name}{more}, a flag of {' and '.join(flag.owners)}; remove "
+        "it or change --method."
     )
 
 
-def _another_recipe(flag_values, read, typed):
-    """A recipe's flags against a typed method.
+def _rejected_recipe(flag_values, read, typed):
+    """Message: the command line sets another method than the recipe.
 
     Args:
         flag_values: the parsed flags.
-        read: list of `Flag`: those of other methods, from a flagfile.
-        typed: list of `Flag`: those of other methods that were typed.
+        read: list of `Flag`s of other methods, set by a flagfile.
+        typed: list of `Flag`s of other methods, set on the command line.
     """
     method, file = flag_values["method"], read[0].files[-1]
     before = [w.value for w in method.written if w.files]
@@ -58,30 +58,33 @@ def _another_recipe(flag_values, read, typed):
     recipe = recipe_for(flag_values, like=file)
     instead = ""
     if recipe:
-        arguments = [f"--flagfile={recipe}", *_kept(flag_values, recipe)]
-        instead = f"write `{shell.arguments(_COMMAND, arguments)}`"
+        arguments = [
+            f"--flagfile={recipe}",
+            *_flags_to_keep(flag_values, recipe),
+        ]
+        instead = f"use `{shell.arguments(_COMMAND, arguments)}`"
         if typed:
             left = ", ".join(f"--{flag.name}" for flag in typed)
-            instead += f" (without {left}, which {method.value} has not)"
+            instead += f" (without {left}, not a flag of {method.value})"
         instead += ", or "
     return (
-        f"Expected a flagfile for --method={method.value}, which was typed, "
-        f"received {file} for {before[-1] if before else 'another method'}, "
-        f"with {names}; {instead}take these lines out of a copy of {file}."
+        f"Expected a flagfile for --method={method.value}, received {file} for "
+        f"{before[-1] if before else 'another method'}, with {names}; "
+        f"{instead}remove these lines from a copy of {file}."
     )
 
 
 def recipe_for(flag_values, like):
-    """Name, for `--flagfile=`, of the recipe nearest to another one.
+    """Finds the recipe of the chosen method that is most like a flagfile.
 
     Args:
-        flag_values: the parsed flags, which say the method.
-        like: path of the other flagfile. A recipe for images of its size is
-            preferred, then one from its folder, then one that is called like
-            the method.
+        flag_values: the parsed flags, including `--method`.
+        like: path of the flagfile. Recipes with the same image size are
+            preferred, then recipes in the same folder, then the recipe with the
+            name of the method.
 
     Returns:
-        the name; "" if there is no recipe of that method.
+        the name for `--flagfile=`; "" if the method has no recipe.
     """
     method, usual = flag_values["method"].value, flag_values["image_size"]
 
@@ -105,8 +108,8 @@ def recipe_for(flag_values, like):
     return min(names, key=distance) + flagfiles.SUFFIX if names else ""
 
 
-def _kept(flag_values, recipe):
-    """What has to stand behind another recipe: the data, and what was typed.
+def _flags_to_keep(flag_values, recipe):
+    """Flags to repeat after another recipe: data and command-line flags.
 
     Args:
         flag_values: the parsed flags.
@@ -122,7 +125,7 @@ def _kept(flag_values, recipe):
             return False
         if not flag.files:
             return True
-        # The images, and whatever is said about them.
+        # From the flagfile only the flags that describe the data.
         data = flag.field.metadata["group"] == "data"
         return data and spell(flag.value) != there.get(flag.name)
 

@@ -1,8 +1,8 @@
-"""From arguments to parsed flags: the one place where both meet.
+"""Parses the arguments of a command.
 
-Flagfiles are expanded (`clsa_tf.cli.flagfiles`), `~` is replaced by the parsers
-of the flags that are paths (`clsa_tf.options.flags`), and whatever is wrong is
-a `FlagError` of one sentence.
+`clsa_tf.cli.flagfiles` expands flagfiles. The parsers of path flags
+(`clsa_tf.options.flags`) expand `~`. Every error is a `FlagError` with a
+message of one sentence.
 """
 
 import difflib
@@ -14,9 +14,9 @@ from clsa_tf.cli import flagfiles
 from clsa_tf.errors import UserError
 from clsa_tf.options.flags import Flag, Written, is_required, spell
 
-# How other programs call it -> how it is called here; the first that a command
+# Name of a flag in other programs -> names here. The first one that a command
 # has is suggested.
-_USUAL = {
+_ALIASES = {
     "arch": ("backbone",),
     "architecture": ("backbone",),
     "amp": ("precision",),
@@ -68,7 +68,7 @@ _USUAL = {
 
 
 class FlagError(UserError):
-    """A flag that does not exist, lacks, or has a value that it cannot have."""
+    """A flag is unknown, missing, or has an invalid value."""
 
 
 def parse(arguments, flag_values, *, known=None, positional=False):
@@ -78,27 +78,27 @@ def parse(arguments, flag_values, *, known=None, positional=False):
         arguments: list of str, without the name of the program.
         flag_values: the `absl.flags.FlagValues` to set.
         known: names of the flags to suggest; None: all of `flag_values`.
-        positional: whether there may be other arguments than flags.
+        positional: whether positional arguments are allowed.
 
     Returns:
-        list of those other arguments.
+        list of the positional arguments.
 
     Raises:
-        FlagError: a flag is unknown, missing or ill-typed, or something is no
-            flag.
+        FlagError: a flag is unknown, missing or invalid, or there is an
+            unexpected positional argument.
         UserError: see `flagfiles.expand`.
     """
     expanded = flagfiles.expand(arguments)
     known = [*(list(flag_values) if known is None else known), "flagfile"]
-    _note(expanded, flag_values)
+    _record_origins(expanded, flag_values)
     try:
         rest = flag_values(["", *(a.text for a in expanded)])[1:]
     except flags.UnrecognizedFlagError as e:
-        raise FlagError(_unknown(e.flagname, known, expanded)) from e
+        raise FlagError(_unknown_flag(e.flagname, known, expanded)) from e
     except flags.IllegalFlagValueError as e:
-        raise FlagError(_illegal(str(e), flag_values)) from e
+        raise FlagError(_invalid_value(str(e), flag_values)) from e
     except (flags.Error, ValueError) as e:
-        raise FlagError(f"{str(e).rstrip('.')}; correct it.") from e
+        raise FlagError(f"{str(e).rstrip('.')}; correct the command.") from e
     if rest and not positional:
         raise FlagError(
             f"Expected only flags, received {rest[0]!r}; write flags as "
@@ -113,40 +113,40 @@ def parse(arguments, flag_values, *, known=None, positional=False):
     ]
     if missing:
         raise FlagError(
-            f"Expected {' and '.join(missing)}, received none; give "
-            f"{'it' if len(missing) == 1 else 'them'}, as `--help` explains."
+            f"Expected {' and '.join(missing)}, received none; add "
+            f"{'it' if len(missing) == 1 else 'them'} (see `--help`)."
         )
     return rest
 
 
 def suggest(name, known):
-    """Names of flags that somebody who wrote `name` may have meant.
+    """Suggests flags for an unknown name.
 
     Args:
-        name: without dashes.
-        known: list of names.
+        name: the unknown name, without dashes.
+        known: list of the names of flags.
 
     Returns:
         list of at most two of `known`.
     """
     name = name.lower().replace("-", "_")
-    for usual in _USUAL.get(name, ()):
-        if usual in known:
-            return [usual]
-    # --nodownloads, --milestones
-    holding = [other for other in known if len(name) > 3 and name in other]
+    for alias in _ALIASES.get(name, ()):
+        if alias in known:
+            return [alias]
+    # For example --milestones is part of --lr_milestones.
+    containing = [other for other in known if len(name) > 3 and name in other]
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
-    return near or holding[:2]
+    return near or containing[:2]
 
 
 def did_you_mean(name, known):
-    """A question about `suggest`ed flags, ending in a space; or ""."""
+    """The `suggest`ed flags as a question that ends in a space; or ""."""
     found = " or ".join(f"--{other}" for other in suggest(name, known))
     return f"did you mean {found}? " if found else ""
 
 
-def _note(expanded, flag_values):
-    """Notes in our flags where they were set."""
+def _record_origins(expanded, flag_values):
+    """Records in each `Flag` where it is set, see `Flag.written`."""
     for flag in map(flag_values.__getitem__, flag_values):
         if isinstance(flag, Flag):
             flag.written = []
@@ -165,7 +165,8 @@ def _note(expanded, flag_values):
         flag_values[name].written.append(Written(position, value, files))
 
 
-def _unknown(name, known, expanded):
+def _unknown_flag(name, known, expanded):
+    """Message for an unknown flag."""
     where = ""
     for text, files in expanded:
         if text.lstrip("-").partition("=")[0] == name and files:
@@ -173,12 +174,12 @@ def _unknown(name, known, expanded):
     question = did_you_mean(name, known)
     return (
         f"Expected a flag of this command, received --{name}{where}; "
-        f"{question}`--help` lists them."
+        f"{question}`--help` lists all flags."
     )
 
 
-def _illegal(message, flag_values):
-    """Says in our words what absl says of a flag's value."""
+def _invalid_value(message, flag_values):
+    """Rewrites absl's message for an invalid value as Expected, received."""
     match = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", message, re.DOTALL)
     if not match:
         return message
@@ -186,7 +187,7 @@ def _illegal(message, flag_values):
     flag = flag_values[name]
     if isinstance(flag, Flag):
         where = f" in {flag.files[-1]}" if flag.files else ""
-        return f"{problem} for --{name}{where}; correct it."
+        return f"{problem} for --{name}{where}; change the value."
     choices = getattr(flag.parser, "enum_values", None)
     if choices:
         expected = f"one of {', '.join(choices)}"
@@ -194,7 +195,10 @@ def _illegal(message, flag_values):
         expected = "true or false"
     elif flag.flag_type() in ("int", "float"):
         expected = flag.parser.syntactic_help
-    else:  # by a validator, whose words say what is expected
+    else:  # from a validator, whose message is the expected form
         expected = problem
         value = spell(flag.value)
-    return f"Expected {expected}, received {value!r} for --{name}; correct it."
+    return (
+        f"Expected {expected}, received {value!r} for --{name}; change the "
+        "value."
+    )

@@ -1,23 +1,24 @@
-"""What a recipe says in epochs, when the run is given another length.
+"""Scales a recipe's warm-up and milestones to another number of epochs.
 
-A recipe of 200 epochs lowers the learning rate after 120 and 160. With
-`--total_epochs=30` these become 18 and 24, in proportion. A warm-up shrinks in
-proportion, too, but does not grow: published recipes warm up for ten epochs
-whether they last 100 or 1,000. What was typed is never changed.
+Example: a recipe of 200 epochs lowers the learning rate after 120 and 160
+epochs. With `--total_epochs=30` the milestones become 18 and 24. A warm-up
+shrinks in proportion, but does not grow: published recipes warm up for ten
+epochs whether they train for 100 or 1,000. Flags on the command line are never
+changed.
 """
 
 from clsa_tf.options.flags import spell
 
 
 def adapt(flag_values):
-    """Fits the epochs that a flagfile speaks of to the run's length.
+    """Scales the epochs that a flagfile sets to `--total_epochs`.
 
     Args:
         flag_values: the parsed flags of `clsa_tf.config`.
 
     Returns:
-        dictionary of the values that are to replace those of the flags; a
-        sentence that says so, "" if there are none.
+        (dict of the values that replace those of the flags, message for the
+        terminal). Both are empty if nothing changes.
     """
     end = flag_values["total_epochs"].value
     values = {
@@ -36,7 +37,7 @@ def adapt(flag_values):
     if not values["lr_milestones"]:
         pass
     elif values["lr_schedule"] != "steps":
-        if _outlived(flag_values):
+        if _schedule_replaced(flag_values):
             changed["lr_milestones"] = ()
     elif planned and planned != end:
         lengths.append(planned)
@@ -44,15 +45,15 @@ def adapt(flag_values):
         changed["lr_milestones"] = _scale(
             values["lr_milestones"], end / planned, int(warm) + 1, end - 1
         )
-        if not changed["lr_milestones"]:  # no room in so short a run
+        if not changed["lr_milestones"]:  # the run is too short for any
             changed["lr_schedule"] = "constant"
     return changed, _sentence(flag_values, changed, lengths, end)
 
 
 def _planned(flag_values, name):
-    """Epochs of the run that the flagfile with `name` was written for.
+    """Number of epochs that the flagfile which sets flag `name` plans.
 
-    0 if the value is not from a flagfile.
+    0 if no flagfile sets the flag.
     """
     total, files = flag_values["total_epochs"], flag_values[name].files
     if not files:
@@ -68,8 +69,8 @@ def _planned(flag_values, name):
     return int(planned[-1].value) if planned else total.default
 
 
-def _outlived(flag_values):
-    """Whether another schedule was chosen over the one with milestones."""
+def _schedule_replaced(flag_values):
+    """Whether the flagfile's schedule with milestones was overridden."""
     files = flag_values["lr_milestones"].files
     return bool(files) and flag_values["lr_schedule"].files != files
 
@@ -90,4 +91,4 @@ def _sentence(flag_values, changed, lengths, end):
     if lengths:
         unit = "epoch" if end == 1 else "epochs"
         why = f"{end} {unit} instead of the recipe's {lengths[0]}"
-    return f"{why}: {', '.join(parts)} (type a flag to set it yourself)"
+    return f"{why}: {', '.join(parts)} (set these flags to override)"

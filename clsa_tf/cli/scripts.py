@@ -1,6 +1,6 @@
-"""The console commands: `clsa-train` is `python -m clsa_tf.train`, and so on.
+"""Console commands: `clsa-train` is `python -m clsa_tf.train`, and so on.
 
-setup.py gives each function here its name on the command line.
+setup.py maps the names of the commands to these functions.
 """
 
 import functools
@@ -8,7 +8,7 @@ import runpy
 
 
 def _run(module):
-    # As `python -m` does, which is what multiprocessing's children look at.
+    # As `python -m`, because multiprocessing's child processes depend on it.
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -49,7 +49,7 @@ def training_batches(
     seed: int,
     start_step: int,
     faults: Faults,
-    finished: bool = True,
+    completed: bool = True,
     keep_params: bool = False,
     whole_epochs: bool = True,
     prefetch: int = 2,
@@ -78,8 +78,8 @@ def training_batches(
         start_step: step of the first batch.
         faults: told about unreadable images; after an error from the iterator
             `faults.error()` says whether it was that.
-        finished: whether views are complete, or only cropped and resized, for
-            `finish_batch` to complete them on the accelerator.
+        completed: whether views are complete, or only cropped and resized, for
+            `complete_batch` to complete them on the accelerator.
         keep_params: whether batches hold what was drawn. Unfinished ones
             always do.
         whole_epochs: whether an epoch ends with its last whole batch, as in
@@ -116,7 +116,7 @@ def training_batches(
             what they are to share, or a service cannot do its part.
     """
     views = tuple(views)
-    keep_params = keep_params or not finished
+    keep_params = keep_params or not completed
     if batch_size > source.size:
         raise UserError(
             f"Expected a batch of at most {source.size} images, the size of "
@@ -174,7 +174,7 @@ def training_batches(
             )
             items = items.filter(belongs) if stride > 1 else items
         groups = items.batch(count, drop_remainder=True).map(
-            _views_of_items(source, views, seed, count, finished, keep_params),
+            _views_of_items(source, views, seed, count, completed, keep_params),
             num_parallel_calls=calls or tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -328,7 +328,7 @@ def _crops(examples, source, image_size, keep):
         code, image = try_decode(
             example["bytes"], source.rules, code=example["code"]
         )
-        cropped = crop.central(image, size=image_size, keep=keep)
+        cropped = crop.central(image, size=image_size, crop_ratio=keep)
         cropped = tf.ensure_shape(cropped, [image_size, image_size, 3])
         return example | {"image": cropped, "code": code}
 
@@ -357,7 +357,7 @@ def _readable(source, faults):
     return readable
 
 
-def _views_of_items(source, views, seed, count, finished, keep_params):
+def _views_of_items(source, views, seed, count, completed, keep_params):
     """Returns the function from `count` items of a source to their views."""
     sizes = [view.size for view in views]
     draw = _draw(views, seed)
@@ -380,7 +380,7 @@ def _views_of_items(source, views, seed, count, finished, keep_params):
         codes, images, boxes = zip(*decoded)
         packed = split_packed(drawn, views=views)
         result = make_views(
-            images, tf.stack(boxes), packed, views=views, finished=finished
+            images, tf.stack(boxes), packed, views=views, completed=completed
         )
         if keep_params:
             for view in views:

@@ -1,21 +1,20 @@
-"""The objectives, as pure functions: embeddings in, one value per row out.
+"""Loss functions: pure functions of projections, with one value per row.
 
-* `contrast`: telling one key from other candidates: `cosines`, `info_nce`,
-  `nt_xent`.
-* `divergence`: one distribution over the candidates teaches another: `ddm`,
+* `contrast`: contrastive losses: `cosines`, `info_nce`, `nt_xent`.
+* `divergence`: one distribution over the candidates supervises another: `ddm`,
   `teacher_entropy`.
-* `prediction`: predicting an embedding, with nothing to tell it from:
+* `prediction`: regression of a target projection without negatives:
   `regression`.
 * `cacr`: hard negatives repel more, hard positives attract more:
   `cacr_attraction`, `cacr_repulsion`, `cacr_rbf`, `cacr_euclidean`.
 
-`N` rows per replica, `G` of the global batch, `C` candidates (keys of the batch
-and of the queue). Inputs are unit rows or their similarities, cosines in
-[-1, 1]; every function divides by its own temperature. Nothing here averages
-over rows, divides by the number of replicas or holds state: that is
-`Method.train_step`'s business. Everything is computed in at least float32
-(float16 would underflow: a typical probability over 65,536 keys is 1e-5 to
-1e-9).
+Shapes use `N` rows per replica, `G` rows of the global batch and `C` candidates
+(keys of the batch and of the queue). Inputs are unit rows (projections) or
+their similarities, cosines in [-1, 1]. Every function divides by its own
+temperature. No function averages over rows, divides by the number of replicas
+or holds state: `Method.train_step` does. All computation is in at least
+float32. (float16 would underflow: a typical probability over 65,536 keys is
+1e-5 to 1e-9.)
 """
 
 from clsa_tf.losses.cacr import (

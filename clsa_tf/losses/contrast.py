@@ -1,4 +1,4 @@
-"""Recognising one key among candidates, and the similarities it starts from."""
+"""Contrastive losses (InfoNCE, NT-Xent) and the similarities that they use."""
 
 import math
 
@@ -8,7 +8,7 @@ from clsa_tf.losses.products import all_pairs, at_least_float32
 
 
 def cosines(rows, columns):
-    """Returns the similarity of every row with every column.
+    """Cosine similarity of every row with every column.
 
     Args:
         rows: float `[N, D]`, unit rows.
@@ -21,9 +21,9 @@ def cosines(rows, columns):
 
 
 def info_nce(similarities, positive, *, temperature):
-    """Cross-entropy of recognising each row's own key among the candidates.
+    """InfoNCE: cross-entropy of classifying each row's own key.
 
-    A network that tells nothing apart sits at `ln C`.
+    The chance level is `ln C`.
 
     Args:
         similarities: float `[N, C]`, cosines.
@@ -43,7 +43,7 @@ def info_nce(similarities, positive, *, temperature):
 def top1(similarities, positive):
     """Whether each row's own key is the most similar of all candidates.
 
-    A tie is a miss: embeddings that are all the same find nothing.
+    A tie is a miss, so collapsed projections score 0.
 
     Args:
         similarities: float `[N, C]`.
@@ -53,12 +53,12 @@ def top1(similarities, positive):
         float32 `[N]`, 0 or 1.
     """
     own = tf.gather(similarities, positive, batch_dims=1)[:, tf.newaxis]
-    as_near = tf.cast(similarities >= own, tf.int32)  # the own key, too
+    as_near = tf.cast(similarities >= own, tf.int32)  # includes the own key
     return tf.cast(tf.reduce_sum(as_near, axis=1) == 1, tf.float32)
 
 
 def nt_xent(queries, positives, others, example_ids, *, temperature):
-    """Recognising an image's other view among two views of the global batch.
+    """NT-Xent: InfoNCE among two views of all images of the global batch.
 
     With `p_j`, `o_j` the rows of `positives` and `others`, `i` the row's own,
 
@@ -66,39 +66,39 @@ def nt_xent(queries, positives, others, example_ids, *, temperature):
         e(x) = exp(x / T).
 
     SimCLR's loss of an image with views `h1`, `h2`, gathered `H1`, `H2`, is
-    `nt_xent(h1, H2, H1, ...) + nt_xent(h2, H1, H2, ...)`, as published code
-    has it: twice the paper's, which is the mean of the two. The gradient flows
-    into all three, so that the caller has to gather with gradient.
+    `nt_xent(h1, H2, H1, ...) + nt_xent(h2, H1, H2, ...)`, as in the published
+    code. That is twice the paper's loss, the mean of the two. The gradient
+    flows into all three inputs, so the caller has to gather with gradient.
 
     Args:
         queries: float `[N, D]`, unit rows.
         positives: float `[G, D]`, unit rows: another view of each image of the
             global batch.
         others: float `[G, D]`, unit rows: the queries' own view, or a third
-            one. The own row is left out.
+            view. The own row is masked.
         example_ids: int32 `[N]`, in [0, G): position of each query in the
             global batch.
         temperature: T > 0, divides the cosines.
 
     Returns:
-        float `[N]`, nats, >= 0; `ln(2 G - 1)` if nothing is told apart.
+        float `[N]`, nats, >= 0; the chance level is `ln(2 G - 1)`.
 
     Source: SimCLR (arXiv 2002.05709) eq. 1; google-research/simclr
     `tf2/objective.py`, which subtracts 1e9 from the own logit instead.
     """
     similarities = [
         cosines(queries, positives),
-        without_own(cosines(queries, others), example_ids),
+        mask_own(cosines(queries, others), example_ids),
     ]
     return info_nce(
         tf.concat(similarities, axis=1), example_ids, temperature=temperature
     )
 
 
-def without_own(logits, own):
-    """Returns `logits` with each row's own column at minus infinity.
+def mask_own(logits, own):
+    """Sets each row's own column of `logits` to minus infinity.
 
-    A softmax over them gives that column exactly 0, and no gradient.
+    A softmax gives that column probability 0 and no gradient.
 
     Args:
         logits: float `[N, G]`.

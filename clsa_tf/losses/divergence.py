@@ -1,4 +1,4 @@
-"""Divergence of distributions over the same candidates."""
+"""Divergence between distributions over the same candidates."""
 
 import tensorflow as tf
 
@@ -6,16 +6,16 @@ from clsa_tf.losses.products import at_least_float32, row_by_row
 
 
 def ddm(weak, strong, *, temperature):
-    """Distributional divergence: weak views' distributions teach the strong.
+    """Distributional divergence (DDM): weak views supervise strong views.
 
     With `t_i = softmax(weak_i / T)` and `r_j = softmax(strong_j / T)` this is
     the cross-entropy summed over all pairs,
 
         sum_i sum_j ( - sum_c t_i[c] log r_j[c] ),
 
-    computed as one product, `-(sum_i t_i) . (sum_j log r_j)`. The teachers are
-    constants: no gradient flows into `weak`. The floor is not 0 but the sum of
-    the teachers' entropies, see `teacher_entropy`.
+    computed as one product, `-(sum_i t_i) . (sum_j log r_j)`. No gradient flows
+    into `weak`, the teachers. The minimum is not 0 but the sum of the teachers'
+    entropies, see `teacher_entropy`.
 
     Args:
         weak: sequence of float `[N, C]`, cosines of each weak view.
@@ -27,8 +27,8 @@ def ddm(weak, strong, *, temperature):
         float `[N]`, nats.
 
     Source: CLSA (Contrastive Learning with Stronger Augmentations), L_DDM;
-    maple-research-lab/CLSA@37df76c `training/train.py`, which takes
-    `log(softmax)`; `log_softmax` here, the same value without its underflow.
+    maple-research-lab/CLSA@37df76c `training/train.py`. That code computes
+    `log(softmax)`; `log_softmax` gives the same value without underflow.
     """
     teachers = tf.add_n([_softmax(x, temperature) for x in weak])
     log_students = tf.add_n(
@@ -41,7 +41,7 @@ def teacher_entropy(weak, *, temperature):
     """Entropy of each row's teacher distribution, summed over weak views.
 
     `ddm - number of strong views * teacher_entropy` is the Kullback-Leibler
-    divergence, which does go to zero: the number to watch while training.
+    divergence. Its minimum is 0, so it shows the progress of training.
 
     Args:
         weak: sequence of float `[N, C]`, cosines of each weak view.

@@ -1,4 +1,4 @@
-"""Predicting an embedding, without anything to tell it from."""
+"""Regression of a target projection, without negatives."""
 
 import tensorflow as tf
 
@@ -8,9 +8,8 @@ from clsa_tf.losses.products import at_least_float32, row_by_row
 def regression(predictions, targets):
     """Squared distance of each prediction to its target, `2 - 2 cos`.
 
-    BYOL adds both directions: each view predicts the other's target. The
-    targets are constants: no gradient flows into them, without which the
-    embeddings would collapse.
+    BYOL adds both directions: each view predicts the target of the other. No
+    gradient flows into the targets; with one, the projections would collapse.
 
     Args:
         predictions: float `[N, D]`, unit rows.

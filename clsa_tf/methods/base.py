@@ -6,7 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf import losses
-from clsa_tf.augment.chain import finish_batch
+from clsa_tf.augment.chain import complete_batch
 from clsa_tf.augment.views import shuffled_copy
 from clsa_tf.distributed import collectives
 from clsa_tf.losses.contrast import top1
@@ -350,7 +350,7 @@ class Method(keras.Model):
         if self.config.augment_on == "device":
             copies = [shuffled_copy(view) for view in views]
             present = [v for v in [*views, *copies] if v.name in batch]
-            batch = finish_batch(batch, views=present)
+            batch = complete_batch(batch, views=present)
         size = batch[views[0].name].shape[0]
         return batch | {"example_ids": collectives.example_ids(size)}
 

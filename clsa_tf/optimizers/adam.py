@@ -1,9 +1,9 @@
-"""LAMB and AdamW for where tensorflow-addons cannot be installed.
+"""LAMB and AdamW for environments without tensorflow-addons.
 
-They compute what tensorflow-addons 0.23 computes, to the bit, and have its
-slots and hyperparameters under its names, so that a checkpoint of one is read
-by the other (`tests/test_optimizer.py`). Both have the first and second moments
-of Keras' Adam, on which they are built.
+They are bit-identical to tensorflow-addons 0.23 and use the same names for
+slots and hyperparameters, so each can read the other's checkpoints
+(`tests/test_optimizer.py`). Both use the first and second moments of Keras'
+Adam, their base class.
 
 Sources: arXiv 1904.00962 (LAMB), 1711.05101 (AdamW).
 """
@@ -12,14 +12,14 @@ import tensorflow as tf
 from tensorflow import keras
 
 
-class _Decaying(keras.optimizers.legacy.Adam):
-    """Adam with a weight decay, which subclasses apply.
+class _AdamWithDecay(keras.optimizers.legacy.Adam):
+    """Adam with a weight decay hyperparameter, which subclasses apply.
 
     Args:
         learning_rate: float or schedule.
         weight_decay: see the subclasses.
-        epsilon: added to the root of the second moment.
-        name: of the optimizer.
+        epsilon: added to the square root of the second moment.
+        name: name of the optimizer.
     """
 
     def __init__(self, learning_rate, weight_decay, epsilon, name):
@@ -33,7 +33,7 @@ class _Decaying(keras.optimizers.legacy.Adam):
         )
 
     def _decay_of_step(self, dtype):
-        """The weight decay, a scalar."""
+        """The weight decay of this step, a scalar."""
         return self._get_hyper("weight_decay", dtype)
 
     def _do_use_weight_decay(self, variable):
@@ -42,24 +42,26 @@ class _Decaying(keras.optimizers.legacy.Adam):
         return True
 
     def _coefficients(self, variable, apply_state):
-        """What `_prepare_local` computed for the place of a variable."""
+        """The coefficients of `_prepare_local` for a variable's device."""
         place = variable.device, variable.dtype.base_dtype
         return (apply_state or {}).get(place) or self._fallback_apply_state(
             *place
         )
 
     def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
-        # Adam's would leave the decay out.
+        # Adam's implementation would omit the decay.
         raise NotImplementedError("sparse gradients")
 
 
-class AdamW(_Decaying):
-    """Adam; before each step the decay's share is taken off the weights.
+class AdamW(_AdamWithDecay):
+    """Adam with decoupled weight decay.
+
+    Each step first subtracts `weight_decay * w` from the weights `w`.
 
     Args:
         learning_rate: float or schedule.
-        weight_decay: that share.
-        name: of the optimizer.
+        weight_decay: share of the weights that a step subtracts.
+        name: name of the optimizer.
     """
 
     def __init__(self, learning_rate, weight_decay, name="AdamW"):
@@ -70,7 +72,7 @@ class AdamW(_Decaying):
         return self._decayed_wd(dtype)
 
     def _decayed_wd(self, dtype):
-        """The share of one step, a scalar; subclasses make it follow rates."""
+        """Share of one step, a scalar. Subclasses may scale it by the rate."""
         return self._get_hyper("weight_decay", dtype)
 
     def _resource_apply_dense(self, grad, var, apply_state=None):
@@ -82,18 +84,18 @@ class AdamW(_Decaying):
             return super()._resource_apply_dense(grad, var, apply_state)
 
 
-class LAMB(_Decaying):
+class LAMB(_AdamWithDecay):
     """Adam whose rate adapts to the norms of each variable.
 
         u <- m' / (sqrt(v') + epsilon) + decay * w;   w <- w - lr * trust * u
         trust = |w| / |u|, or 1 where either norm is 0
 
-    with m' and v' the moments without their bias towards the start.
+    with m' and v' the bias-corrected moments.
 
     Args:
         learning_rate: float or schedule.
         weight_decay: coefficient of the weights in the update.
-        name: of the optimizer.
+        name: name of the optimizer.
     """
 
     def __init__(self, learning_rate, weight_decay, name="LAMB"):
@@ -102,7 +104,7 @@ class LAMB(_Decaying):
 
     def _resource_apply_dense(self, grad, var, apply_state=None):
         c = self._coefficients(var, apply_state)
-        # The order of the operations decides about the last bit.
+        # The last bit depends on the order of these operations.
         m = self._average(var, "m", grad, c, "beta_1")
         v = self._average(var, "v", grad * grad, c, "beta_2")
         update = m / (tf.sqrt(v) + c["epsilon"])
@@ -119,7 +121,7 @@ class LAMB(_Decaying):
         )
 
     def _average(self, var, slot, value, c, beta):
-        """Moves a slot towards `value`; returns it without its bias."""
+        """Updates a moving average; returns it bias-corrected."""
         average = self.get_slot(var, slot)
         moved = average.assign(
             average * c[f"{beta}_t"] + value * c[f"one_minus_{beta}_t"],

@@ -12,26 +12,26 @@ L2_ON = ("all", "kernels")
 
 
 def is_kernel(variable):
-    """Whether it has rank 2 or more: no bias, scale or offset."""
+    """Whether a variable has rank 2 or more: no bias, scale or offset."""
     return variable.shape.rank > 1
 
 
 class SGD(keras.optimizers.SGD):
-    """Momentum SGD with coupled L2, step for step as PyTorch defines it.
+    """Momentum SGD with coupled L2, as PyTorch defines it.
 
         g <- g + l2 * w;   v <- momentum * v + g;   w <- w - lr * v
 
-    Keras differs twice: its `weight_decay=` is decoupled (it bypasses the
+    Keras differs twice. Its `weight_decay=` is decoupled and bypasses the
     momentum: 50 steps without gradient at lr 0.1, decay 0.01, momentum 0.9
-    leave 0.951 of a weight instead of 0.644), and it folds the learning rate
+    leave 0.951 of a weight instead of 0.644. And it folds the learning rate
     into the momentum buffer, which lags whenever the rate changes.
 
     Args:
         learning_rate: float or schedule.
         momentum: in [0, 1).
         l2: coefficient of the weight itself in the gradient.
-        l2_on: `"all"` variables, normalisation and biases included (as MoCo
-            and CLSA do), or `"kernels"`, see `is_kernel`.
+        l2_on: `"all"` variables, including normalisation and biases (as in MoCo
+            and CLSA), or `"kernels"`, see `is_kernel`.
 
     Source: torch.optim.SGD; compared in `tests/test_optimizer.py`.
     """
@@ -45,7 +45,7 @@ class SGD(keras.optimizers.SGD):
         self.l2_on = l2_on
 
     def update_step(self, gradient, variable):
-        """Applies one step to one variable (called by Keras, after summing)."""
+        """Applies one step to one variable; Keras passes summed gradients."""
         lr = tf.cast(self.learning_rate, variable.dtype)
         velocity = self.momentums[self._index_dict[self._var_key(variable)]]
         gradient = tf.convert_to_tensor(gradient)
@@ -55,7 +55,7 @@ class SGD(keras.optimizers.SGD):
         variable.assign_sub(lr * velocity)
 
     def get_config(self):
-        """Returns the arguments that make this optimizer again."""
+        """Returns the constructor arguments, for Keras."""
         config = super().get_config()
         return {k: config[k] for k in ("learning_rate", "momentum", "name")} | {
             "l2": self.l2,
@@ -64,13 +64,13 @@ class SGD(keras.optimizers.SGD):
 
 
 class LARS(keras.optimizers.SGD):
-    """SGD whose rate adapts to the norms of each kernel, for large batches.
+    """SGD with a rate per kernel from its norms (LARS), for large batches.
 
         g <- g + l2 * w;   v <- momentum * v + lr * trust * g;   w <- w - v
         trust = eta * |w| / |g|, or 1 where either norm is 0
 
-    Biases, scales and offsets get neither L2 nor trust ratio. They are told by
-    their rank: names differ between versions of Keras.
+    Biases, scales and offsets get neither L2 nor trust ratio. They are
+    identified by their rank, because names differ between versions of Keras.
 
     Args:
         learning_rate: float or schedule.
@@ -78,8 +78,8 @@ class LARS(keras.optimizers.SGD):
         l2: coefficient of the weight itself in the gradient.
         eta: trust coefficient.
 
-    Source: arXiv 1708.03888; with "classic momentum" as SimCLR's
-    tf2/lars_optimizer.py (google-research/simclr) has it.
+    Source: arXiv 1708.03888; "classic momentum" as in SimCLR's
+    tf2/lars_optimizer.py (google-research/simclr).
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class LARS(keras.optimizers.SGD):
         self.eta = eta
 
     def update_step(self, gradient, variable):
-        """Applies one step to one variable (called by Keras, after summing)."""
+        """Applies one step to one variable; Keras passes summed gradients."""
         lr = tf.cast(self.learning_rate, variable.dtype)
         velocity = self.momentums[self._index_dict[self._var_key(variable)]]
         gradient = tf.convert_to_tensor(gradient)
@@ -106,7 +106,7 @@ class LARS(keras.optimizers.SGD):
         return tf.where((weight > 0) & (gradient > 0), ratio, 1.0)
 
     def get_config(self):
-        """Returns the arguments that make this optimizer again."""
+        """Returns the constructor arguments, for Keras."""
         config = super().get_config()
         return {k: config[k] for k in ("learning_rate", "momentum", "name")} | {
             "l2": self.l2,
@@ -117,22 +117,22 @@ class LARS(keras.optimizers.SGD):
 def make_optimizer(
     name, learning_rate, *, momentum, l2, l2_on="all", precision="float32"
 ):
-    """Returns the optimizer called `name`.
+    """Makes the optimizer called `name`.
 
     Args:
-        name: one of `OPTIMIZERS`; `"lamb"` (arXiv 1904.00962) and `"adamw"`
-            are tensorflow-addons' where that is installed, else those of
-            `clsa_tf.optimizers.adam`, which take the same steps.
+        name: one of `OPTIMIZERS`. `"lamb"` (arXiv 1904.00962) and `"adamw"` are
+            from tensorflow-addons if it is installed, otherwise from
+            `clsa_tf.optimizers.adam`. Both take the same steps.
         learning_rate: float or schedule.
-        momentum: of SGD and LARS, in [0, 1); the others keep their betas of
+        momentum: momentum of SGD and LARS, in [0, 1). The others use betas of
             0.9 and 0.999.
-        l2: coefficient of the weights in the gradient of SGD and LARS, and in
-            the update of LAMB before its trust ratio; of AdamW l2 * lr is the
-            share of the weights that each step takes off.
-        l2_on: one of `L2_ON`; of LARS always `"kernels"`.
+        l2: coefficient of the weights in the gradient (SGD, LARS) or in the
+            update before the trust ratio (LAMB). With AdamW each step subtracts
+            the share l2 * lr of the weights.
+        l2_on: one of `L2_ON`. LARS always uses `"kernels"`.
         precision: Keras policy of the network. With `"mixed_float16"` the loss
-            is scaled, by a factor that adapts, so that small gradients do not
-            vanish; steps whose gradients are not finite are left out.
+            is scaled by an adaptive factor, so that small gradients do not
+            underflow, and steps with non-finite gradients are skipped.
     """
     if name == "sgd":
         inner = SGD(learning_rate, momentum=momentum, l2=l2, l2_on=l2_on)
@@ -146,14 +146,14 @@ def make_optimizer(
 
 
 def _addons():
-    """The module with LAMB and AdamW: tensorflow-addons', or our own."""
+    """The module with LAMB and AdamW: tensorflow-addons', or this package's."""
     with warnings.catch_warnings():
-        # It announces its end of life; BUILD.md says why it is here.
+        # It warns about its end of life. BUILD.md explains why it is used.
         warnings.simplefilter("ignore", UserWarning)
         try:
-            # slow to import, rarely needed
+            # Imported here: it is slow to import and rarely needed.
             from tensorflow_addons import optimizers
-        except ImportError:  # it ends with TensorFlow 2.15
+        except ImportError:  # there is none for TensorFlow beyond 2.15
             return adam
     return optimizers
 
@@ -163,12 +163,12 @@ def _decaying(name, learning_rate, l2, l2_on):
     base = {"lamb": module.LAMB, "adamw": module.AdamW}[name]
 
     class Decaying(base):
-        # Its own ways to leave variables out go by names, or by objects that
-        # are others on several replicas.
+        # The base class excludes variables by name, or by object identity,
+        # which differs between replicas.
         def _do_use_weight_decay(self, variable):
             return l2_on == "all" or is_kernel(variable)
 
-        # Asked for by AdamW, whose decay would not follow the learning rate.
+        # Called by AdamW, whose decay would ignore the learning rate.
         def _decayed_wd(self, dtype):
             return self._decayed_lr(dtype) * self._get_hyper(
                 "weight_decay", dtype
@@ -178,8 +178,8 @@ def _decaying(name, learning_rate, l2, l2_on):
 
 
 def build(optimizer, variables):
-    """Creates the optimizer's variables, so that a checkpoint fills them."""
-    # Within one that scales the loss, if it does.
+    """Creates the optimizer's variables, so that a checkpoint can fill them."""
+    # The inner optimizer, if the loss is scaled.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(optimizer, "build"):
         optimizer.build(variables)

@@ -22,9 +22,9 @@ LR_SCALINGS = {
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0 in every step, then one of `SCHEDULES`.
+    """Learning rate: linear warm-up from 0 per step, then one of `SCHEDULES`.
 
-    With e of E epochs over, and W of them warm-up:
+    After e of E epochs, with a warm-up of W epochs:
 
         cosine:    lr = peak * (1 + cos(pi (e - W) / (E - W))) / 2
         steps:     lr = peak * 0.1 ** (number of milestones <= e)
@@ -35,10 +35,10 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         steps_per_epoch: steps per epoch.
         total_epochs: E.
         shape: one of `SCHEDULES`.
-        per: whether the cosine's e is whole (`"epoch"`) or counts parts of an
-            epoch, too (`"step"`).
+        per: `"epoch"` if the e of the cosine is a whole number, `"step"` if it
+            includes fractions of an epoch.
         warmup_epochs: W, in [0, E).
-        milestones: increasing whole epochs, of `"steps"`.
+        milestones: increasing whole epochs, for `"steps"`.
 
     Source: `adjust_learning_rate` of maple-research-lab/CLSA@37df76c (cosine
     per epoch) and facebookresearch/moco@7397dfe (steps);
@@ -84,12 +84,13 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def _cosine(self, epoch):
         past = tf.cast(epoch, tf.float32) - self.warmup_epochs
-        # An epoch that the warm-up ends within began before that.
+        # The warm-up may end within an epoch; `past` is then negative at the
+        # start of that epoch.
         share = tf.maximum(past, 0.0) / (self.total_epochs - self.warmup_epochs)
         return self.peak * 0.5 * (1.0 + tf.cos(math.pi * share))
 
     def get_config(self):
-        """Returns the arguments that make this schedule again."""
+        """Returns the constructor arguments, for Keras."""
         return dict(vars(self))
 
 
@@ -107,24 +108,24 @@ def make_schedule(config, steps_per_epoch):
 
 
 def check_schedule(config):
-    """Raises `UserError` unless `config` spells a schedule."""
+    """Raises `UserError` unless `config` describes a valid schedule."""
     end, warm = config.total_epochs, config.warmup_epochs
     if warm >= end:
         raise UserError(
-            "Expected --warmup_epochs below --total_epochs, received "
-            f"{warm:g} and {end}; change one."
+            f"Expected --warmup_epochs below --total_epochs={end}, received "
+            f"{warm:g}; shorten the warm-up or train longer."
         )
     milestones = config.lr_milestones
     if bool(milestones) != (config.lr_schedule == "steps"):
         raise UserError(
-            "Expected --lr_milestones with --lr_schedule=steps, and with no "
-            f"other, received {','.join(map(str, milestones)) or 'none'} with "
-            f"{config.lr_schedule}; change one."
+            "Expected --lr_milestones if and only if --lr_schedule=steps, "
+            f"received {','.join(map(str, milestones)) or 'none'} with "
+            f"--lr_schedule={config.lr_schedule}; change one of the two flags."
         )
     inner = (warm, *milestones, end)
     if any(one >= two for one, two in zip(inner, inner[1:])):
         raise UserError(
-            f"Expected --lr_milestones that increase, after {warm:g} epochs of "
-            f"warm-up and before the end after {end}, received "
-            f"{','.join(map(str, milestones))}; change them."
+            f"Expected increasing --lr_milestones above --warmup_epochs="
+            f"{warm:g} and below --total_epochs={end}, received "
+            f"{','.join(map(str, milestones))}; change the milestones."
         )

@@ -1,1 +1,1 @@
-"""How configurations are declared."""
+"""Declaration of options, and the flags made from them."""

@@ -1,8 +1,8 @@
-"""The parts that configurations are declared with: `option` and `Crop`."""
+"""Declares the fields of a configuration: `option`, `override` and `Crop`."""
 
 import dataclasses
 
-# Of flags in the help, in this order -> what they are about.
+# Group of flags -> its title in the help, in the order of the help.
 GROUPS = {
     "data": "Data: what to train on and how to read it",
     "views": "Views (CROP is SIZE:MIN:MAX, px and shares of the image's area)",
@@ -10,9 +10,9 @@ GROUPS = {
     "network": "Network",
     "optimization": "Optimization",
     "evaluation": "Evaluation",
-    "run": "Run: where it is kept, and what computes it",
+    "run": "Run: its directory and its devices",
 }
-# The value of an option that is left to `clsa_tf.training.auto`.
+# Value of an option that `clsa_tf.training.auto` resolves.
 AUTO = "auto"
 
 
@@ -28,40 +28,41 @@ def option(
     above=None,
     maximum=None,
     below=None,
-    portable=False,
+    mutable_on_resume=False,
     on_resume="",
     published=None,
     before=None,
 ):
-    """Declares a field of a configuration, and so a flag.
+    """Declares a field of a configuration, and its flag.
 
     Args:
-        default: its value unless set.
-        help: what it is, with its unit.
+        default: default value.
+        help: help text of the flag, with the unit.
         group: one of `GROUPS`.
-        path: whether it is a path, in which `~` is the home directory.
-        choices: the values it, or each element of a tuple, may take; or a
-            function that returns them, for those that can be added to.
-        problem: function of a value that says what is wrong with it, in the
-            words "Expected ..., received ..."; "" if nothing is.
+        path: whether the value is a path, in which `~` is the home directory.
+        choices: allowed values of the field or, for a tuple, of its elements;
+            or a function that returns them, for registries that can grow.
+        problem: function of a value that returns an error message ("Expected
+            ..., received ..."), or "" if the value is valid.
         minimum: smallest allowed value.
-        above: bound that it must exceed.
+        above: exclusive lower bound.
         maximum: largest allowed value.
-        below: bound that it must not reach.
-        portable: whether it may differ between two starts of one run, and
-            between its workers.
-        on_resume: condition on which it may differ between two starts, in the
-            words of a message ("to a larger number"); empty: never, unless
-            `portable`. `clsa_tf.training.workdir` checks the condition.
-        published: value that `AUTO` becomes where data and length of the run
-            allow it (see `clsa_tf.training.auto`); None: the option has no
-            `AUTO`.
-        before: what runs did before there was this flag, its value for those
-            whose flagfile lacks it; None: they cannot be gone on with.
+        below: exclusive upper bound.
+        mutable_on_resume: whether the value may change between two starts of a
+            run, and may differ between its workers.
+        on_resume: condition under which the value may change between two
+            starts, worded for a message ("to a larger number").
+            `clsa_tf.training.workdir` checks it. Empty: the value is fixed,
+            unless `mutable_on_resume` is set.
+        published: published value, to which `AUTO` resolves if data and length
+            of the run allow it (see `clsa_tf.training.auto`); None: the option
+            cannot be `AUTO`.
+        before: value of the flag for runs whose flagfile is older than the
+            flag; None: such runs cannot be resumed.
     """
 
     def check(value):
-        """Says what is wrong with `value`; an empty string if nothing is."""
+        """Returns what is wrong with `value`; empty if it is valid."""
         if published is not None and value == AUTO:
             return ""
         allowed = choices() if callable(choices) else choices
@@ -81,7 +82,7 @@ def option(
         for bound, words, holds in bounds:
             if bound is None:
                 continue
-            # (`AUTO`, where another method of the same flag has it.)
+            # A string here is `AUTO`, which only another method's field allows.
             if isinstance(value, str) or not holds(bound):
                 return f"Expected a value {words} {bound}, received {value}"
         return ""
@@ -94,7 +95,7 @@ def option(
             "path": path,
             "choices": choices,
             "check": check,
-            "portable": portable,
+            "mutable_on_resume": mutable_on_resume,
             "on_resume": on_resume,
             "published": published,
             "before": before,
@@ -103,19 +104,19 @@ def option(
 
 
 def choices_of(field):
-    """Values that an option, or each element of it, may take; or None."""
+    """Allowed values of an option, or of its elements; None without choices."""
     choices = field.metadata["choices"]
     return choices() if callable(choices) else choices
 
 
 def override(options, name, default, *, published=None):
-    """Declares an option of another dataclass again, with another default.
+    """Redeclares an inherited option with another default.
 
     Args:
-        options: the other dataclass.
-        name: of the option there.
-        default: its value unless set.
-        published: another value for `AUTO`, see `option`; None: the same.
+        options: dataclass that declares the option.
+        name: name of the option.
+        default: the new default.
+        published: another published value, see `option`; None: the same.
     """
     field = options.__dataclass_fields__[name]
     metadata = dict(field.metadata)
@@ -125,7 +126,7 @@ def override(options, name, default, *, published=None):
 
 
 def unresolved(options):
-    """Names of the options, of a dataclass of them, that are still `AUTO`."""
+    """Names of the fields of a dataclass of options that are still `AUTO`."""
     return [
         field.name
         for field in dataclasses.fields(options)
@@ -136,12 +137,12 @@ def unresolved(options):
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A random resized crop; spelled `size:min_area:max_area` in flags.
+    """A random resized crop, written `size:min_area:max_area` in flags.
 
     Attributes:
         size: side of the result, in px.
-        min_area: smallest share of the image's area, in (0, 1].
-        max_area: largest share, in [min_area, 1].
+        min_area: smallest crop as a share of the image's area, in (0, 1].
+        max_area: largest crop as a share of the area, in [min_area, 1].
     """
 
     size: int
@@ -150,10 +151,11 @@ class Crop:
 
     @classmethod
     def parse(cls, text):
-        """Parses `"224:0.2:1"`.
+        """Parses a crop such as `"224:0.2:1"`.
 
         Raises:
-            ValueError: not of that form or out of range.
+            ValueError: the text has another form or is out of range. The
+                message is the expected form.
         """
         try:
             size, low, high = text.split(":")
@@ -164,29 +166,30 @@ class Crop:
             crop.size >= 1 and 0 < crop.min_area <= crop.max_area <= 1
         ):
             raise ValueError(
-                "crops as size:min_area:max_area with 0 < min_area <= max_area "
-                "<= 1, such as 224:0.2:1, separated by commas"
+                "crops size:min_area:max_area with 0 < min_area <= max_area "
+                "<= 1, separated by commas, such as 224:0.2:1"
             )
         return crop
 
     @classmethod
     def parse_all(cls, text):
-        """Parses `"2x224:0.14:1,6x96:0.05:0.14"`: a tuple of crops.
+        """Parses crops such as `"2x224:0.14:1,6x96:0.05:0.14"` into a tuple.
 
         Raises:
-            ValueError: not of that form or out of range.
+            ValueError: the text has another form or is out of range. The
+                message is the expected form.
         """
         crops = []
         for part in text.split(",") if text else []:
             times, _, crop = part.rpartition("x")
             if times and not (times.isdigit() and 1 <= int(times) <= 100):
                 raise ValueError(
-                    "crops, such as 224:0.2:1, repeated by a whole number of "
-                    "times from 1 to 100, such as 6x96:0.05:0.14"
+                    "crops with a repetition from 1 to 100, such as "
+                    "6x96:0.05:0.14"
                 )
             crops += [cls.parse(crop)] * int(times or 1)
         return tuple(crops)
 
     def __str__(self):
-        """The spelling that `parse` reads."""
+        """Returns the text that `parse` reads."""
         return f"{self.size}:{self.min_area}:{self.max_area}"

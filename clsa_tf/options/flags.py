@@ -1,4 +1,4 @@
-"""Values as flags spell them, and flags that say what is wrong with one."""
+"""Flags made from fields of a configuration: parsing and formatting."""
 
 import os
 import typing
@@ -9,12 +9,12 @@ from clsa_tf.options.fields import AUTO, Crop
 
 
 class Written(typing.NamedTuple):
-    """A place where a flag is set.
+    """One place where a flag is set.
 
     Attributes:
-        position: among all arguments, those in flagfiles included.
-        value: as it is spelled.
-        files: see `clsa_tf.cli.flagfiles.Argument`; () if it was typed.
+        position: index among all arguments, including those in flagfiles.
+        value: value as text.
+        files: see `clsa_tf.cli.flagfiles.Argument`; () for the command line.
     """
 
     position: int
@@ -27,8 +27,9 @@ class Flag(flags.Flag):
 
     Attributes:
         field: the `dataclasses.Field`.
-        owners: method -> its field, if it is an option of methods; None.
-        written: list of `Written`, the last of which holds.
+        owners: dict, method -> its field, for options of methods; otherwise
+            None.
+        written: list of `Written`; the last one determines the value.
     """
 
     def __init__(self, field, owners=None):
@@ -47,12 +48,12 @@ class Flag(flags.Flag):
 
     @property
     def files(self):
-        """The flagfile that its value is from, see `Written`; () if none."""
+        """Flagfile that set the value, see `Written`; () if none did."""
         return self.written[-1].files if self.written else ()
 
 
 def spell(value):
-    """Returns a value as it is written behind a flag's `=`."""
+    """Formats a value as it is written after a flag's `=`."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (tuple, list)):
@@ -61,7 +62,7 @@ def spell(value):
 
 
 def expand_user(text):
-    """Replaces `~` in a path, also in `folder:~/photos`, by the home."""
+    """Expands `~` in a path, and after a prefix as in `folder:~/photos`."""
     prefix, colon, path = text.partition(":")
     if path.startswith("~"):
         return prefix + colon + os.path.expanduser(path)
@@ -74,7 +75,7 @@ def define_path(name, default, help, flag_values):
 
 
 def require(flag_values, *names):
-    """Marks flags without which the command cannot do anything."""
+    """Marks flags as required."""
     for name in names:
         flag_values[name].needed = True
 
@@ -98,7 +99,7 @@ class _Serializer(flags.ArgumentSerializer):
 
 
 class _Parser(flags.ArgumentParser):
-    """Parses one flag; its errors say what was expected and what came."""
+    """Parses one flag. Errors have the form "Expected X, received Y"."""
 
     syntactic_help = ""
 

@@ -1,6 +1,6 @@
-"""Options that several methods share, so that a flag means the same in each.
+"""Options shared by several methods, so that a flag has one meaning.
 
-A method's `Options` inherits the groups it needs and changes their defaults.
+A method's `Options` inherits the groups it needs and overrides their defaults.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ from clsa_tf.options.fields import AUTO, Crop, option, override
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationOptions:
-    """The weak augmentation, and how crops are encoded."""
+    """The weak augmentation, and how crops are encoded and combined."""
 
     jitter: tuple[float, ...] = option(
         (0.4, 0.4, 0.4, 0.1),
-        "strengths of the colour jitter: brightness, contrast and saturation "
-        "by factors of 1 - strength to 1 + strength, hue by up to this share "
-        "of the colour circle",
+        "strengths of the colour jitter of brightness, contrast, saturation "
+        "(factors in 1 - strength .. 1 + strength) and hue (largest shift as a "
+        "share of the colour circle)",
         group="views",
     )
     jitter_probability: float = option(
         0.8,
-        "probability, in [0, 1], of the jitter",
+        "probability, in [0, 1], of the colour jitter",
         minimum=0.0,
         maximum=1.0,
         group="views",
@@ -39,31 +39,31 @@ class AugmentationOptions:
     )
     gray_first: bool = option(
         False,
-        "greyscale before the jitter, as in MoCo v1, instead of after it",
+        "apply greyscale before the jitter, as in MoCo v1, not after it",
         group="views",
     )
     blur: float = option(
         0.5,
-        "probability, in [0, 1], of a view's Gaussian blur of 0.1 to 2 px; 0 "
-        "for images of about 32 to 64 px",
+        "probability, in [0, 1], of a Gaussian blur of 0.1 to 2 px. Use 0 for "
+        "images of about 32 to 64 px",
         minimum=0.0,
         maximum=1.0,
         group="views",
     )
     join_crops: bool = option(
         False,
-        "crops of equal size go through the encoder together and share their "
-        "batch statistics (SimCLR, SwAV), instead of one after the other",
+        "encode crops of equal size in one batch with shared batch statistics "
+        "(SimCLR, SwAV), not one after the other",
         group="network",
     )
     over_crops: str = option(
         "mean",
-        "how the losses of several crops of an image are combined",
+        "how to combine the losses of several crops of an image",
         choices=("sum", "mean"),
     )
 
     def view(self, name, crop, **details):
-        """Returns the `View` called `name` that shows `crop`."""
+        """Makes the `View` called `name` of `crop`; `details` override."""
         weak = dict(
             jitter=self.jitter,
             jitter_probability=self.jitter_probability,
@@ -76,31 +76,31 @@ class AugmentationOptions:
         )
 
     def reduce(self, losses):
-        """Sum or mean, as `--over_crops` says, of a list of `[N]`."""
+        """Sum or mean, according to `--over_crops`, of a list of `[N]`."""
         total = sum(losses[1:], start=losses[0])
         return total / len(losses) if self.over_crops == "mean" else total
 
 
 @dataclasses.dataclass(frozen=True)
 class AsymmetricViews:
-    """Two views of the same crop with unequal blur and solarisation.
+    """Two views with the same crop settings, unequal blur and solarisation.
 
     Source: BYOL (arXiv 2006.07733), appendix B.
     """
 
     crop: Crop = option(
         Crop(224, 0.08, 1.0),
-        "crop of the two views, size:min_area:max_area (px, shares)",
+        "crop of both views",
         group="views",
     )
     view_blur: tuple[float, ...] = option(
         (1.0, 0.1),
-        "probabilities, in [0, 1], of the two views' blur",
+        "probabilities, in [0, 1], of the blur of the two views",
         group="views",
     )
     view_solarize: tuple[float, ...] = option(
         (0.0, 0.2),
-        "probabilities, in [0, 1], of the two views' solarisation",
+        "probabilities, in [0, 1], of the solarisation of the two views",
         group="views",
     )
 
@@ -114,13 +114,13 @@ class AsymmetricViews:
         ]
 
     def check_asymmetric(self):
-        """Raises `UserError` unless there are two probabilities of each."""
+        """Raises `UserError` unless both options are two probabilities."""
         for name in ("view_blur", "view_solarize"):
             value = getattr(self, name)
             if len(value) != 2 or not all(0 <= x <= 1 for x in value):
                 raise UserError(
                     f"Expected two probabilities in [0, 1] for --{name}, "
-                    f"received {','.join(map(str, value))}; give them "
+                    f"received {','.join(map(str, value))}; pass two numbers "
                     "separated by a comma."
                 )
 
@@ -133,31 +133,32 @@ class Projection:
 
     projection_size: int = option(
         128,
-        "D, width of the projection",
+        "width D of the projection",
         minimum=2,
         group="network",
     )
     projection_layers: int = option(
         2,
-        "linear layers of the projection head",
+        "number of linear layers of the projection head",
         minimum=1,
         group="network",
     )
     projection_hidden: int = option(
         0,
-        "width of the projection head's hidden layers; 0: as wide as the "
+        "width of the hidden layers of the projection head; 0: width of the "
         "features",
         minimum=0,
         group="network",
     )
 
-    # Heads side by side, and whether their hidden layers are the features.
+    # Number of parallel heads; whether the concatenated hidden layers of the
+    # heads replace the backbone's features in evaluation and export.
     heads = 1
     concatenate = False
 
     @property
     def head(self):
-        """The `Head` of the encoder."""
+        """The encoder's projection `Head`."""
         return Head(
             self.head_kind,
             self.projection_layers,
@@ -172,23 +173,24 @@ class Momentum:
 
     key_momentum: float = option(
         AUTO,
-        "m of the momentum encoder's moving average, in [0, 1]; at the start, "
-        "if it is scheduled; auto: 0.999 (byol and cacr_mocov3: 0.996), less "
-        "for runs of fewer than 40 / (1 - m) steps",
+        "momentum m, in [0, 1], of the momentum encoder; with a schedule, its "
+        "initial value. auto: 0.999 (byol and cacr_mocov3: 0.996), or less for "
+        "runs of fewer than 40 / (1 - m) steps",
         minimum=0.0,
         maximum=1.0,
         published=0.999,
     )
     key_momentum_schedule: str = option(
         "constant",
-        "whether m stays, or rises to 1 along half a cosine",
+        "schedule of --key_momentum: constant, or a rise to 1 along half a "
+        "cosine",
         choices=("constant", "cosine"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction(AsymmetricViews, Momentum, Projection, AugmentationOptions):
-    """What the methods that predict a momentum encoder's targets share."""
+    """Options of methods that predict the momentum encoder's projections."""
 
     jitter: tuple[float, ...] = override(
         AugmentationOptions, "jitter", (0.4, 0.4, 0.2, 0.1)
@@ -205,59 +207,59 @@ class Prediction(AsymmetricViews, Momentum, Projection, AugmentationOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """Strong views, and the divergence (DDM) through which they are taught."""
+    """Strong views and their loss, the distributional divergence (DDM)."""
 
     strong_crops: tuple[Crop, ...] = option(
         (Crop(96, 0.086, 0.429),),
-        "crops of the strongly augmented queries",
+        "crops of the strong views",
         group="views",
     )
     strong_ops: int = option(
         5,
-        "strong operations drawn per strong view, each applied with "
+        "strong operations drawn per strong view. Each is applied with "
         "probability 1/2",
         minimum=0,
         group="views",
     )
     strong_pool: str = option(
         "released",
-        "pool of the strong operations: the 14 with whole levels of the "
-        "released code, or the paper's (Invert instead of Identity, continuous "
-        "levels)",
+        "pool of the strong operations: 14 operations with whole levels "
+        "(released code), or Invert instead of Identity with continuous levels "
+        "(paper)",
         choices=tuple(strong.POOLS),
         group="views",
     )
     strong_level: int = option(
         strong.MAX_LEVEL,
-        "bound, in 2..10, of the strong operations' levels: 1 to one below it "
-        "(released), 0 to it (paper)",
+        "upper bound, in 2..10, of the levels of strong operations: exclusive, "
+        "from 1 (released), or inclusive, from 0 (paper)",
         minimum=2,
         maximum=strong.MAX_LEVEL,
         group="views",
     )
     ddm_weight: float = option(
         0.0,
-        "weight of the divergence beside the method's own loss; 0: none, and "
-        "no strong views",
+        "weight of the divergence (DDM) relative to the method's own loss; 0: "
+        "no divergence and no strong views",
         minimum=0.0,
     )
     ddm_temperature: float = option(
-        0.2, "T of the divergence's distributions", above=0.0
+        0.2, "temperature T of the divergence (DDM)", above=0.0
     )
     ddm_teacher: str = option(
         "online",
-        "encoder whose weak view teaches the strong ones: the trained one, as "
-        "released, or the momentum encoder",
+        "encoder whose weak views supervise the strong views: the trained "
+        "encoder (online), as in the released code, or the momentum encoder",
         choices=("online", "momentum"),
     )
 
     @property
     def uses_strong_views(self):
-        """Whether strong views take part in any loss."""
+        """Whether any loss uses strong views."""
         return self.ddm_weight > 0
 
     def strong_views(self):
-        """The strong `View`s `strong_0`, ...; none if they are not used."""
+        """The strong `View`s `strong_0`, ...; empty if no loss uses them."""
         if not self.uses_strong_views:
             return []
         return [
@@ -272,20 +274,19 @@ class Divergence:
         ]
 
     def check_divergence(self, *, momentum):
-        """Raises `UserError` for options of the divergence that cannot be.
+        """Raises `UserError` for invalid options of the divergence.
 
         Args:
             momentum: whether the method has a momentum encoder.
         """
         if self.ddm_weight and not self.strong_crops:
             raise UserError(
-                "Expected strong views for the divergence, received "
-                f"--ddm_weight={self.ddm_weight:g} and no --strong_crops; give "
-                "them, such as --strong_crops=96:0.086:0.429, or set "
-                "--ddm_weight=0."
+                f"Expected --strong_crops with --ddm_weight={self.ddm_weight:g}"
+                ", received none; add them, such as "
+                "--strong_crops=96:0.086:0.429, or set --ddm_weight=0."
             )
         if self.ddm_teacher == "momentum" and not momentum:
             raise UserError(
-                "Expected --ddm_teacher=online of a method that has no "
-                "momentum encoder, received momentum; change it."
+                "Expected --ddm_teacher=online for a method without a momentum "
+                "encoder, received momentum; set --ddm_teacher=online."
             )

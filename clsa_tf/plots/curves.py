@@ -1,4 +1,4 @@
-"""Curves of a run over its epochs."""
+"""Plots the curves of a run over its epochs."""
 
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
@@ -7,21 +7,22 @@ from clsa_tf.plots.sheet import FAMILY, drawable, write_png
 
 
 def curves(entries, path, *, title, chance_loss, unit, baselines):
-    """Draws the curves of a run over its epochs.
+    """Plots loss, divergence and accuracies of a run over its epochs.
 
     Args:
-        entries: dictionaries of `metrics.jsonl`.
-        path: PNG file to write_png.
-        title: stands above them.
-        chance_loss: contrast of an encoder that has learned nothing.
-        unit: of the contrast.
-        baselines: dictionary, name -> kNN accuracy, drawn as level lines.
+        entries: list of the dicts of `metrics.jsonl`.
+        path: PNG file to write.
+        title: title of the figure.
+        chance_loss: chance-level loss of the contrast.
+        unit: unit of the contrast.
+        baselines: dict, name -> kNN accuracy in [0, 1], drawn as horizontal
+            lines.
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     figure.suptitle(
         drawable(title), weight="bold", family=FAMILY, parse_math=False
     )
-    # A method without DDM has nothing but the contrast in its loss, and no
+    # Methods whose loss is the contrast alone log no separate "contrast" and no
     # divergence.
     name = "contrast" if any("contrast" in e for e in entries) else "loss"
     divergent = any("ddm_kl" in e for e in entries)
@@ -59,6 +60,6 @@ def curves(entries, path, *, title, chance_loss, unit, baselines):
 def _line(axes, entries, name, label=None):
     points = [(e["epoch"], e[name]) for e in entries if name in e]
     if points:
-        # A line of one point is not seen.
+        # Markers, because a line of one point is invisible.
         marker = "o" if name == "knn" or len(points) < 10 else None
         axes.plot(*zip(*points), label=label or name, marker=marker, ms=3)

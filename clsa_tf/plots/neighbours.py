@@ -1,4 +1,4 @@
-"""An image and those whose features are nearest, drawn."""
+"""Draws images and their nearest neighbours by cosine of the features."""
 
 import os
 
@@ -8,10 +8,8 @@ from clsa_tf.evaluation import knn
 from clsa_tf.plots import sheet
 from clsa_tf.text import abbreviated, printable
 
-_SIDE = 112  # of an image among neighbours, in px
-
-
-RIGHT, WRONG = "#1a9641", "#d7191c"  # green and red that differ in lightness
+_SIDE = 112  # side of an image, in px
+RIGHT, WRONG = "#1a9641", "#d7191c"  # green and red of different lightness
 
 
 def short_name(name):
@@ -22,23 +20,23 @@ def short_name(name):
 def neighbours_grid(
     evaluation, task, found, faults, *, title, rows=6, columns=8
 ):
-    """The nearest images of the bank beside some of the queries.
+    """Arranges some queries and their nearest images of the bank.
 
     Args:
         evaluation: `clsa_tf.evaluation.task.Evaluation`.
         task: its `KnnTask`.
-        found: what `task.features` made of an encoder.
+        found: result of `task.features` for an encoder.
         faults: `Faults`, which counts unreadable images.
-        title: of the picture.
-        rows: queries, at most.
-        columns: neighbours of each, at most.
+        title: title of the grid.
+        rows: largest number of queries.
+        columns: largest number of neighbours of each query.
 
     Returns:
-        `pictures.Grid`, a query and its neighbours in each row.
+        `sheet.Grid` with one query and its neighbours per row.
     """
     (bank, _), (queries, _) = found
     own = task.own(len(queries))
-    # Spread over the dataset: its order may be by class.
+    # Evenly spaced, because the dataset may be sorted by class.
     chosen = np.linspace(0, len(queries) - 1, min(rows, len(queries)))
     chosen = chosen.astype(int)
     columns = min(columns, len(bank) - (own is not None))
@@ -66,14 +64,14 @@ def neighbours_grid(
 
 
 def _pick(batches, rows):
-    """What stands at some rows of a dataset of batches.
+    """Selects some rows of a dataset of batches.
 
     Args:
         batches: dataset of (images, labels, names), see `evaluation_batches`.
         rows: array of int.
 
     Returns:
-        dictionary, row -> (uint8 `[S, S, 3]`, label, name as str).
+        dict, row -> (image uint8 `[S, S, 3]`, label int, name str).
     """
     wanted, start, picked = set(rows.tolist()), 0, {}
     for images, labels, names in batches:
@@ -87,10 +85,10 @@ def _pick(batches, rows):
 
 
 class _Captions:
-    """What is written below the images of `neighbours.png`."""
+    """Captions of the images in `neighbours.png`."""
 
     def __init__(self, evaluation, names):
-        """Takes the names of all images, to leave out what they begin with."""
+        """Captions omit the directory that all `names` share."""
         self._bank = short_name(evaluation.bank.name)
         self._classes = None
         if not evaluation.no_accuracy:
@@ -99,19 +97,19 @@ class _Captions:
 
     @property
     def title(self):
-        """How to read them."""
+        """Text that explains the captions."""
         text = f"nearest images of {self._bank}, by cosine of the features"
         if self._classes:
             text += "; green: the same class, red: another one"
         return text
 
     def query(self, picked):
-        """The image whose neighbours follow, as `pictures.Cell`."""
+        """The `sheet.Cell` of a query."""
         image, label, name = picked
         return sheet.Cell(image, self._lines(label, name, []))
 
     def neighbour(self, picked, query, cosine):
-        """One of its neighbours, as `pictures.Cell`."""
+        """The `sheet.Cell` of a neighbour of `query`."""
         image, label, name = picked
         lines = self._lines(label, name, [f"cosine {cosine:.2f}"])
         frame = ""
@@ -121,6 +119,6 @@ class _Captions:
 
     def _lines(self, label, name, more):
         folder, _, file = name[self._prefix :].rpartition("/")
-        if self._classes:  # more often than not it is the folder
+        if self._classes:  # usually the name of the folder, so omit the folder
             return [printable(self._classes[label]), file, *more]
         return [file, *more, folder.lstrip("/")]

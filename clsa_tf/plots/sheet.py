@@ -1,4 +1,4 @@
-"""Pictures: of a run's views, curves and neighbours, and captioned sheets."""
+"""Draws grids of captioned images, and writes figures as PNG files."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 
-matplotlib.use("Agg")  # files only; no screen is needed
+matplotlib.use("Agg")  # draws to files, without a display
 
 from matplotlib import font_manager  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
@@ -17,9 +17,8 @@ from matplotlib.figure import Figure  # noqa: E402
 from clsa_tf.text import abbreviated  # noqa: E402
 
 _DPI = 100
-# Of the text of `sheet`, in px but for the first.
-_POINTS = 8
-_LINE, _ASCENT, _GAP = 14, 9, 8
+_POINTS = 8  # font size of `sheet`
+_LINE, _ASCENT, _GAP = 14, 9, 8  # line height, ascent, margin of text; in px
 _FRAME = 2.5  # points
 FAMILY = "DejaVu Sans"  # comes with matplotlib
 _FONTS = {
@@ -37,7 +36,7 @@ class Cell(typing.NamedTuple):
 
     Attributes:
         image: uint8 `[H, W, 3]`.
-        lines: list of the lines under it; too long ones are abbreviated.
+        lines: list of the lines of its caption; long lines are abbreviated.
         frame: colour of a frame around it; "" for none.
     """
 
@@ -48,14 +47,14 @@ class Cell(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Images with words, for `sheet`.
+    """A grid of captioned images, for `sheet`.
 
     Attributes:
-        title: stands above the grid.
-        columns: lines of text above each column, a string with newlines.
+        title: text above the grid.
+        columns: title of each column; may contain newlines.
         labels: text to the left of each row; empty strings for none.
-        cells: for each row a list of `Cell`; it may be shorter than `columns`.
-        side: of the square that an image is fitted into, in px.
+        cells: list of `Cell` per row; it may be shorter than `columns`.
+        side: side of the square that each image is scaled to fit, in px.
     """
 
     title: str
@@ -73,13 +72,13 @@ def sheet(grids, path):
         path: PNG file to write.
 
     Returns:
-        uint8 `[H, W, 3]`, the picture.
+        the picture as uint8 `[H, W, 3]`.
     """
     sizes = [_grid_size(grid) for grid in grids]
     width = max(size[0] for size in sizes)
     height = sum(size[1] for size in sizes)
     figure = Figure(figsize=(width / _DPI, height / _DPI), facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))  # its coordinates are pixels
+    axes = figure.add_axes((0, 0, 1, 1))  # coordinates in pixels
     top = 0
     for grid, size in zip(grids, sizes):
         _draw_grid(axes, grid, top)
@@ -90,7 +89,7 @@ def sheet(grids, path):
 
 
 def _grid_size(grid):
-    """Width and height in px, margins included."""
+    """Width and height of a grid in px, including margins."""
     width = len(grid.columns) * (grid.side + _GAP) + _label_width(grid)
     # The title may be wider than the images.
     width = max(width, _text_width(grid.title, "bold") + _GAP) + _GAP
@@ -115,13 +114,13 @@ def _text_width(text, weight="normal"):
 
 
 def drawable(text):
-    """Replaces what the font has no sign for, of which matplotlib warns."""
+    """Replaces characters that the font lacks; matplotlib would warn."""
     known = _FONTS["normal"].get_char_index
     return "".join(c if c == "\n" or known(ord(c)) else "?" for c in text)
 
 
 def _fitted(text, width):
-    """Leaves out the middle of a line that is wider than `width` px."""
+    """Abbreviates the middle of a line that is wider than `width` px."""
     return abbreviated(drawable(text), lambda x: _text_width(x) <= width)
 
 
@@ -151,7 +150,7 @@ def _draw_grid(axes, grid, top):
             fontsize=_POINTS,
             family=FAMILY,
             va="baseline",
-            parse_math=False,  # names may contain dollars
+            parse_math=False,  # names may contain dollar signs
             **style,
         )
 
@@ -177,7 +176,7 @@ def _draw_grid(axes, grid, top):
 
 
 def write_png(figure, path):
-    """Writes a figure atomically; returns it as uint8 `[H, W, 3]`."""
+    """Writes a figure atomically; returns the picture as uint8 `[H, W, 3]`."""
     draft = path + ".tmp"
     figure.savefig(draft, format="png", dpi=_DPI)
     os.replace(draft, path)

@@ -1,4 +1,4 @@
-"""What training images are made into, drawn."""
+"""Draws training images with their views and strong operations."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,13 +17,9 @@ from clsa_tf.errors import UserError
 from clsa_tf.plots import sheet
 from clsa_tf.terminal import progress
 
-LEVELS = range(1, strong.MAX_LEVEL)
-
-
+LEVELS = range(1, strong.MAX_LEVEL)  # levels of the operations to draw
 ROWS = 6  # images in the picture of a run
-
-
-MOST = 512  # px of the longer side that are kept of an original
+MAX_SIDE = 512  # longer side, in px, to which originals are shrunk
 
 
 def gallery(config, path, *, images):
@@ -32,18 +28,19 @@ def gallery(config, path, *, images):
     Args:
         config: `clsa_tf.config.Config`.
         path: PNG file to write.
-        images: how many to show, at most.
+        images: largest number of images to show.
 
     Returns:
-        uint8 `[H, W, 3]`, the picture.
+        the picture as uint8 `[H, W, 3]`.
 
     Raises:
-        UserError: the dataset cannot be opened, or its images not be read.
+        UserError: the dataset cannot be opened, or none of the images can be
+            read.
     """
     if not config.dataset:
         raise UserError(
-            "Expected --dataset, received none; name what the images are "
-            "taken from, such as folder:/photos."
+            "Expected --dataset, received none; set it, for example to "
+            "folder:/photos."
         )
     views = methods.load(config.method).METHOD.views(config.options)
     check_drawn_sizes(
@@ -58,8 +55,8 @@ def gallery(config, path, *, images):
     readable = [original for original in originals if original]
     if not readable:
         raise UserError(
-            f"Expected images that can be read in {source.name}, received "
-            f"{images} that cannot; repair or remove them."
+            f"Expected readable images in {source.name}, received {images} "
+            "unreadable ones; repair or remove them."
         )
     grids = [views_grid(config.method, views, batch, originals)]
     strong_views = [view for view in views if view.strong_ops]
@@ -73,14 +70,15 @@ def draw_batch(config, source, views, batch, step, path):
 
     Args:
         config: `clsa_tf.config.Config` of the run.
-        source: `Source` that it trains on.
+        source: the run's training `Source`.
         views: sequence of `View`.
-        batch: the finished batch of `step`, with what was drawn for it.
-        step: counted from 0.
+        batch: the completed batch of `step`, including its parameters
+            (`params_key`).
+        step: number of the step, from 0.
         path: PNG file to write.
 
     Returns:
-        uint8 `[H, W, 3]`, the picture.
+        the picture as uint8 `[H, W, 3]`.
     """
     size = config.batch_size
     originals = first_images(config, source, size, start=step * size, most=ROWS)
@@ -89,7 +87,7 @@ def draw_batch(config, source, views, batch, step, path):
 
 
 def first_batch(config, source, views, size):
-    """The first batch of a training, were its batches of `size` images."""
+    """Makes the first batch of a training with batches of `size` images."""
     faults = Faults(max_bad_share=config.max_bad_share)
     batches = training_batches(
         source,
@@ -109,18 +107,18 @@ def first_batch(config, source, views, size):
 
 
 def first_images(config, source, count, *, start=0, most=None):
-    """The images that a batch of `count` images is made of.
+    """Reads the original images of a batch of `count` images.
 
     Args:
         config: `clsa_tf.config.Config`.
         source: `Source` of the batch.
         count: images in the batch.
-        start: counter of its first one, see `Source`.
-        most: of them that can be read; no further ones are looked at.
+        start: counter of its first image, see `Source`.
+        most: stop after this number of readable images; None: read all.
 
     Returns:
-        list of (uint8 `[H, W, 3]`, shrunk to `MOST` px if larger; its size
-        before, in words); None instead of an image that cannot be read.
+        list of (image uint8 `[H, W, 3]`, shrunk to `MAX_SIDE` px if larger,
+        text with its original size); None in place of an unreadable image.
     """
     examples = source.examples(
         start=start,
@@ -145,26 +143,29 @@ def first_images(config, source, count, *, start=0, most=None):
 
 def _shrink(image):
     sides = np.array(image.shape[:2])
-    sides = np.maximum(1, np.round(sides * min(1, MOST / max(sides))))
+    sides = np.maximum(1, np.round(sides * min(1, MAX_SIDE / max(sides))))
     resized = tf.image.resize(image, sides.astype(int), antialias=True)
     return tf.cast(tf.round(resized), tf.uint8).numpy()
 
 
 def views_grid(method, views, batch, originals):
-    """A `pictures.Grid` of images, by rows, and their views.
+    """Arranges originals and their views, one image per row.
 
     Args:
-        method: name of what the views are for.
+        method: name of the method, for the title.
         views: sequence of `View`.
-        batch: of these, with what was drawn.
-        originals: what `first_images` returns for it. Rows of unreadable ones
-            are left out: other images stand in for them in the batch.
+        batch: batch of these views, including their parameters.
+        originals: result of `first_images` for the batch. Rows of unreadable
+            images are omitted, because the batch has other images there.
+
+    Returns:
+        `sheet.Grid`.
     """
     rows = [i for i, original in enumerate(originals) if original]
     cell = sheet.Cell
     columns = [[cell(originals[i][0], [originals[i][1]]) for i in rows]]
     for view in views:
-        made = in_order(batch, view, batch[view.name])
+        made = unshuffled(batch, view, batch[view.name])
         words = captions(batch, view)
         columns.append([cell(made[i], words[i]) for i in rows])
     title = f"{method}: training images and their views"
@@ -176,25 +177,25 @@ def views_grid(method, views, batch, originals):
         ["image\n"] + titles,
         [""] * len(rows),
         list(zip(*columns)),
-        # Captions of operations need 120 px.
+        # Captions of operations need at least 120 px.
         min(max(640 // len(columns), 120), 224),
     )
 
 
 def captions(batch, view):
-    """What was done to each row of a view beyond MoCo v2's weak chain.
+    """Describes the augmentations of each row beyond MoCo v2's weak chain.
 
     Args:
-        batch: of the pipeline, with what was drawn.
+        batch: batch of the pipeline, including parameters.
         view: one of its `View`s.
 
     Returns:
-        for each example of the batch, in its order, a list of strings: the
-        rotation, texture and solarisation, if any, and the strong operations
-        applied, first to last; empty lists for a plain weak view.
+        for each example of the batch, in order, a list of str: rotation,
+        texture and solarisation, if any, then the applied strong operations in
+        order. The lists are empty for a plain weak view.
     """
     params = unpack(batch[params_key(view)], view)
-    params = in_order(batch, view, params)
+    params = unshuffled(batch, view, params)
 
     def caption(i):
         row = tf.nest.map_structure(lambda x: x[i], params)
@@ -207,13 +208,16 @@ def captions(batch, view):
 
 
 def operations_grid(views, image):
-    """A `pictures.Grid` of the operations, by rows, and their levels.
+    """Arranges the strong operations, one per row, at all levels.
 
     Args:
-        views: strong `View`s, whose pools are shown.
-        image: uint8 `[H, W, 3]`, resized to the first view's size.
+        views: strong `View`s; the operations of their pools are shown.
+        image: uint8 `[H, W, 3]`. It is resized to the first view's size.
+
+    Returns:
+        `sheet.Grid`.
     """
-    image = crop.central(image, size=views[0].size, keep=1)
+    image = crop.central(image, size=views[0].size, crop_ratio=1)
     pool = {name for v in views for name in strong.POOLS[v.strong_pool]}
     names = [name for name in strong.NAMES if name in pool]
     return sheet.Grid(
@@ -226,15 +230,17 @@ def operations_grid(views, image):
 
 
 def operation(image, name):
-    """What an operation makes of an image, level by level.
+    """Applies a strong operation to an image at all levels.
+
+    Signed operations are shown with the positive sign. Operations without a
+    level give one picture.
 
     Args:
         image: uint8 `[H, W, 3]`.
-        name: one of `strong.NAMES`. Of the signed ones the positive sign is
-            shown, of those without level one picture.
+        name: one of `strong.NAMES`.
 
     Returns:
-        list of `pictures.Cell`, the parameter under the image.
+        list of `sheet.Cell` with the operation's parameter as the caption.
     """
     levels = LEVELS if STRONG_OPS[name].parameter else [1]
     levels = np.array(levels, np.int32) * strong.LEVEL_STEPS  # [L]
@@ -257,14 +263,14 @@ def operation(image, name):
     ]
 
 
-def in_order(batch, view, rows):
-    """Puts rows of a view that was shuffled back into the batch's order.
+def unshuffled(batch, view, rows):
+    """Restores the order of the batch in the rows of a shuffled view.
 
     Args:
-        batch: dictionary, as `training_batches` yields it.
+        batch: dict, as `training_batches` yields it.
         view: the `View`.
-        rows: its images, `batch[view.name]`, or what was drawn for them; a
-            tensor or a structure of tensors, `[G, ...]`.
+        rows: images `batch[view.name]` or parameters of the view; a tensor or a
+            nest of tensors `[G, ...]`.
 
     Returns:
         `rows` as arrays; row n belongs to example n.

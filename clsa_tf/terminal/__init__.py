@@ -1,1 +1,1 @@
-"""The process and its terminal: log, signals, progress."""
+"""A process and its terminal: log, signals, progress."""

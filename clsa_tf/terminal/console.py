@@ -1,9 +1,9 @@
-"""What a command does with its terminal, from before TensorFlow is imported.
+"""Sets up the terminal of a command, before TensorFlow is imported.
 
-`begin` is called when `clsa_tf` is imported by one of its own commands, and
-only then: a program of somebody else that imports the library keeps its own
-logging, streams and signals. Such a program may call `quieten` before it
-imports TensorFlow, as those in `examples/` do.
+`begin` runs when one of this package's commands imports `clsa_tf`. A user's
+program that imports the library keeps its own logging, streams and signals. It
+may call `quieten` before it imports TensorFlow, as the programs in `examples/`
+do.
 """
 
 import atexit
@@ -18,29 +18,29 @@ import sys
 
 from clsa_tf.terminal import native_log, signals
 
-# What TensorFlow reads when it is imported: 0 prints everything, 1 no INFO, 2
-# no WARNING either, 3 no ERROR either.
+# TensorFlow reads this when it is imported: 0 prints everything, 1 hides INFO,
+# 2 also WARNING, 3 also ERROR.
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _PACKAGES = ("clsa_tf.", "export.")
-# What a stream says whose reader, or whose terminal, is gone.
+# Errors of a stream whose reader or terminal is closed.
 _GONE = (errno.EIO, errno.EPIPE)
 _SECONDS_TO_DRAIN = 2
 
 
 def is_command():
-    """Whether this process was started as a command of this library.
+    """Whether this process was started as a command of this package.
 
-    To be asked while the package is being imported: later `python -m` has
-    replaced what it started with.
+    Valid only while the package is being imported; later `python -m` replaces
+    `sys.argv[0]`.
     """
     if sys.argv[:1] != ["-m"]:
-        # The script that pip makes of a console command is named after it.
+        # pip names the script of a console command after the command.
         name = os.path.basename(sys.argv[0]) if sys.argv else ""
         return name.startswith("clsa-")
-    # Python 3.9 does not tell which module it starts.
+    # Python 3.9 has no `sys.orig_argv`; assume one of our modules.
     started = getattr(sys, "orig_argv", ["-m", _PACKAGES[0]])
     for i, argument in enumerate(started):
-        # Joined with other options or with its value: -um, -mclsa_tf.train.
+        # May be joined with other options or the value: -um, -mclsa_tf.train.
         option = re.fullmatch(r"-[A-Za-z]*?m(.*)", argument)
         if option:
             module = option[1] or "".join(started[i + 1 : i + 2])
@@ -49,11 +49,11 @@ def is_command():
 
 
 def begin():
-    """Prepares the process of a command: streams, native log, signals."""
+    """Sets up the process of a command: streams, native log, signals."""
     quieten()
     _share_gpus()
     _quieten_libraries()
-    _outlive_terminal()
+    _survive_closed_terminal()
     signals.begin()
 
 
@@ -67,25 +67,24 @@ def _share_gpus():
 
 
 def quieten():
-    """Keeps notes of TensorFlow's C++ code from standard error.
+    """Hides harmless messages of TensorFlow's C++ code on standard error.
 
-    Nothing happens if TF_CPP_MIN_LOG_LEVEL is set, which is how to see them, or
-    if TensorFlow is imported already.
+    This does nothing if TF_CPP_MIN_LOG_LEVEL is set (set it to see the
+    messages), or if TensorFlow is already imported.
 
-    The variable alone does not do it. Of what TensorFlow prints when nothing
-    is wrong, some lines are ERRORs, and others pass by its own log: at 3, which
-    hides true errors as well, TensorFlow 2.15 still prints two of them, and
-    2.21 four. So the level is 2, and what native code writes to file descriptor
-    2 goes through a process that leaves out what `native_log` lists. What
-    Python writes does not: `sys.stderr` gets a descriptor of its own, which
-    still is the terminal.
+    The variable alone is not enough. TensorFlow logs some harmless messages as
+    ERROR and writes others outside its log: with level 3, which also hides true
+    errors, TensorFlow 2.15 still prints two of them, and 2.21 four. Therefore
+    the level is set to 2, and a separate process filters everything that native
+    code writes to file descriptor 2, see `native_log`. Output of Python is not
+    filtered: `sys.stderr` gets another descriptor of the terminal.
     """
     if _LEVEL in os.environ or "tensorflow" in sys.modules:
         return
-    if not _is_descriptor_2(sys.stderr):  # closed, or a notebook's
+    if not _is_descriptor_2(sys.stderr):  # closed, or of a notebook
         return
     os.environ[_LEVEL] = "2"
-    with contextlib.suppress(OSError):  # then there is more to read
+    with contextlib.suppress(OSError):  # without the filter, more is printed
         _filter_native_log()
 
 
@@ -97,11 +96,11 @@ def _is_descriptor_2(stream):
 
 
 def _quieten_libraries():
-    """Keeps two notes of Python libraries from the log, which warn of nothing.
+    """Hides two harmless messages of Python libraries.
 
-    Keras compares the time that our callbacks take with that of a step, which
-    on small networks or a slow disk is the shorter one; matplotlib tells that
-    it looks for fonts, once per machine.
+    Keras warns if callbacks take longer than a step, which happens with small
+    networks or a slow disk. matplotlib reports its search for fonts, once per
+    machine.
     """
     logging.getLogger("tensorflow").addFilter(
         lambda record: (
@@ -116,12 +115,12 @@ def _filter_native_log():
     kept = os.dup(2)
     source, sink = os.pipe()
     process = subprocess.Popen(
-        # Isolated: it depends on nothing that the user has set.
+        # Isolated from the user's environment variables and site packages.
         [sys.executable, "-I", "-S", native_log.__file__],
         stdin=source,
         stdout=subprocess.DEVNULL,
-        # Ctrl-C and the end of the terminal are not for it: it ends when
-        # nobody has the other end of the pipe any more.
+        # Ctrl-C and a closed terminal do not reach it. It ends when the other
+        # end of the pipe is closed.
         start_new_session=True,
         cwd="/",
     )
@@ -135,14 +134,14 @@ def _filter_native_log():
             sys.stderr.flush()
         os.dup2(kept, 2)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # Its last lines come before the shell's prompt.
+            # Print its last lines before the shell's prompt.
             process.wait(_SECONDS_TO_DRAIN)
 
     atexit.register(end)
 
 
-class _Lasting(io.FileIO):
-    """A file for what is printed, which may be closed at its other end."""
+class _TolerantFile(io.FileIO):
+    """An output file whose other end may be closed; writes then do nothing."""
 
     def write(self, data):
         try:
@@ -154,24 +153,24 @@ class _Lasting(io.FileIO):
 
 
 def _stream(descriptor, like):
-    """A text stream to a descriptor, with the encoding of another one."""
+    """A text stream to a descriptor, with the encoding of the stream `like`."""
     return io.TextIOWrapper(
-        io.BufferedWriter(_Lasting(descriptor, "w", closefd=False)),
+        io.BufferedWriter(_TolerantFile(descriptor, "w", closefd=False)),
         encoding=like.encoding,
         errors=like.errors,
-        # So that lines of both streams keep their order in a log file, and
-        # none is lost by a process that ends at once.
+        # Lines of both streams keep their order in a log file, and none is lost
+        # if the process ends abruptly.
         line_buffering=True,
     )
 
 
-def _outlive_terminal():
-    """Lets a run go on to save, and to say so, when its terminal is closed."""
+def _survive_closed_terminal():
+    """Lets a run continue and save after its terminal is closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        # (None where it was closed before.)
+        # (None if it was closed at the start.)
         if stream is not None and not isinstance(
-            getattr(stream.buffer, "raw", None), _Lasting
+            getattr(stream.buffer, "raw", None), _TolerantFile
         ):
             stream.flush()
             setattr(sys, name, _stream(stream.fileno(), stream))

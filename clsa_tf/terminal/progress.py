@@ -12,19 +12,19 @@ _SECONDS_PER_LINE = 10.0
 
 
 def on_terminal():
-    """Whether a person looks at standard error."""
+    """Whether standard error is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def bar(total, *, initial=0, unit, shown=True, optional=()):
-    """A progress bar that keeps what matters on a narrow terminal.
+    """Makes a progress bar that drops less important parts to fit the width.
 
     Args:
-        total: units of work in all.
-        initial: of these, those done before.
-        unit: what they are called, a plural.
-        shown: False makes one that shows nothing.
-        optional: names of values, see `set_values`, that may be left out, the
+        total: total units of work.
+        initial: units that are already done.
+        unit: name of the units, a plural.
+        shown: False makes a bar that shows nothing.
+        optional: names of values, see `set_values`, that may be dropped, the
             least important one first.
 
     Returns:
@@ -37,7 +37,7 @@ def bar(total, *, initial=0, unit, shown=True, optional=()):
         unit_scale=True,
         dynamic_ncols=True,
         disable=not shown,
-        # In a log file: a line every so often instead of a moving bar.
+        # In a log file, new lines at longer intervals replace a moving bar.
         mininterval=_SECONDS_PER_LOOK if on_terminal() else _SECONDS_PER_LINE,
         optional=optional,
     )
@@ -53,12 +53,12 @@ class _Bar(tqdm.tqdm):
         super().__init__(**settings)
 
     def set_values(self, values):
-        """Sets strings to be shown at the next refresh, a dictionary."""
+        """Sets values, dict of str -> str, to show from the next refresh on."""
         self._values |= values
 
     @contextlib.contextmanager
     def doing(self, what):
-        """Shows in words what is done instead of progress, while entered."""
+        """Context manager that shows the activity `what` in place of a rate."""
         self._doing = what
         self.refresh()
         try:
@@ -68,7 +68,7 @@ class _Bar(tqdm.tqdm):
 
     @property
     def format_dict(self):
-        """What `tqdm` makes a line of; it asks for it at every refresh."""
+        """Parts of the line; `tqdm` reads this at every refresh."""
         found = super().format_dict
         width = found["ncols"]
         for layout in _layouts(self._values, self._optional, self._doing):
@@ -79,12 +79,12 @@ class _Bar(tqdm.tqdm):
 
 
 def _layouts(values, optional, doing):
-    """Yields what to show, from the widest to the narrowest line.
+    """Yields layouts of the line, from the widest to the narrowest.
 
     Args:
-        values: dictionary of strings.
-        optional: names of those that may be left out.
-        doing: what is done instead of progress, or "".
+        values: dict of str -> str.
+        optional: names of values that may be dropped.
+        doing: activity to show in place of the rate, or "".
 
     Returns:
         generator of keyword arguments of `tqdm.tqdm.format_meter`.
@@ -116,20 +116,20 @@ def _layouts(values, optional, doing):
         yield layout()
 
 
-class Above(io.TextIOBase):
-    """A stream for lines of a log, which leaves a bar below them whole."""
+class LogStream(io.TextIOBase):
+    """A stream for log lines, which appear above a progress bar."""
 
     def write(self, text):
         """Writes text to standard error."""
         tqdm.tqdm.write(text, file=sys.stderr, end="")
 
     def flush(self):
-        """Does what streams do."""
+        """Flushes standard error."""
         sys.stderr.flush()
 
 
 def say(text, file=None):
-    """Prints a line above bars and what is being waited for.
+    """Prints a line above progress bars and the lines of `waiting`.
 
     Args:
         text: the line.
@@ -140,13 +140,13 @@ def say(text, file=None):
 
 @contextlib.contextmanager
 def waiting(what):
-    """Says what is being waited for, while entered.
+    """Context manager that shows a slow activity.
 
-    On a terminal in a line that counts the seconds and then vanishes, in a log
-    file in a line.
+    A terminal shows a line that counts the seconds and then vanishes. A log
+    file gets one line.
 
     Args:
-        what: in words, such as "compiling the training step".
+        what: the activity, such as "compiling the training step".
     """
     if not on_terminal():
         print(f"{what} …", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Commands as a person can copy them from what is printed."""
+"""Formats commands for messages, so that they can be copied to a shell."""
 
 import os
 import shlex
@@ -6,29 +6,29 @@ import sys
 
 
 def of_module(module, **flags):
-    """The command that starts one of our modules.
+    """Formats a command that starts a module of this package.
 
     Args:
-        module: such as "clsa_tf.report".
-        **flags: their values, of which None stands for a flag left out.
+        module: name of the module, such as "clsa_tf.report".
+        **flags: values of its flags. A flag with value None is omitted.
 
     Returns:
-        string, quoted for a shell.
+        str, quoted for a shell.
     """
     words = [f"--{k}={v}" for k, v in flags.items() if v is not None]
     return shlex.join([_python(), "-m", module, *words])
 
 
 def arguments(module, words):
-    """What a person types to start one of our modules with other arguments.
+    """Formats a module's command with other arguments.
 
     Args:
-        module: such as "clsa_tf.train".
+        module: name of the module, such as "clsa_tf.train".
         words: list of its arguments.
 
     Returns:
-        string, quoted for a shell: the whole command, or only the arguments if
-        this process is something else, such as a program of the person's own.
+        str, quoted for a shell: the whole command if this process runs that
+        module, otherwise (such as in a user's program) the arguments only.
     """
     if _module() == module:
         words = [_python(), "-m", module, *words]
@@ -36,7 +36,7 @@ def arguments(module, words):
 
 
 def this():
-    """The command that started this process."""
+    """Formats the command that started this process."""
     module = _module()
     if module:
         return shlex.join([_python(), "-m", module, *sys.argv[1:]])
@@ -44,13 +44,13 @@ def this():
 
 
 def _python():
-    """Python as the person typed it, where that is known."""
+    """The Python executable as it was typed, or "python" if unknown."""
     typed = getattr(sys, "orig_argv", [])  # not in Python 3.9
     return typed[0] if typed and _module() else "python"
 
 
 def _module():
-    """Name of the module of ours that Python was started with, or None."""
+    """Name of this package's module that Python runs as a command, or None."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     ours = spec and spec.name.startswith(("clsa_tf.", "export."))
     return spec.name if ours else None

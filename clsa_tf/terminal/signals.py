@@ -1,8 +1,9 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGHUP: acknowledged at once, obeyed in time.
+"""Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 
-Python calls the handler of a signal between two of its instructions, and a
-compilation by TensorFlow is one instruction of a minute. So a thread waits for
-signals: it answers in a line of text whatever the main thread is doing.
+Python calls signal handlers between two of its instructions, and a compilation
+by TensorFlow is one instruction of a minute. Therefore a thread waits for
+signals and acknowledges them with a line of text at once, whatever the main
+thread is doing.
 """
 
 import contextlib
@@ -14,33 +15,32 @@ import threading
 from clsa_tf.errors import Stopped
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# After so long a command that was asked to stop ends without tidying up: it is
-# in C++ code, which knows nothing of signals.
+# A command that was asked to stop, but still runs C++ code after this time,
+# exits without cleaning up.
 _GRACE_SECONDS = 3.0
 
-# Of a command, from its first moment on, see `begin`.
+# The `Interruption` of a command's whole process, see `begin`.
 _of_process = None
 
 
 class Interruption:
-    """Heeds the signals while it is entered (`with`), by one of three ways.
+    """Context manager that handles signals, in one of three ways.
 
-    * By default the first one is noted, and who entered looks for it when it
-      suits.
-    * Within `at_once`, where nothing would be lost, it ends the program.
-    * With `stop` it raises `Stopped` in the main thread, as Ctrl-C raises
+    * By default it records the first signal. The caller polls `signal`.
+    * Within `at_once`, where no work would be lost, a signal ends the program.
+    * With `stop` a signal raises `Stopped` in the main thread, as Ctrl-C raises
       KeyboardInterrupt.
 
-    After the first one a SIGINT ends a command at once; in a program of
-    somebody else it raises KeyboardInterrupt in the main thread. A SIGHUP that
-    is ignored when it is entered, as under `nohup`, stays ignored.
+    After the first signal a SIGINT ends a command at once. In a user's program
+    it raises KeyboardInterrupt in the main thread instead. A SIGHUP that was
+    ignored before, as under `nohup`, stays ignored.
 
     Args:
-        doing: what is done about a signal, in words.
+        doing: reaction to a signal, for the line of text that acknowledges it.
         stop: see above.
 
     Attributes:
-        signal: number of the signal that came, or 0.
+        signal: number of the first signal received, or 0.
     """
 
     def __init__(self, doing="finishing the step and saving", *, stop=False):
@@ -54,12 +54,12 @@ class Interruption:
         self._acknowledged = threading.Event()
 
     def __enter__(self):
-        """Takes the signals over, where Python lets it (main thread)."""
+        """Installs the handlers; Python allows this in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             return self
         source, self._sink = os.pipe()
         os.set_blocking(self._sink, False)
-        # Before the handlers: none may come that the thread does not hear of.
+        # Set before the handlers, so that the thread misses no signal.
         self._sink_before = signal.set_wakeup_fd(
             self._sink, warn_on_full_buffer=False
         )
@@ -75,13 +75,13 @@ class Interruption:
         return self
 
     def __exit__(self, *_):
-        """Gives the signals back."""
+        """Restores the previous handlers."""
         if not self._before:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        # Somebody else may have taken them over meanwhile, as asyncio does.
+        # Other code, such as asyncio, may have replaced the descriptor.
         now = signal.set_wakeup_fd(self._sink_before)
         if now not in (self._sink, -1):
             signal.set_wakeup_fd(now)
@@ -89,13 +89,13 @@ class Interruption:
 
     @contextlib.contextmanager
     def at_once(self, what):
-        """While entered, a signal ends the program: nothing would be lost.
+        """Context manager for code whose interruption loses no work.
 
-        A command ends within the same moment; otherwise `Stopped` is raised in
-        the main thread as soon as Python has its turn.
+        Within it a signal ends a command at once. In a user's program it raises
+        `Stopped` in the main thread at the next Python instruction.
 
         Args:
-            what: that is left, in words, such as "leaving the evaluation".
+            what: message, such as "leaving the evaluation".
         """
         self.lose_nothing(what)
         try:
@@ -104,13 +104,13 @@ class Interruption:
             self.lose_nothing("")
 
     def lose_nothing(self, what):
-        """Begins what `at_once` does, or ends it if `what` is empty."""
+        """Enters the state of `at_once`, or leaves it if `what` is empty."""
         if what and self.signal:
             raise Stopped(self.signal)
         self._losing_nothing = what
 
     def _listen(self, source):
-        """Runs in a thread of its own until the signals are given back."""
+        """Runs in a thread until the handlers are restored."""
         with open(source, "rb", buffering=0) as file:
             while number := file.read(1):
                 if number[0] in _NUMBERS:
@@ -128,51 +128,51 @@ class Interruption:
             _say(f"{name}: {self._losing_nothing}")
             _end(number)
         doing = self._losing_nothing or self._doing
-        again = "ends at once" if ends_process() else "again does not wait"
-        _say(f"{name}: {doing}; Ctrl-C {again}")
+        again = "exits" if ends_process() else "interrupts"
+        _say(f"{name}: {doing}; Ctrl-C {again} immediately")
         if self._stop and ends_process():
             timer = threading.Timer(_GRACE_SECONDS, _end, [number])
             timer.daemon = True
             timer.start()
 
     def _obey(self, number, _):
-        """Python calls this in the main thread when that has its turn."""
+        """Signal handler, which Python calls in the main thread."""
         again, self._obeyed = self._obeyed, True
         if again and number == signal.SIGINT and not ends_process():
             raise KeyboardInterrupt
         if self._stop or (self._losing_nothing and not ends_process()):
-            # Whoever handles it looks at `signal`, or prints something.
+            # Let the thread set `signal` and print its line first.
             self._acknowledged.wait(_GRACE_SECONDS)
             raise Stopped(number, saved=None if self._stop else True)
 
 
 def ends_process():
-    """Whether this process is a command, which a signal may end."""
+    """Whether this process is a command, so that a signal may end it."""
     return _of_process is not None
 
 
 def begin():
-    """Lets signals end this process, which is a command, from now on.
+    """Makes signals end this process, a command, from now on.
 
-    Until the command itself takes them over there is nothing to lose, and a
-    traceback out of an import would tell nothing.
+    Until the command installs its own handling no work can be lost, and the
+    traceback of an interrupted import would not help.
     """
     global _of_process
     _of_process = Interruption()
-    _of_process.lose_nothing("ended while starting; nothing was begun")
+    _of_process.lose_nothing("stopped during start-up; no work was lost")
     _of_process.__enter__()
 
 
 def started():
-    """To be called by a command that has taken the signals over itself."""
+    """Call this after the command has installed its own handling."""
     if _of_process:
-        # What is left for `_of_process` is what comes after the command.
-        _of_process.lose_nothing("ended while leaving")
+        # From now on `_of_process` handles only signals after the command.
+        _of_process.lose_nothing("stopped while exiting")
 
 
 def _say(words):
-    # Not `print`: the main thread may be in the middle of one. It ends the
-    # line of a progress bar, or of what the terminal shows for Ctrl-C.
+    # Not `print`, because the main thread may be within one. The leading
+    # newline ends the line of a progress bar or of the terminal's ^C.
     try:
         descriptor = sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # replaced, or closed

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import clsa_tf.config
 from clsa_tf import methods
-from clsa_tf.augment.chain import finish_batch
+from clsa_tf.augment.chain import complete_batch
 from clsa_tf.data.checks import check_drawn_sizes, check_sizes
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.order import ALONE, Worker
@@ -292,7 +292,7 @@ class _Run:
             seed=self._config.seed,
             start_step=start_step,
             faults=self._faults,
-            finished=self._config.augment_on == "host",
+            completed=self._config.augment_on == "host",
             keep_params=keep_params,
             whole_epochs=self._config.whole_epochs,
             prefetch=self._config.prefetch_batches,
@@ -319,7 +319,7 @@ class _Run:
             with log.doing("drawing views.png"):
                 batch = next(iter(self._batches(step, keep_params=True)))
                 if self._config.augment_on == "device":
-                    batch = finish_batch(batch, views=self._views)
+                    batch = complete_batch(batch, views=self._views)
                 picture = views.draw_batch(
                     self._config, self._source, self._views, batch, step, path
                 )

@@ -4,13 +4,13 @@
 #   sbatch configs/cluster/slurm.sh --flagfile=configs/clsa.flags \
 #       --workdir=/shared/runs/clsa
 #
-# Everything behind the script's name goes to the training. The environment (or
-# its activation below), data and --workdir have to be on storage that all
-# machines share.
+# All arguments after the script's name are passed to the training. The
+# environment (or its activation below), data and --workdir have to be on storage
+# that all machines share.
 #
-# SLURM sends SIGTERM a minute before it ends the job: the run then saves, exits
-# with status 143 and is queued again, to go on where it stopped. So it is after
-# a machine was lost (138). `--strategy=auto` finds the other tasks by itself.
+# SLURM sends SIGTERM a minute before it ends the job. The run then saves, exits
+# with status 143 and is queued again to resume. The same happens after a machine
+# was lost (status 138). `--strategy=auto` finds the other tasks.
 #SBATCH --job-name=clsa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -23,7 +23,7 @@
 
 # . .venv/bin/activate
 
-# One lost task ends the step instead of leaving the others to wait.
+# If one task fails, end all of them. Otherwise the others would wait.
 srun --kill-on-bad-exit=1 python -m clsa_tf.train "$@"
 status=$?
 if [ "$status" -eq 143 ] || [ "$status" -eq 138 ]; then

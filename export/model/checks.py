@@ -54,7 +54,10 @@ def examples(encoder, *, image_size, keep, outputs, bad_images="error"):
         tf.io.encode_jpeg(ramp).numpy(),
     ]
     prepared = np.stack(
-        [crop.central(decode(f), size=image_size, keep=keep) for f in files]
+        [
+            crop.central(decode(f), size=image_size, crop_ratio=keep)
+            for f in files
+        ]
     )
 
     def expected(images):

@@ -54,7 +54,7 @@ def prepare(image_bytes, *, size, keep, limits):
 
     def examine(encoded):
         code, image = decode.try_decode(encoded, rules)
-        image = crop.central(image, size=size, keep=keep)
+        image = crop.central(image, size=size, crop_ratio=keep)
         return tf.ensure_shape(image, [size, size, 3]), code
 
     return tf.map_fn(
