@@ -17,7 +17,7 @@ import tensorflow as tf
 from clsa_tf import train
 from clsa_tf.distributed.strategy import make_strategy
 from clsa_tf.training import run as run_lib
-from tests import runs, tiny
+from tests import runs, tiny, toy
 
 STEPS = 4
 # Parts of the global batch with statistics of their own: as many as the
@@ -37,10 +37,11 @@ CASES = {
 # The rate of `tiny` moves the weights by more than is compared. With longer
 # gradients, smaller ones do, and SimCLR takes another temperature than 0.1:
 # differences by rounding would double with every step on so few images.
-GENTLER = {
-    "simclr": dict(base_lr=0.003, temperature=0.5),
-    "byol": dict(base_lr=0.03),
-    "cacr_mocov3": dict(base_lr=0.03),
+SPECIAL = {
+    "simclr": dict(labels="none", base_lr=0.003, temperature=0.5),
+    "byol": dict(labels="none", base_lr=0.03),
+    "cacr_mocov3": dict(labels="none", base_lr=0.03),
+    "toy": dict(holdout=0.0, knn_epochs=0, image_size=16, base_lr=0.03),
 }
 
 
@@ -55,6 +56,7 @@ def possible(case, replicas):
 
 
 def main(method, photos, output, replicas, cases):
+    toy.register()
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
@@ -76,13 +78,12 @@ def main(method, photos, output, replicas, cases):
                 tiny.config(
                     method,
                     dataset=f"folder:{photos}",
-                    labels="none",
                     workdir=str(workdir),
                     total_epochs=2,
                     log_steps=1,
                     checkpoint_steps=1,
-                    keep_checkpoints=STEPS,
-                    **GENTLER.get(method, {}) | CASES[case],
+                    keep_checkpoints=9,
+                    **SPECIAL.get(method, {"labels": "none"}) | CASES[case],
                 )
             )
             worker = strategy.extended.worker_devices[0].count("task:1")

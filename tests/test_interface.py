@@ -1,0 +1,214 @@
+"""Each part of a method's interface, through `train.run` (`tests/toy.py`)."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from clsa_tf import methods, train
+from clsa_tf.errors import UserError
+from clsa_tf.training import run as run_lib
+from tests import runs, tiny, toy
+from tests.photos import write_folder
+from tests.test_data_service import record
+from tests.test_distribution import assert_same_state, state, train_all
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    toy.register()
+    toy.EPOCHS.clear()
+    yield
+    methods.METHODS.pop("toy")
+
+
+def config(workdir, data, **changes):
+    runs.leave_out_pictures(workdir)
+    settings = dict(
+        dataset=data,
+        holdout=0.0,
+        workdir=str(workdir),
+        batch_norm="split",
+        batch_norm_splits=4,
+        total_epochs=2,
+        log_steps=1,
+        checkpoint_steps=1,
+        keep_checkpoints=9,
+        knn_epochs=0,
+        image_size=16,
+        l2=0.0,  # would move frozen prototypes
+    )
+    return tiny.config("toy", **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return f"folder:{write_folder(tmp_path_factory.mktemp('toy'))}"
+
+
+@pytest.fixture(scope="module")
+def straight(folder, tmp_path_factory):
+    toy.register()
+    workdir = tmp_path_factory.mktemp("toys") / "straight"
+    method = train.run(config(workdir, folder))
+    return workdir, method, list(toy.EPOCHS)
+
+
+def test_all_of_it_is_used(straight):
+    workdir, method, epochs = straight
+    assert epochs == [0, 1]
+    initial = toy.METHOD(method.config, method.run)
+    # 2 epochs of 3 batches of 16 of 60 images: rows of the bank by their index.
+    changed = np.any(method.bank.numpy() != initial.bank.numpy(), axis=1)
+    assert 48 <= changed.sum() <= 60
+    assert np.any(method.prototypes.numpy() != initial.prototypes.numpy())
+    assert np.any(method.means.numpy())
+    frozen = tf.train.load_checkpoint(f"{workdir}/checkpoints/step-2")
+    (name,) = [
+        name
+        for name in frozen.get_variable_to_shape_map()
+        if "prototypes" in name and "optimizer" not in name
+    ]
+    np.testing.assert_array_equal(
+        frozen.get_tensor(name), initial.prototypes.numpy()
+    )
+
+
+def test_resumed_in_the_middle_of_an_epoch(straight, folder, tmp_path):
+    """Without another pass over the data, which newer weights would see."""
+    toy.EPOCHS.clear()
+    workdir = tmp_path / "run"
+    shutil.copytree(straight[0], workdir)
+    for path in (workdir / "checkpoints").iterdir():
+        if int(path.name.split(".")[0].removeprefix("step-")) > 4:
+            path.unlink()
+    train.run(config(workdir, folder))
+    assert toy.EPOCHS == []
+    for (mine, one), (name, other) in zip(
+        [runs.final_state(workdir)], [runs.final_state(straight[0])]
+    ):
+        assert mine == name and one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+    assert runs.lines(workdir) == runs.lines(straight[0])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_accumulated(whole, straight, folder, tmp_path):
+    """Outputs, loss variables and gradients of micro-batches."""
+    method = train.run(
+        config(tmp_path / "run", folder, accumulation_steps=2, as_a_whole=whole)
+    )
+    for mine, other in zip(method.learned, straight[1].learned):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
+    np.testing.assert_allclose(method.bank, straight[1].bank, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_replicas(straight, folder, tmp_path):
+    photos = folder.partition(":")[2]
+    found = train_all("toy", ("1", "2"), photos, tmp_path, ("split",))
+    one, two = (found[name] / "split" for name in ("1", "2"))
+    for step in (1, 4, 6):
+        assert_same_state(state(two, step), state(one, step))
+    for mine, other in zip(runs.lines(two), runs.lines(one)):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "tfds"])
+def test_other_sources_with_indices(kind, folder, tmp_path):
+    """Small record files are read into memory: any record by its number."""
+    root = pathlib.Path(folder.partition(":")[2])
+    files = sorted(root.rglob("*.jpg"))
+    labels = [int(path.parent.name == "dark") for path in files]
+    if kind == "tfrecord":
+        with tf.io.TFRecordWriter(str(tmp_path / "r.tfrecord")) as writer:
+            for path, label in zip(files, labels):
+                writer.write(record(path.read_bytes(), label))
+        data = f"tfrecord:{tmp_path}/r.tfrecord"
+    else:
+        data = prepared(tmp_path, files, labels)
+    method = train.run(config(tmp_path / "run", data, total_epochs=1))
+    assert toy.EPOCHS == [0]
+    assert method.run.num_images == 60 and method.run.num_classes == 2
+    initial = toy.METHOD(method.config, method.run)
+    changed = np.any(method.bank.numpy() != initial.bank.numpy(), axis=1)
+    assert changed.sum() == 48
+
+
+def prepared(folder, files, labels):
+    """The directory of a dataset of tensorflow-datasets."""
+
+    class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "photos"
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "label": tfds.features.ClassLabel(num_classes=2),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, (path, label) in enumerate(zip(files, labels)):
+                yield i, {"image": str(path), "label": label}
+
+    builder = Photos(data_dir=str(folder / "tfds"))
+    builder.download_and_prepare()
+    return str(builder.data_dir)
+
+
+def test_a_stream_has_no_indices(folder, tmp_path):
+    config_ = config(tmp_path / "run", folder)
+    source = run_lib.open_train_source(config_)
+    run_lib.check_needs(config_, source)
+    with pytest.raises(UserError, match="--method=toy"):
+        run_lib.check_needs(
+            config_, dataclasses.replace(source, random_access=False)
+        )
+    with pytest.raises(UserError, match="labels"):
+        run_lib.check_needs(
+            config_, dataclasses.replace(source, class_names=None)
+        )
+
+
+@pytest.mark.slow
+def test_one_file_and_one_flagfile_are_a_method(tmp_path):
+    """A copy of the library with two more files passes the contract."""
+    for name in ("clsa_tf", "export", "configs", "tests", "benchmarks"):
+        shutil.copytree(
+            name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(name, tmp_path / name)
+    text = pathlib.Path("clsa_tf/methods/simclr.py").read_text()
+    text = text.replace("SimCLR", "Added")
+    (tmp_path / "clsa_tf" / "methods" / "added.py").write_text(text)
+    flags = pathlib.Path("configs/simclr.flags").read_text()
+    flags = flags.replace("--method=simclr", "--method=added")
+    (tmp_path / "configs" / "added.flags").write_text(flags)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow"]
+        + ["-k", "added", "tests/test_methods.py", "tests/test_config.py"]
+        + ["tests/test_help.py", "tests/test_auto.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert re.search(r"\b\d\d+ passed", result.stdout), result.stdout[-500:]
