@@ -185,7 +185,7 @@ class Direct:
         return time.perf_counter() - start
 
 
-class Server:
+class BenchmarkedServer:
     """A process of `export.server`, and requests to it."""
 
     def __init__(self, process, address):
@@ -279,7 +279,9 @@ def serving(base):
     )
     try:
         said = process.stdout.readline()
-        yield Server(process, said.rsplit("grpc ")[1].split(",")[0].strip())
+        yield BenchmarkedServer(
+            process, said.rsplit("grpc ")[1].split(",")[0].strip()
+        )
     finally:
         process.terminate()
         process.wait()

@@ -1,4 +1,4 @@
-"""From a trained run to SavedModels that are served."""
+"""Export trained encoders as SavedModels and serve them."""
 
-# Chooses Keras 2 and what is printed, before anything imports TensorFlow.
+# Selects Keras 2 and the log level before any module imports TensorFlow.
 import clsa_tf  # noqa: F401

@@ -1,13 +1,14 @@
-"""Asks a server for embeddings: TensorFlow Serving, or `export.server`.
+"""Request embeddings from TensorFlow Serving or `export.server`.
 
     python -m export.client --server=localhost:8500 photo.jpg other.png
 
-prints one JSON object per photograph, `{"file": …, "embedding": […],
-"projection": […]}`, or `{"file": …, "error": …}` where the model refused it;
-with --output they go to a file, see `export.embedding.embeddings`. gRPC is
-spoken to `host:port` and `grpc://host:port`, REST to `http://host:port`.
+The command prints one JSON object per photograph, `{"file": …, "embedding":
+[…], "projection": […]}`, or `{"file": …, "error": …}` if the model rejected it.
+With --output it writes a file instead, see `export.embedding.embeddings`. The
+protocol is gRPC for `host:port` and `grpc://host:port`, and REST for
+`http://host:port`.
 
-From Python:
+In Python:
 
     with Client("localhost:8500", model="photos") as client:
         rows = client.embed([open("photo.jpg", "rb").read()])["embedding"]
@@ -23,30 +24,30 @@ from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
 from clsa_tf.options.flags import define_path, require
 from export.embedding import address, embeddings, transports
-from export.embedding.address import Model
-from export.embedding.refusal import ModelError, embed_each, read_image
+from export.embedding.address import ModelReference
+from export.embedding.rejected import ModelError, embed_each, read_image
 
 
 class Client:
-    """Asks a server that speaks TensorFlow Serving's protocols.
+    """A client of TensorFlow Serving's protocols.
 
-    Calls that fail for want of a connection or of room (UNAVAILABLE,
-    RESOURCE_EXHAUSTED, HTTP 429 and 503) are made again after a random wait,
-    of at most 0.5 s, then 1 s, 2 s and so on up to 10 s. Others are not: they
-    would fail again. May be used by several threads at once.
+    Calls that fail because the server is unreachable or overloaded
+    (UNAVAILABLE, RESOURCE_EXHAUSTED, HTTP 429 and 503) are retried after a
+    random wait of at most 0.5 s, then 1 s, 2 s and so on up to 10 s. Other
+    failures are not retried. Thread-safe.
 
     Args:
         server: `"host:port"` or `"grpc://host:port"` for gRPC, or
-            `"http://host:port"` (or https) for REST. The model may be part of
-            it: `"grpc://host:port/NAME"`,
+            `"http://host:port"` (or https) for REST. The address may contain
+            the model: `"grpc://host:port/NAME"`,
             `"http://host:port/v1/models/NAME[/versions/N|/labels/L]"`.
-        model: name of the model, if the address does not say it.
+        model: name of the model, if it is not part of the address.
         version: number of the version; None: the newest.
         label: label of the version, instead of a number.
-        signature: name of the signature; it takes `image_bytes`.
-        timeout: seconds that one attempt may take.
-        attempts: how often to try, >= 1.
-        batch_size: images per request, at most.
+        signature: name of a signature with the input `image_bytes`.
+        timeout: seconds per attempt.
+        attempts: attempts per call, >= 1.
+        batch_size: maximum number of images per request.
 
     Raises:
         UserError: the address has none of these forms, or both a version and
@@ -66,16 +67,17 @@ class Client:
         batch_size=32,
     ):
         """See the class."""
-        place, found = address.parse(server)
-        self.model = found or Model(model, version, label)
+        place, reference = address.parse(server)
+        self.model = reference or ModelReference(model, version, label)
         if self.model.version is not None and self.model.label:
             raise UserError(
-                "Expected a version or a label of the model, received both; "
-                "leave one out."
+                "Expected a version or a label of the model, received version "
+                f"{self.model.version} and label {self.model.label!r}; omit "
+                "one."
             )
         self.signature = signature
         self._batch_size = batch_size
-        self._known = False  # whether the signature is there
+        self._has_signature = False  # whether that is known
         self._pinned = False
         protocol = transports.Rest if "://" in place else transports.Grpc
         self._transport = protocol(place, timeout=timeout)
@@ -87,72 +89,73 @@ class Client:
         )
 
     def embed(self, images, *, outputs=None):
-        """Embeds encoded images.
+        """Embed encoded images.
 
         Args:
             images: list of N >= 1 `bytes`, JPEG, PNG, BMP or GIF files.
-            outputs: names of those wanted; None: all that the model has.
+            outputs: names of the outputs to return; None: all.
 
         Returns:
             dictionary: `embedding` float32 `[N, F]`, `projection` float32
-            `[N, D]`, unit rows, and of some models `valid` bool `[N]`.
+            `[N, D]`, unit rows, and for some models `valid` bool `[N]`.
 
         Raises:
-            ModelError: it could not be reached, has no such model, or refused
-                the images.
+            ModelError: the server could not be reached, does not have the
+                model, or rejected the images.
+            ValueError: there are no images.
         """
         if not images:
-            raise ValueError("Expected at least one image, received none.")
-        found = []
+            raise ValueError("Expected at least 1 image, received 0.")
+        batches = []
         for start in range(0, len(images), self._batch_size):
             batch = list(images[start : start + self._batch_size])
-            found.append(self._predict(batch, outputs))
+            batches.append(self._predict(batch, outputs))
         return {
-            name: np.concatenate([rows[name] for rows in found])
-            for name in found[0]
+            name: np.concatenate([rows[name] for rows in batches])
+            for name in batches[0]
         }
 
     def metadata(self):
-        """Describes the model that is served.
+        """Describe the served model.
 
         Returns:
             dictionary: `model`, its name; `version`, int; `signatures`, from
             names to `{"inputs": {name: {"dtype": …, "shape": …}}, "outputs":
-            …}`, with -1 for sizes that are open.
+            …}`, with -1 for variable sizes.
 
         Raises:
-            ModelError: as `embed`.
+            ModelError: see `embed`.
         """
         return self._call(self._transport.metadata, self.model)
 
     def status(self):
-        """Describes the versions of the model.
+        """Describe the versions of the model.
 
         Returns:
             list of dictionaries, newest first: `version`, int; `state`, START,
             LOADING, AVAILABLE, UNLOADING or END; `error`, "" if there is none.
 
         Raises:
-            ModelError: as `embed`.
+            ModelError: see `embed`.
         """
         return self._call(self._transport.status, self.model)
 
     def pin(self):
-        """Keeps to the version that is served now, whatever is added later.
+        """Use the version that is served now for all further calls.
 
         Returns:
-            as `metadata`.
+            see `metadata`.
 
         Raises:
-            ModelError: as `embed`.
+            ModelError: see `embed`.
         """
-        found = self.metadata()
-        self.model = Model(self.model.name, found["version"])
+        metadata = self.metadata()
+        self.model = ModelReference(self.model.name, metadata["version"])
         self._pinned = True
-        return found
+        return metadata
 
     def close(self):
-        """Closes the connections."""
+        """Close the connections."""
         self._transport.close()
 
     def __enter__(self):
@@ -171,9 +174,9 @@ class Client:
                 outputs,
             )
         except ModelError as e:
-            self._check(e)
+            self._reinterpret(e)
             raise
-        if "" in rows:  # REST does not name a signature's only output
+        if "" in rows:  # REST omits the name of a single output
             signature = self.metadata()["signatures"][self.signature]
             rows = dict(zip(signature["outputs"], rows.values()))
         missing = set(outputs or ()) - set(rows)
@@ -186,40 +189,40 @@ class Client:
             )
         return {name: rows[name] for name in outputs or rows}
 
-    def _check(self, error):
-        """Raises a `ModelError` if it was not the fault of the images.
+    def _reinterpret(self, error):
+        """Raise another `ModelError` if the images did not cause `error`.
 
-        A server calls both INVALID_ARGUMENT: bad images, and an unknown label
-        or, by REST, signature.
+        Servers use INVALID_ARGUMENT for bad images, but also for an unknown
+        label and, by REST, for an unknown signature.
         """
         place, name = self._transport.place, self.model.name
         if self._pinned and error.status == "NOT_FOUND":
-            newest = self._call(self._transport.metadata, Model(name))
+            newest = self._call(self._transport.metadata, ModelReference(name))
             raise ModelError(
                 place,
                 "NOT_FOUND",
-                f"version {self.model.version} of {name!r}, with which this "
-                "began, is not served any more, version "
-                f"{newest['version']} is",
-                advice="begin again with that one, or have both served until "
-                "this is done",
+                f"the server replaced version {self.model.version} of "
+                f"{name!r} by version {newest['version']}",
+                advice="start again with the new version, or serve both "
+                "versions until all images are embedded",
             ) from error
-        if not error.refused or self._known:
+        if not error.rejected or self._has_signature:
             return
         try:
-            found = self.metadata()["signatures"]
+            signatures = self.metadata()["signatures"]
         except ModelError as e:
-            if not e.refused:
+            if not e.rejected:
                 raise
-            shown, _, said = e.reason.partition(": ")
-            raise ModelError(place, "NOT_FOUND", said, shown=shown) from e
-        if self.signature not in found:
+            shown, _, message = e.reason.partition(": ")
+            raise ModelError(place, "NOT_FOUND", message, shown=shown) from e
+        if self.signature not in signatures:
             raise ModelError(
                 place,
                 "FAILED_PRECONDITION",
-                f"no signature {self.signature!r}, but {', '.join(found)}",
+                f"the model has no signature {self.signature!r}, only "
+                f"{', '.join(signatures)}",
             ) from error
-        self._known = True
+        self._has_signature = True
 
 
 def _is_transient(error):
@@ -227,7 +230,7 @@ def _is_transient(error):
 
 
 def define_flags(flag_values):
-    """Defines this command's flags."""
+    """Define this command's flags."""
 
     def define(kind, *arguments):
         kind(*arguments, flag_values=flag_values)
@@ -236,55 +239,62 @@ def define_flags(flag_values):
         flags.DEFINE_string,
         "server",
         None,
-        "whom to ask: host:port or grpc://host:port for gRPC, "
+        "address of the server: host:port or grpc://host:port for gRPC, "
         "http://host:port for REST",
     )
-    define(flags.DEFINE_string, "model", "default", "name of the model there")
+    define(flags.DEFINE_string, "model", "default", "name of the model")
     define(
         flags.DEFINE_integer,
         "version",
         None,
-        "number of its version; none: the newest",
+        "number of the version; empty: the newest",
         0,
     )
-    define(flags.DEFINE_string, "label", None, "label of its version")
-    define(flags.DEFINE_string, "signature", "serving_default", "what to call")
+    define(flags.DEFINE_string, "label", None, "label of the version")
+    define(
+        flags.DEFINE_string,
+        "signature",
+        "serving_default",
+        "name of the signature to call",
+    )
     define(flags.DEFINE_float, "timeout", 60.0, "seconds per attempt", 0.001)
-    define(flags.DEFINE_integer, "attempts", 5, "how often to try", 1)
+    define(flags.DEFINE_integer, "attempts", 5, "attempts per request", 1)
     define(flags.DEFINE_integer, "batch_size", 32, "images per request", 1)
     define(
         define_path,
         "output",
         None,
-        "file to write: .npz, .parquet or .tfrecord; none: print",
+        "file to write: .npz, .parquet or .tfrecord; empty: print the "
+        "embeddings",
     )
     define(
         flags.DEFINE_bool,
         "metadata",
         False,
-        "print what the model takes and gives instead",
+        "print the model's signatures and exit",
     )
     define(
         flags.DEFINE_bool,
         "status",
         False,
-        "print the model's versions and their states instead",
+        "print the model's versions with their states and exit",
     )
     require(flag_values, "server")
 
 
 def main(photographs):
-    """Reads the flags and asks for the embeddings of files.
+    """Read the flags and request the embeddings of files.
 
     Args:
-        photographs: their paths.
+        photographs: list of paths.
     """
     values = flags.FLAGS
     if values.output:
         embeddings.check(values.output)
     if not photographs and not (values.metadata or values.status):
         raise UserError(
-            "Expected photographs, received none; name them behind the flags."
+            "Expected at least 1 photograph, received 0; append their paths to "
+            "the command."
         )
     with Client(
         values.server,
@@ -318,24 +328,24 @@ def main(photographs):
         blocks = [rows for rows in blocks if rows]
         widths = {name: x.shape[1] for name, x in blocks[0].items()}
         embeddings.write(values.output, files, widths, lambda _: blocks)
-        print(f"the embeddings of {len(files)} images are in {values.output}")
+        print(f"wrote embeddings of {len(files)} images to {values.output}")
     if bad:
         raise UserError(
-            "Expected photographs that the model takes, received "
-            f"{len(bad)} of {len(photographs)} that it does not take, such as "
-            f"{bad[0][0]} ({bad[0][1]}); leave out, mend or convert them."
+            f"The model rejected {len(bad)} of {len(photographs)} photographs, "
+            f"such as {bad[0][0]} ({bad[0][1]}); remove, repair or convert "
+            "them."
         )
 
 
 def _print(paths, rows, reasons):
-    """Prints a line per photograph, in their order."""
-    of_good = iter(range(len(paths)))
+    """Print one line per photograph, in their order."""
+    good_rows = iter(range(len(paths)))
     for i, path in enumerate(paths):
         line = {"file": path}
         if i in reasons:
             line["error"] = reasons[i]
         else:
-            row = next(of_good)
+            row = next(good_rows)
             line |= {name: x[row].tolist() for name, x in rows.items()}
         print(json.dumps(line), flush=True)
 

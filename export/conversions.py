@@ -1,8 +1,9 @@
-"""An encoder's model in the formats of `export.formats`, and back.
+"""Convert an encoder into the formats of `export.formats`.
 
-Each `write_…` takes a `Source` and a path, writes the file, reads it again and
-returns what it computes: a function from images uint8 `[n, S, S, 3]` to a
-dictionary of `embedding` and `projection`, float32 arrays.
+Each `write_…` function takes a `KerasEncoder` and a path, writes the file and
+loads it again. It returns a function that runs the loaded file: from images
+uint8 `[n, S, S, 3]` to a dictionary of `embedding` and `projection`, float32
+arrays.
 """
 
 import json
@@ -18,52 +19,53 @@ from tensorflow import keras
 from clsa_tf.errors import first_line
 from clsa_tf.networks.functional import PIXELS, input_name
 
-# Of all files: their images are float32 (of int8: uint8) in 0..255, and the
-# input's name says so.
+# Name of the input of all files. It contains the range of the pixels, 0..255,
+# which are float32, or uint8 for int8.
 INPUT = input_name(PIXELS)
 
-_OPSET = 17  # of ONNX; what runtimes since 2022 know
+_ONNX_OPSET = 17  # supported by runtimes since 2022
 
 _NEEDS_ONNX = (
-    "Expected the packages tf2onnx, onnx and onnxruntime, received: {}; "
-    "install them with `pip install 'clsa_tf[onnx]'`."
+    "Cannot import the packages tf2onnx, onnx and onnxruntime: {}; install "
+    "them with `pip install 'clsa_tf[onnx]'`."
 )
 
 
-class Unavailable(Exception):
-    """A format's optional packages are not there."""
+class FormatUnavailable(Exception):
+    """The optional packages of a format are missing."""
 
 
-class Source(typing.NamedTuple):
-    """What is converted.
+class KerasEncoder(typing.NamedTuple):
+    """An encoder as a Keras model, with the data for its conversion.
 
     Attributes:
-        model: `clsa_tf.networks.functional.functional`, for images of any size.
-        image_size: S, in px, for formats that fix it.
-        photos: uint8 `[n, S, S, 3]`, images of the kind that it will see, for
-            formats with ranges of activations; None: for no such format.
+        model: result of `clsa_tf.networks.functional.functional`, for images
+            of any size.
+        image_size: S, in px, for formats with a fixed size.
+        calibration_images: uint8 `[n, S, S, 3]`, typical images, from which
+            int8 gets the ranges of its activations; None without int8.
     """
 
     model: keras.Model
     image_size: int
-    photos: typing.Optional[np.ndarray] = None
+    calibration_images: typing.Optional[np.ndarray] = None
 
 
-def write_keras(source, path):
-    """Writes a `.keras` file, for Keras 2.15 and newer versions of Keras 2."""
-    source.model.save(path)
-    _spell_as_keras_2_15(path)
+def write_keras(encoder, path):
+    """Write a `.keras` file, for Keras 2.15 and newer versions of Keras 2."""
+    encoder.model.save(path)
+    _make_compatible_with_keras_2_15(path)
     return _run_keras(keras.models.load_model(path, compile=False))
 
 
-def _spell_as_keras_2_15(path):
-    """Rewrites what tf-keras calls otherwise than Keras 2.15 in a file.
+def _make_compatible_with_keras_2_15(path):
+    """Replace the names in a file of tf-keras that Keras 2.15 does not know.
 
-    Keras 2.15 finds neither the package `tf_keras`, which reads the names of
-    the package `keras` as its own, nor the argument `optional` of inputs.
+    These are the package `tf_keras` and the argument `optional` of inputs.
+    tf-keras also accepts the package name `keras`.
     """
 
-    def respell(node):
+    def replace_names(node):
         if node.get("class_name") == "InputLayer":
             node["config"].pop("optional", None)
         module = node.get("module")
@@ -76,45 +78,45 @@ def _spell_as_keras_2_15(path):
     with zipfile.ZipFile(path, "w") as file:
         for info, content in parts.items():
             if info.filename == "config.json":
-                config = json.loads(content, object_hook=respell)
+                config = json.loads(content, object_hook=replace_names)
                 content = json.dumps(config).encode()
             file.writestr(info, content)
 
 
-def write_weights(source, path):
-    """Writes the weights alone.
+def write_weights(encoder, path):
+    """Write a `.weights.h5` file.
 
-    Keras composes those in a `.keras` file in memory. If the HDF5 library
-    itself meets a full disk, it keeps a file that it can never close, and the
-    process may crash much later, in Python's garbage collection.
+    The weights are extracted from a `.keras` file, which Keras builds in
+    memory. If the HDF5 library wrote to a full disk, it could not close its
+    file, and Python might crash later in garbage collection.
     """
     draft = f"{path}.keras"
-    source.model.save(draft)
+    encoder.model.save(draft)
     with zipfile.ZipFile(draft) as whole, open(path, "wb") as file:
         file.write(whole.read("model.weights.h5"))
     os.remove(draft)
-    model = keras.models.clone_model(source.model)  # with initial weights
+    model = keras.models.clone_model(encoder.model)  # with initial weights
     model.load_weights(path)
     return _run_keras(model)
 
 
-def write_float16(source, path):
-    """Writes a TFLite file with weights of 16 bits, computing in float32."""
-    converter = _converter(source)
+def write_float16(encoder, path):
+    """Write a TFLite file with float16 weights, which computes in float32."""
+    converter = _converter(encoder)
     converter.target_spec.supported_types = [tf.float16]
     return _run_tflite(converter, path, to_input=np.float32)
 
 
-def write_int8(source, path):
-    """Writes a TFLite file with weights and activations of 8 bits."""
-    # With black and white among them the input's scale is exactly 1: its bytes
-    # are those of the pixels.
-    extremes = np.zeros([2, *source.photos.shape[1:]], np.uint8)
+def write_int8(encoder, path):
+    """Write a TFLite file with int8 weights and activations."""
+    # A black and a white image make the input's scale exactly 1, so that the
+    # input takes the bytes of the pixels.
+    extremes = np.zeros([2, *encoder.calibration_images.shape[1:]], np.uint8)
     extremes[1] = 255
-    seen = np.concatenate([source.photos, extremes])
-    converter = _converter(source)
+    images = np.concatenate([encoder.calibration_images, extremes])
+    converter = _converter(encoder)
     converter.representative_dataset = lambda: (
-        [np.float32(image[np.newaxis])] for image in seen
+        [np.float32(image[np.newaxis])] for image in images
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = tf.uint8
@@ -122,23 +124,24 @@ def write_int8(source, path):
     return _run_tflite(converter, path, to_input=lambda images: images)
 
 
-def write_onnx(source, path):
-    """Writes an ONNX file.
+def write_onnx(encoder, path):
+    """Write an ONNX file.
 
     Raises:
-        Unavailable: a package is missing, or does not go with the others.
+        FormatUnavailable: a package is missing, or the versions of the
+            packages are incompatible.
     """
     try:
         import onnxruntime
         import tf2onnx
-    # The second is what versions raise that do not go together.
+    # Incompatible versions raise AttributeError.
     except (ImportError, AttributeError) as e:
-        raise Unavailable(_NEEDS_ONNX.format(first_line(e))) from e
-    model = keras.Model(source.model.input, source.model.output)
-    # What the outputs are called there; else they bear their layers' names.
-    model.output_names = list(source.model.output)
+        raise FormatUnavailable(_NEEDS_ONNX.format(first_line(e))) from e
+    model = keras.Model(encoder.model.input, encoder.model.output)
+    # Otherwise ONNX would use the names of layers.
+    model.output_names = list(encoder.model.output)
     images = tf.TensorSpec([None, None, None, 3], tf.float32, INPUT)
-    tf2onnx.convert.from_keras(model, [images], _OPSET, output_path=path)
+    tf2onnx.convert.from_keras(model, [images], _ONNX_OPSET, output_path=path)
     session = onnxruntime.InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
@@ -156,15 +159,15 @@ def _run_keras(model):
     return run
 
 
-def _converter(source):
-    size = source.image_size
+def _converter(encoder):
+    size = encoder.image_size
     images = tf.TensorSpec([1, size, size, 3], tf.float32, INPUT)
     function = tf.function(
-        lambda images: source.model(images, training=False),
+        lambda images: encoder.model(images, training=False),
         input_signature=[images],
     )
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [function.get_concrete_function()], source.model
+        [function.get_concrete_function()], encoder.model
     )
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return converter
@@ -174,7 +177,7 @@ def _run_tflite(converter, path, *, to_input):
     with open(path, "wb") as file:
         file.write(converter.convert())
     with warnings.catch_warnings():
-        # TensorFlow 2.21 announces that another package will have it.
+        # TensorFlow 2.21 warns that the interpreter moves to LiteRT.
         warnings.filterwarnings("ignore", "(?s).*LiteRT", UserWarning)
         interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
     signature = interpreter.get_signature_runner()

@@ -1,10 +1,10 @@
-"""Writes what TensorFlow Serving needs around exported models.
+"""Write the configuration to deploy exported models on TensorFlow Serving.
 
     python -m export.deploy --model_base_path=models/photos --output=deploy
 
-Writes its settings, and files that start the official image with Docker Compose
-and on Kubernetes. Run again with other labels it moves them. See
-export/README.md.
+The command writes the configuration files of the server, and files that start
+the official image with Docker Compose and on Kubernetes. Run it again with
+other versions to move the labels. See export/README.md.
 """
 
 import os
@@ -19,23 +19,24 @@ from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
 from clsa_tf.options.flags import define_path, require
 from export.deployment import published
-from export.deployment.checks import check_deployment
-from export.deployment.files import IMAGES, Settings, render
-from export.serving.settings import read_model_configs
+from export.deployment.deployment_checks import check_deployment
+from export.deployment.rendering import IMAGES, DeploymentSettings, render
+from export.serving.config_files import read_model_configs
 
-# A Kubernetes Service's name, which is a DNS label.
+# Name of a Kubernetes Service, a DNS label.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
-class Written(typing.NamedTuple):
-    """What `deploy` did.
+class DeployResult(typing.NamedTuple):
+    """Result of `deploy`.
 
     Attributes:
         files: names of the files that changed, sorted.
-        labels: label -> version, as servers will have it now.
-        waiting: label -> version of those that could not be moved yet, because
-            a server has to load the version first; call `deploy` again then.
-        batching: whether requests of several clients are computed together.
+        labels: label -> version, as written to the configuration.
+        waiting: label -> version of labels that cannot be moved yet, because
+            the server has to load the version first; call `deploy` again after
+            that.
+        batching: whether the server batches requests of several clients.
     """
 
     files: list
@@ -45,35 +46,35 @@ class Written(typing.NamedTuple):
 
 
 def deploy(model_base_path, output, settings, *, stable=0, canary=0):
-    """Writes the deployment, or changes what differs of one.
+    """Write a deployment, or update the files that differ.
 
     Args:
         model_base_path: directory of the versions.
-        output: directory to write to; created when missing.
-        settings: `Settings`.
-        stable: version with that label; 0: the newest.
-        canary: version with that label; 0: none.
+        output: directory to write to; created if missing.
+        settings: `DeploymentSettings`.
+        stable: version with the label `stable`; 0: the newest one.
+        canary: version with the label `canary`; 0: none.
 
     Returns:
-        `Written`.
+        `DeployResult`.
 
     Raises:
-        UserError: a version is missing or incomplete, or a name or number
-            cannot be used.
+        UserError: a version is missing or incomplete, or a name or number is
+            not allowed.
     """
     _check_name(settings.model_name)
     stable = stable or published.newest(model_base_path)
     if canary == stable:
         raise UserError(
-            f"Expected two versions, received {stable} as stable and as canary;"
-            " name another with --stable or leave --canary out."
+            f"Expected two different versions, received --stable={stable} and "
+            f"--canary={canary}; change one or omit --canary."
         )
     wanted = {"stable": stable} | ({"canary": canary} if canary else {})
     models = [
         published.read(model_base_path, version) for version in wanted.values()
     ]
     batching = _choose_batching(settings, models)
-    _make(output)
+    _make_directory(output)
     versions, labels = _next_step(output, settings.model_name, wanted)
     files = render(
         settings,
@@ -82,7 +83,7 @@ def deploy(model_base_path, output, settings, *, stable=0, canary=0):
         labels=labels,
         batching=batching,
     )
-    return Written(
+    return DeployResult(
         files=_publish(files, output),
         labels=labels,
         waiting={k: v for k, v in wanted.items() if labels.get(k) != v},
@@ -93,51 +94,51 @@ def deploy(model_base_path, output, settings, *, stable=0, canary=0):
 def _check_name(name):
     if not _NAME.fullmatch(name):
         raise UserError(
-            "Expected a model name of at most 63 lower-case letters, digits and"
-            " hyphens that starts with a letter (Kubernetes takes no other), "
+            "Expected a model name of at most 63 lower-case letters, digits "
+            "and hyphens that starts with a letter (a rule of Kubernetes), "
             f"received {name!r}; set --model_name."
         )
 
 
-def _make(directory):
+def _make_directory(directory):
     if os.path.isdir(directory):
         return
     try:
         os.makedirs(directory)
     except (FileExistsError, NotADirectoryError) as e:
         raise UserError(
-            f"Expected a directory to write to, received {directory}, where "
-            "there is a file; choose another --output."
+            f"Expected a directory as --output, received {directory}, which is "
+            "a file or below one; choose another --output."
         ) from e
-    os.chmod(directory, 0o755)  # the container's user has to see what is in it
+    os.chmod(directory, 0o755)  # readable for the container's user
 
 
 def _choose_batching(settings, models):
-    """Whether to batch; raises `UserError` if a model cannot bear it."""
+    """Return whether to batch; raise `UserError` if a model prevents it."""
     if settings.batching == "off" or (
         settings.batching == "auto"
         and not all(model.marks_bad_images for model in models)
     ):
         return False
     for model in models:
-        least = published.warmup_images(model)
-        most = published.max_images(model)
-        if not least <= settings.max_batch_size <= most:
+        low = published.warmup_images(model)
+        high = published.max_images(model)
+        if not low <= settings.max_batch_size <= high:
             raise UserError(
-                f"Expected a --max_batch_size from {least}, the largest request"
-                f" of the warm-up, to {most}, what a request may have, for "
-                f"{model.path}, received {settings.max_batch_size}; change it "
-                "or set --batching=off."
+                f"Expected a --max_batch_size from {low}, the largest warm-up "
+                f"request, to {high}, the model's limit, for {model.path}, "
+                f"received {settings.max_batch_size}; change it or set "
+                "--batching=off."
             )
     return True
 
 
 def _next_step(output, name, wanted):
-    """The versions to load and the labels, the next ones towards `wanted`.
+    """Return the versions to load and the labels of the next step to `wanted`.
 
-    A server refuses to move a label to a version that it has not loaded, and
-    with it everything else that is new in models.config. So a version is first
-    loaded beside the others, and gets its labels the next time.
+    A server does not move a label to a version that it has not loaded, and
+    then rejects the whole models.config. Therefore one call adds the version,
+    and the next call moves the label.
 
     Source: tensorflow_serving/model_servers/server_core.cc,
     ServerCore::UpdateModelVersionLabelMap.
@@ -160,7 +161,7 @@ def _next_step(output, name, wanted):
 
 
 def _publish(files, output):
-    """Checks the files, then replaces the ones that differ, each at once."""
+    """Check the files, then atomically replace each one that differs."""
     draft = tempfile.mkdtemp(prefix=".draft-", dir=output)
     changed = []
     try:
@@ -168,13 +169,13 @@ def _publish(files, output):
             with open(os.path.join(draft, name), "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                # Whatever the umask says, the container's user has to read it.
+                # Readable for the container's user, with any umask.
                 os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
         check_deployment(draft)
         for name, text in files.items():
             target = os.path.join(output, name)
-            if not _holds(target, text):
+            if not _contains(target, text):
                 os.replace(os.path.join(draft, name), target)
                 changed.append(name)
     finally:
@@ -182,7 +183,7 @@ def _publish(files, output):
     return sorted(changed)
 
 
-def _holds(path, text):
+def _contains(path, text):
     try:
         with open(path, "rb") as file:
             return file.read() == text.encode()
@@ -191,7 +192,7 @@ def _holds(path, text):
 
 
 def define_flags(flag_values):
-    """Defines this command's flags."""
+    """Define this command's flags."""
     define_path(
         "model_base_path",
         None,
@@ -201,94 +202,94 @@ def define_flags(flag_values):
     define_path(
         "output",
         None,
-        "directory to write to; a server polls what is in it",
+        "directory to write to; servers poll its files",
         flag_values,
     )
     flags.DEFINE_string(
         "model_name",
         "",
-        "by which clients ask for it; empty: that of --model_base_path's last "
-        "part",
+        "name of the model for clients; empty: the last part of "
+        "--model_base_path",
         flag_values,
     )
     flags.DEFINE_integer(
         "stable",
         0,
-        "version with that label; 0: the newest",
+        "version with the label stable; 0: the newest one",
         lower_bound=0,
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "canary",
         0,
-        "version with that label; 0: none",
+        "version with the label canary; 0: none",
         lower_bound=0,
         flag_values=flag_values,
     )
-    for name, least, text in (
+    for name, minimum, text in (
         ("max_batch_size", 1, "images in the largest batch"),
         (
             "batch_timeout_micros",
             0,
-            "microseconds that a batch waits to be filled",
+            "microseconds to wait until a batch is full",
         ),
-        ("clients", 1, "requests that are under way at the same time"),
-        ("cpus", 1, "processor cores that the container gets"),
-        ("memory_mb", 256, "memory that the container gets, MiB"),
+        ("clients", 1, "requests in progress at the same time"),
+        ("cpus", 1, "CPU cores of the container"),
+        ("memory_mb", 256, "memory of the container, in MiB"),
     ):
-        default = Settings._field_defaults[name]
+        default = DeploymentSettings._field_defaults[name]
         flags.DEFINE_integer(
-            name, default, text, lower_bound=least, flag_values=flag_values
+            name, default, text, lower_bound=minimum, flag_values=flag_values
         )
     flags.DEFINE_enum(
-        "accelerator", "cpu", IMAGES, "what to compute on", flag_values
+        "accelerator", "cpu", IMAGES, "device to compute on", flag_values
     )
     flags.DEFINE_enum(
         "batching",
         "auto",
         ["auto", "on", "off"],
-        "compute requests of several clients together; there, one bad image "
-        "fails them all. auto: only models exported with --bad_images=nan, "
-        "where it does not",
+        "batch the requests of several clients. With models exported with "
+        "--bad_images=error, a bad image fails its whole batch; auto: on only "
+        "for models exported with --bad_images=nan",
         flag_values,
     )
     require(flag_values, "model_base_path", "output")
 
 
 def main():
-    """Reads the flags, writes, and says what there is now."""
+    """Read the flags, write the deployment and print the result."""
     values = flags.FLAGS
     base = values.model_base_path
-    settings = Settings(
+    settings = DeploymentSettings(
         values.model_name or os.path.basename(os.path.abspath(base)),
-        **{k: getattr(values, k) for k in Settings._field_defaults},
+        **{k: getattr(values, k) for k in DeploymentSettings._field_defaults},
     )
-    written = deploy(
+    result = deploy(
         base,
         values.output,
         settings,
         stable=values.stable,
         canary=values.canary,
     )
-    labels = ", ".join(f"{k} = {v}" for k, v in written.labels.items())
-    changed = ", ".join(written.files) or "nothing had to be changed"
+    labels = ", ".join(f"{k} = {v}" for k, v in result.labels.items())
+    changed = ", ".join(result.files) or "no changes"
     print(f"written and checked: {values.output} ({changed})")
-    batching = "on" if written.batching else "off"
-    if settings.batching == "auto" and not written.batching:
-        batching += " (a bad image would fail the requests of others: export "
-        batching += "with --bad_images=nan)"
+    batching = "on" if result.batching else "off"
+    if settings.batching == "auto" and not result.batching:
+        batching += " (a bad image would fail the requests of other clients: "
+        batching += "export with --bad_images=nan)"
     print(f"labels: {labels}; batching: {batching}")
     apply = f"kubectl apply --filename={values.output}/kubernetes.yaml"
-    if "docker-compose.yml" in written.files:
+    if "docker-compose.yml" in result.files:
         compose = f"docker compose --file={values.output}/docker-compose.yml"
-        print(f"to start it (anew): {compose} up --detach --wait, or {apply}")
-    elif written.files:
-        print(f"a running server follows; on Kubernetes after {apply}")
-    for label, version in written.waiting.items():
+        print(f"to (re)start it: {compose} up --detach --wait, or {apply}")
+    elif result.files:
+        print(f"running servers read the files; on Kubernetes after {apply}")
+    for label, version in result.waiting.items():
         print(
-            f"{label} = {version} has to wait: servers load version {version} "
-            "now; run the same command again when /v1/models/"
-            f"{settings.model_name}/versions/{version} says AVAILABLE."
+            f"{label} = {version} is pending: servers first load version "
+            f"{version}; run the same command again when /v1/models/"
+            f"{settings.model_name}/versions/{version} is AVAILABLE."
         )
 
 

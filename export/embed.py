@@ -1,21 +1,21 @@
-"""Embeds a folder of images into one file.
+"""Embed a folder of images into one file.
 
     python -m export.embed --encoder=export/ --images=photos/ \\
         --output=embeddings.npz
 
-The encoder is a SavedModel that `export.savedmodel` made, the directory of a
-run (its newest checkpoint), or a server: grpc://host:port/MODEL or
-http://host:port/MODEL. The output is .npz, .parquet or .tfrecord;
-`export.embedding.embeddings` tells how to read it.
+The encoder is a SavedModel from `export.savedmodel`, the directory of a run
+(its newest checkpoint), or a model on a server: grpc://host:port/MODEL or
+http://host:port/MODEL. The output is an .npz, .parquet or .tfrecord file. The
+docstring of `export.embedding.embeddings` shows how to read it.
 
-Photographs are turned upright, and WebP, TIFF, HEIC and AVIF files converted,
-before the encoder gets them, as training does unless told otherwise. Of a run
-that was (`--noexif_rotation`, `--nomore_formats`), say the same here.
+The command applies the EXIF orientation and converts WebP, TIFF, HEIC and AVIF
+files, as training does by default. Set --noexif_rotation or --nomore_formats if
+the run was trained with them.
 
-What is done is kept in OUTPUT.parts: after a kill, a crash or a full disk the
-same command goes on from there. Images that cannot be read, and those that
-the model refuses, are left out and listed, a line each with the reason behind
-a tab, in OUTPUT.unreadable.txt.
+OUTPUT.parts holds the finished parts: after a crash, a kill or a full disk the
+same command continues from there. Images that cannot be read or that the model
+rejects are left out. OUTPUT.unreadable.txt lists them with the reasons, one per
+line, separated by a tab.
 """
 
 import contextlib
@@ -36,36 +36,37 @@ from clsa_tf.terminal import progress
 from clsa_tf.terminal.signals import Interruption
 from export.embedding import embeddings
 from export.embedding.encoders import open_encoder
-from export.embedding.in_order import in_order
+from export.embedding.ordered_map import ordered_map
 from export.embedding.parts import Parts
 from export.embedding.photographs import prepare
-from export.embedding.refusal import Gate, embed_each, read_image
+from export.embedding.rejected import Gate, embed_each, read_image
 
-_READERS = 4  # threads that read files
+_READER_THREADS = 4
 
 
 def images(root, *, more_formats):
-    """Lists the images of a folder, and prints what is left out.
+    """List the images of a folder, and print which files are left out.
 
     Args:
-        root: the folder.
+        root: path of the folder.
         more_formats: see `clsa_tf.data.headers.Rules`.
 
     Returns:
-        (list of paths below it; digest of these and of the files' sizes).
+        (list of paths relative to `root`; digest of the paths and the sizes of
+        the files).
 
     Raises:
-        UserError: there are none.
+        UserError: the folder has no images.
     """
     if "://" in root:
         raise UserError(
-            f"Expected a folder of this machine as --images, received {root}; "
-            "copy or mount it."
+            f"Expected a local folder as --images, received {root}; copy or "
+            "mount it."
         )
-    if root.startswith(FOLDER):  # as --dataset has it
+    if root.startswith(FOLDER):  # the syntax of --dataset
         raise UserError(
-            f"Expected a folder as --images, received {root}; write the path "
-            f"alone: --images={root[len(FOLDER) :]}."
+            f"Expected the path of a folder as --images, received {root}; set "
+            f"--images={root[len(FOLDER) :]}."
         )
     listing = list_folder(root, more_formats=more_formats)
     files = listing.images
@@ -75,17 +76,17 @@ def images(root, *, more_formats):
     for file in files:
         try:
             size = os.stat(posixpath.join(root, file)).st_size
-        except OSError:  # it will be listed as bad
+        except OSError:  # will be listed as bad
             size = -1
         digest.update(os.fsencode(file) + b"\0%d\0" % size)
     return files, f"{len(files)}, sha256:{digest.hexdigest()}"
 
 
 def batches(start, end, size, shard_size):
-    """Yields the bounds of batches, which end where shards end.
+    """Yield the bounds of batches, which never cross the end of a shard.
 
-    So which images make a batch, and with it the rounding, does not depend on
-    where a part ended before its time.
+    The batches, and with them the rounding errors, therefore do not depend on
+    where an earlier process was interrupted.
     """
     while start < end:
         stop = min(start + size, end, start - start % shard_size + shard_size)
@@ -105,24 +106,23 @@ def embed(
     shard_size,
     concurrency,
 ):
-    """Embeds what is not embedded yet.
+    """Embed the images that are not in `parts` yet.
 
     Args:
-        encoder: of `export.embedding.encoders`.
-        root: the folder.
-        files: list of paths below it.
+        encoder: see `export.embedding.encoders.open_encoder`.
+        root: path of the folder.
+        files: list of paths relative to `root`.
         parts: `export.embedding.parts.Parts` of these files.
         interruption: `Interruption`, entered.
         rules: `clsa_tf.data.headers.Rules`.
-        batch_size: images that are embedded at once.
+        batch_size: images per batch.
         shard_size: images per part.
-        concurrency: batches that are under way at the same time.
+        concurrency: number of batches in progress at the same time.
 
     Raises:
-        ModelError: the encoder failed; what was done before is kept.
-        Stopped: by a signal; what was done before is kept.
+        ModelError: the encoder failed; finished batches are saved.
+        Stopped: a signal stopped it; finished batches are saved.
     """
-
     gate = Gate(concurrency)
 
     def read(bounds):
@@ -139,10 +139,12 @@ def embed(
             progress.bar(len(files), initial=parts.done, unit="images")
         )
         contents = stack.enter_context(
-            in_order(read, bounds, workers=_READERS, ahead=concurrency + 1)
+            ordered_map(
+                read, bounds, workers=_READER_THREADS, ahead=concurrency + 1
+            )
         )
         results = stack.enter_context(
-            in_order(run, contents, workers=concurrency, ahead=concurrency)
+            ordered_map(run, contents, workers=concurrency, ahead=concurrency)
         )
         try:
             for (start, stop), (outputs, bad) in results:
@@ -157,32 +159,33 @@ def embed(
 
 
 def join(parts, files, output, widths, interruption, *, max_bad_share):
-    """Makes the output of the parts, and lists the bad images.
+    """Join the parts to the output file, and list the bad images.
 
     Args:
         parts: `export.embedding.parts.Parts` of all files.
         files: list of paths.
         output: path, see `export.embedding.embeddings.write`.
-        widths: from names of outputs to their widths.
+        widths: dictionary from output names to their widths.
         interruption: `Interruption`, entered.
-        max_bad_share: in [0, 1].
+        max_bad_share: largest allowed share of bad images, in [0, 1].
 
     Returns:
-        how many images are bad.
+        number of bad images.
 
     Raises:
-        UserError: too many are; the parts are kept.
-        Stopped: by a signal; the parts are kept.
+        UserError: too many images are bad; the parts are kept.
+        Stopped: a signal stopped it; the parts are kept.
     """
     bad = parts.bad()
-    listed = f"{output}.unreadable.txt"
-    _list_bad(listed, [(files[i], reason) for i, reason in bad.items()])
+    list_path = f"{output}.unreadable.txt"
+    _list_bad(list_path, [(files[i], reason) for i, reason in bad.items()])
     if len(bad) > max_bad_share * len(files):
         raise UserError(
             f"Expected at most {max_bad_share:g} of the images to be bad, "
-            f"received {len(bad)} of {len(files)}, listed in {listed}; mend "
-            "them and start anew, or raise --max_bad_share: what is done is "
-            f"kept in {parts.directory}, and the same command goes on there."
+            f"received {len(bad)} of {len(files)}, listed in {list_path}; "
+            f"repair them and remove {parts.directory}, or raise "
+            "--max_bad_share and run the command again: it continues from "
+            "there."
         )
 
     def blocks(names):
@@ -206,13 +209,13 @@ def _list_bad(path, bad):
         path + ".draft", "w", encoding="utf-8", errors="surrogateescape"
     ) as file:
         for name, reason in bad:
-            # A line break is a character that names may have.
+            # File names may contain line breaks.
             file.write(f"{name}\t{reason}".replace("\n", "\\n") + "\n")
     os.replace(path + ".draft", path)
 
 
 def define_flags(flag_values):
-    """Defines this command's flags."""
+    """Define this command's flags."""
 
     def define(kind, *arguments):
         kind(*arguments, flag_values=flag_values)
@@ -221,7 +224,7 @@ def define_flags(flag_values):
         define_path,
         "encoder",
         None,
-        "directory of a SavedModel, of its versions or of a run, "
+        "directory of a SavedModel, of its versions or of a run, or "
         "grpc://host:port/MODEL or http://host:port/MODEL",
     )
     define(define_path, "images", None, "folder of images")
@@ -230,59 +233,64 @@ def define_flags(flag_values):
         flags.DEFINE_list,
         "outputs",
         "embedding,projection",
-        "what to keep: either or both",
+        "outputs to write, separated by commas",
     )
-    define(flags.DEFINE_integer, "batch_size", 32, "images embedded at once", 1)
+    define(flags.DEFINE_integer, "batch_size", 32, "images per batch", 1)
     define(
         flags.DEFINE_integer,
         "shard_size",
         2048,
-        "images after which what is done is saved",
+        "images per part that is saved",
         1,
     )
     define(
         flags.DEFINE_integer,
         "concurrency",
         4,
-        "batches under way at the same time",
+        "batches in progress at the same time",
         1,
     )
     define(
         flags.DEFINE_float,
         "timeout",
         60.0,
-        "seconds per attempt to reach a server",
+        "seconds per attempt of a request to a server",
         0.001,
     )
-    define(flags.DEFINE_integer, "attempts", 5, "how often to try", 1)
+    define(
+        flags.DEFINE_integer,
+        "attempts",
+        5,
+        "attempts per request to a server",
+        1,
+    )
     define(
         flags.DEFINE_bool,
         "exif_rotation",
         True,
-        "turn photographs upright as their EXIF data say, before the encoder "
-        "gets them",
+        "apply the EXIF orientation to photographs",
     )
     define(
         flags.DEFINE_bool,
         "more_formats",
         True,
-        "also read WebP, TIFF, HEIC and AVIF files, and images whose names do "
-        "not say that they are; otherwise only .jpg .jpeg .png .bmp .gif",
+        "also read WebP, TIFF, HEIC and AVIF files, and images without a known "
+        "extension; otherwise only .jpg .jpeg .png .bmp .gif",
     )
     for name, unit in (("bytes", ""), ("pixels", ", height times width")):
         define(
             flags.DEFINE_integer,
             f"max_image_{name}",
             getattr(headers.DEFAULT, f"image_{name}"),
-            f"most {name}{unit}, of an image that is turned or converted here; "
-            "the encoder has limits of its own. 0: no limit",
+            f"maximum {name}{unit}, of an image that is rotated or converted "
+            "here; the encoder has its own limits. 0: no limit",
             0,
         )
     define(
         flags.DEFINE_float,
         "max_bad_share",
         0.05,
-        "share, in [0, 1], of bad images above which there is no output",
+        "largest share of bad images, in [0, 1]; above it no output is written",
         0.0,
         1.0,
     )
@@ -290,7 +298,7 @@ def define_flags(flag_values):
 
 
 def main():
-    """Reads the flags and embeds."""
+    """Read the flags and embed the images."""
     values = flags.FLAGS
     embeddings.check(values.output)
     rules = headers.Rules(
@@ -319,7 +327,8 @@ def main():
             "outputs": encoder.widths,
             "shard_size": values.shard_size,
         }
-        if rules.exif_rotation:  # as before, if photographs are not turned
+        # Omitted if false, as in parts from versions without this setting.
+        if rules.exif_rotation:
             manifest["exif_rotation"] = True
         parts = Parts(f"{values.output}.parts", manifest, encoder.widths)
         stack.callback(parts.close)
@@ -346,12 +355,12 @@ def main():
         )
     new = len(files) - before
     print(
-        f"{len(files)} images, {before} of them done before; {bad} bad; "
+        f"{len(files)} images, {before} of them embedded before; {bad} bad; "
         f"{seconds:.1f} s, {new / seconds:.1f} images/s"
     )
-    print(f"the embeddings of {len(files) - bad} images are in {values.output}")
+    print(f"wrote embeddings of {len(files) - bad} images to {values.output}")
     if bad:
-        print(f"the bad images, and why: {values.output}.unreadable.txt")
+        print(f"bad images and reasons: {values.output}.unreadable.txt")
 
 
 if __name__ == "__main__":

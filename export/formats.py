@@ -1,27 +1,26 @@
-"""Writes the encoder of a run for Keras, TensorFlow Lite and ONNX.
+"""Export the encoder of a run to Keras, TensorFlow Lite and ONNX.
 
     python -m export.formats --workdir=runs/photos --output=models/formats
 
-Writes into OUTPUT, each file complete and compared with the encoder or not at
-all, and what was measured into OUTPUT/formats.json. **Images are RGB in 0..255
-in all of them**, as `clsa_tf.load_encoder` and Keras' loaders have them, and
-their input is called `images_0_255`. (Files of earlier versions call it
-`images`, and all but int8 take 0..1.)
+The command compares each file with the encoder before it moves the file to
+OUTPUT. OUTPUT/formats.json contains the measurements. **All files take images
+as RGB in 0..255**, as `clsa_tf.load_encoder` and the loaders of Keras do. Their
+input is called `images_0_255`. (In files of earlier versions it is called
+`images` and takes 0..1, except int8.)
 
-* `encoder.keras`: the whole model, of Keras' own layers; plain Keras loads it.
-  Images float32 `[N, H, W, 3]` of any size.
-* `encoder.weights.h5`: its weights, for `load_weights` of such a model.
+* `encoder.keras`: the model, which plain Keras can load. Images float32
+  `[N, H, W, 3]` of any size.
+* `encoder.weights.h5`: the weights, for `load_weights` of this model.
 * `encoder_float16.tflite`: images float32 `[1, S, S, 3]`. The shape is fixed
-  because accelerators of phones ask for that; on a processor
-  `resize_tensor_input` takes more images at once. S is the run's
-  `--image_size`.
-* `encoder_int8.tflite`: weights and activations of 8 bits; images are the
-  bytes of the pixels, uint8 `[1, S, S, 3]`, outputs are float32.
-* `encoder.onnx`: as `encoder.keras`. Needs tf2onnx, onnx and onnxruntime, and
-  is left out without them.
+  because mobile accelerators require it; on a CPU `resize_tensor_input` allows
+  larger batches. S is the run's `--image_size`.
+* `encoder_int8.tflite`: int8 weights and activations. Images are uint8
+  `[1, S, S, 3]`, outputs are float32.
+* `encoder.onnx`: same inputs as `encoder.keras`. Requires tf2onnx, onnx and
+  onnxruntime; left out without them.
 
-Each gives `embedding` float32 `[N, F]` and `projection` float32 `[N, D]`, unit
-rows.
+Each file has the outputs `embedding` float32 `[N, F]` and `projection` float32
+`[N, D]`, unit rows.
 """
 
 import json
@@ -53,32 +52,31 @@ from export.model import card
 
 SUMMARY = encoder_files.FORMATS
 
-# Largest deviations from the encoder that are accepted.
-# Share of the output's largest value: the same sums in another order.
+# Largest accepted deviations from the encoder.
+# float32, as a share of the output's largest value: rounding errors.
 ROUNDING = 1e-4
-# Likewise, for weights of 11 significant bits: each is off by up to 5e-4, and
-# the error of a sum grows with the square root of the layers.
+# float16 weights, as a share of the output's largest value: each weight has an
+# error of up to 5e-4, which grows with the square root of the layers.
 HALF = 1e-2
-# 1 - cosine to the encoder's output, of the worst image, with 8 bits.
+# int8, 1 - cosine to the encoder's output for the worst image.
 QUANTISED = 0.05
-# Share of the images that kNN may get wrong more often, beside what so few
-# can say.
+# Loss of kNN accuracy, in addition to two standard errors.
 KNN_LOSS = 0.03
 
-_CALIBRATION = 200  # photos that ranges of activations are taken from
-_COMPARED = 32  # further ones that int8 is compared on
+_CALIBRATION = 200  # images for the ranges of int8 activations
+_COMPARED = 32  # further images for the comparison of int8
 
 
-class Format(typing.NamedTuple):
-    """A format that can be written.
+class ExportFormat(typing.NamedTuple):
+    """A file format of an exported encoder.
 
     Attributes:
-        file: its name.
-        write: see `export.conversions`.
-        measure: the deviation of two arrays `[n, F]`.
-        bound: the largest that is accepted.
-        lossy: whether the loss of kNN accuracy is measured, too.
-        dtype: of its images.
+        file: name of the file.
+        write: function, see `export.conversions`.
+        measure: function from two arrays `[n, F]` to their deviation.
+        bound: largest accepted deviation.
+        lossy: whether to measure the loss of kNN accuracy, too.
+        dtype: dtype of the images.
     """
 
     file: str
@@ -90,37 +88,37 @@ class Format(typing.NamedTuple):
 
 
 def share_of_largest(found, expected):
-    """Largest difference, as a share of the largest value."""
+    """Return the largest difference as a share of the largest value."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def one_minus_cosine(found, expected):
-    """1 - cosine of the two rows that differ most, in [0, 2]."""
+    """Return the largest 1 - cosine of two rows, in [0, 2]."""
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     return float(1 - np.min(np.sum(found * expected, axis=1) / lengths))
 
 
 FORMATS = {
-    "keras": Format(
+    "keras": ExportFormat(
         encoder_files.KERAS_FILE,
         conversions.write_keras,
         share_of_largest,
         ROUNDING,
     ),
-    "weights": Format(
+    "weights": ExportFormat(
         "encoder.weights.h5",
         conversions.write_weights,
         share_of_largest,
         ROUNDING,
     ),
-    "tflite_float16": Format(
+    "tflite_float16": ExportFormat(
         "encoder_float16.tflite",
         conversions.write_float16,
         share_of_largest,
         HALF,
         lossy=True,
     ),
-    "tflite_int8": Format(
+    "tflite_int8": ExportFormat(
         "encoder_int8.tflite",
         conversions.write_int8,
         one_minus_cosine,
@@ -128,98 +126,98 @@ FORMATS = {
         lossy=True,
         dtype="uint8",
     ),
-    "onnx": Format(
+    "onnx": ExportFormat(
         "encoder.onnx", conversions.write_onnx, share_of_largest, ROUNDING
     ),
 }
 
 
 def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
-    """Writes the encoder of a run in other formats.
+    """Write the encoder of a run in other formats.
 
     Args:
         workdir: directory of the run.
-        output: directory for the files; created when missing.
-        formats: names of `FORMATS`.
-        images: folder of photos for int8; empty: the run's own dataset.
-        knn: labelled images, at most, that the accuracy of the TFLite files is
-            measured with, as many for neighbours as for questions; 0: none.
+        output: directory for the files; created if missing.
+        formats: names out of `FORMATS`.
+        images: folder of images for int8; empty: the run's dataset.
+        knn: maximum number of labelled images each in the bank and the queries
+            that measure the accuracy of the TFLite files; 0: not measured.
 
     Returns:
-        dictionary from names of files to what was measured, as in
-        `formats.json`, which also keeps what earlier calls wrote.
+        dictionary from file names to measurements, as in `formats.json`, which
+        also keeps the entries of earlier calls.
 
     Raises:
-        UserError: no run or no images there, a file differs from the encoder
-            by more than its bound, or nothing could be written.
+        UserError: there is no run or no image, a file differs from the encoder
+            by more than its bound, or no file could be written.
     """
     trained = load_trained(workdir)
-    photos = compared = None
+    calibration = compared = None
     if "tflite_int8" in formats:
-        photos, compared = _photos(trained.config, images)
+        calibration, compared = _int8_images(trained.config, images)
     os.makedirs(output, exist_ok=True)
-    source = conversions.Source(
+    encoder = conversions.KerasEncoder(
         functional.from_encoder(trained.encoder, trained.config),
         trained.config.image_size,
-        photos,
+        calibration,
     )
     lossy = any(FORMATS[name].lossy for name in formats)
     accuracy = _knn(trained, knn) if knn and lossy else None
     written = {}
     for name in formats:
-        form = FORMATS[name]
+        file_format = FORMATS[name]
         try:
-            with progress.waiting(f"writing {form.file}, and comparing it"):
-                found = _write(
-                    form, source, trained, output, compared, accuracy
+            with progress.waiting(f"writing and comparing {file_format.file}"):
+                measured = _write(
+                    file_format, encoder, trained, output, compared, accuracy
                 )
-        except conversions.Unavailable as e:
-            print(f"left {form.file} out: {e}")
+        except conversions.FormatUnavailable as e:
+            print(f"skipped {file_format.file}: {e}")
             continue
-        written[form.file] = {"format": name} | found
-        _note(output, written)
-        print(f"wrote and compared {_line(form.file, found)}")
+        written[file_format.file] = {"format": name} | measured
+        _update_summary(output, written)
+        print(f"wrote and compared {_describe(file_format.file, measured)}")
     if not written:
         raise UserError(
-            f"Expected to write at least one of {', '.join(formats)}, received "
-            "none that can be written here; install what is missing or choose "
-            "other --formats."
+            f"Cannot write {', '.join(formats)}: packages are missing; install "
+            "them or choose other --formats."
         )
-    print(f"all of it is in {output}; {SUMMARY} has what was measured")
+    print(f"all files are in {output}; {SUMMARY} contains the measurements")
     outcome.show(outcome.of(workdir, trained))
     return written
 
 
-def _write(form, source, trained, output, compared, accuracy):
-    """Writes one file aside, checks it and moves it; what was measured."""
+def _write(file_format, encoder, trained, output, compared, accuracy):
+    """Write, check and publish one file; return its measurements."""
     draft = tempfile.mkdtemp(prefix=".draft-", dir=output)
-    path = os.path.join(draft, form.file)
+    path = os.path.join(draft, file_format.file)
     try:
-        run = form.write(source, path)
-        found = {
+        run = file_format.write(encoder, path)
+        measured = {
             "bytes": os.path.getsize(path),
             "input": {
                 "name": conversions.INPUT,
-                "dtype": form.dtype,
+                "dtype": file_format.dtype,
                 "range": list(functional.PIXELS),
             },
             "image_size": trained.config.image_size,
             "fingerprint": card.fingerprint(trained.encoder.variables),
-            **_deviation(form, run, trained, compared),
+            **_deviation(file_format, run, trained, compared),
         }
-        if form.lossy and accuracy:
-            found |= _loss(form, run, accuracy)
+        if file_format.lossy and accuracy:
+            measured |= _knn_loss(file_format, run, accuracy)
         files.flush_to_disk(path)
-        os.replace(path, os.path.join(output, form.file))
+        os.replace(path, os.path.join(output, file_format.file))
         files.flush_to_disk(output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return found
+    return measured
 
 
-def _deviation(form, run, trained, compared):
+def _deviation(file_format, run, trained, compared):
+    """Measure the deviation from the encoder; raise `UserError` if large."""
     images = compared
-    if form.measure is share_of_largest:
+    if file_format.measure is share_of_largest:
         size = trained.config.image_size
         images = np.random.default_rng(0).integers(0, 256, [4, size, size, 3])
         images = np.uint8(images)
@@ -228,36 +226,32 @@ def _deviation(form, run, trained, compared):
         "projection": trained.encoder.project(images).numpy(),
     }
     found = run(images)
-    worst = max(form.measure(found[k], expected[k]) for k in expected)
-    # (NaN is not within it.)
-    if not worst <= form.bound:
+    worst = max(file_format.measure(found[k], expected[k]) for k in expected)
+    measure = file_format.measure.__name__.replace("_", " ")
+    if not worst <= file_format.bound:  # NaN is an error, too
         raise UserError(
-            f"Expected {form.file} to differ from the encoder by at most "
-            f"{form.bound:g} ({_words(form.measure)}), received {worst:.2g}; "
-            "it was not written: leave it out of --formats, or for int8 give "
-            "--images like those that the encoder will see."
+            f"Expected {file_format.file} to differ from the encoder by at "
+            f"most {file_format.bound:g} ({measure}), received {worst:.2g}; "
+            "the file was not written: remove it from --formats, or set "
+            "--images to typical images for int8."
         )
     return {
         "deviation": worst,
-        "bound": form.bound,
-        "measure": _words(form.measure),
+        "bound": file_format.bound,
+        "measure": measure,
     }
 
 
-def _words(measure):
-    return measure.__name__.replace("_", " ")
-
-
 class _Knn(typing.NamedTuple):
-    """The run's evaluation on some of its images."""
+    """The run's kNN evaluation, on some of its images."""
 
     task: typing.Any  # KnnTask
-    questions: int
-    encoder: float  # its accuracy
+    queries: int
+    encoder_accuracy: float
 
 
 def _knn(trained, limit):
-    """Returns `_Knn`; None, after saying why, where it cannot be measured."""
+    """Return `_Knn`, or print why it cannot be measured and return None."""
     config = trained.config
     faults = Faults(max_bad_share=config.max_bad_share)
     try:
@@ -273,37 +267,38 @@ def _knn(trained, limit):
         return None
     task = evaluation.task(faults)
     if evaluation.queries:
-        # Spread over all of them: their order may be by class.
+        # Spread over all queries, which may be sorted by class.
         every = math.ceil(evaluation.queries.size / limit)
         task.queries = task.queries.unbatch().shard(every, 0).batch(256)
     bank, queries = task.features(compiled(trained.encoder))
-    accuracy, questions = task.accuracy_of(bank, queries), len(queries[0])
-    print(f"kNN accuracy, float32: {accuracy:.1%} of {questions} images")
-    return _Knn(task, questions, accuracy)
+    accuracy, count = task.accuracy_of(bank, queries), len(queries[0])
+    print(f"kNN accuracy, float32: {accuracy:.1%} of {count} images")
+    return _Knn(task, count, accuracy)
 
 
-def _loss(form, run, knn):
-    found = knn.task.accuracy(
+def _knn_loss(file_format, run, knn):
+    """Measure the loss of kNN accuracy; raise `UserError` if it is large."""
+    accuracy = knn.task.accuracy(
         lambda images: tf.constant(run(images.numpy())["embedding"])
     )
-    # Two standard errors, at most, of an accuracy.
-    allowed = KNN_LOSS + knn.questions**-0.5
-    if knn.encoder - found > allowed:
+    # The last term is an upper bound of two standard errors.
+    allowed = KNN_LOSS + knn.queries**-0.5
+    if knn.encoder_accuracy - accuracy > allowed:
         raise UserError(
-            f"Expected {form.file} to lose at most {allowed:.1%} of kNN "
-            f"accuracy, received {found:.1%} instead of {knn.encoder:.1%}; it "
-            "was not written: give --images like those that the encoder will "
-            "see, or leave it out of --formats."
+            f"Expected {file_format.file} to lose at most {allowed:.1%} of kNN "
+            f"accuracy, received {accuracy:.1%} instead of "
+            f"{knn.encoder_accuracy:.1%}; the file was not written: set "
+            "--images to typical images, or remove it from --formats."
         )
     return {
-        "knn": found,
-        "knn_float32": knn.encoder,
-        "knn_images": knn.questions,
+        "knn": accuracy,
+        "knn_float32": knn.encoder_accuracy,
+        "knn_images": knn.queries,
     }
 
 
-def _photos(config, folder):
-    """Images to calibrate int8 with and others to compare it on, uint8."""
+def _int8_images(config, folder):
+    """Return images for the calibration and the comparison of int8, uint8."""
     source = (
         open_source(FOLDER + folder, labels="none")
         if folder
@@ -321,61 +316,62 @@ def _photos(config, folder):
     if len(images) < 2:
         raise UserError(
             f"Expected at least 2 images to calibrate int8 in {source.name}, "
-            f"received {len(images)}; name a folder of more with --images."
+            f"received {len(images)}; set --images to a folder with more."
         )
-    # A few are in the order of their names, and that is by class.
+    # Shuffled, because a small dataset is read in the order of its classes.
     images = np.random.default_rng(0).permutation(images)
     compared = min(_COMPARED, math.ceil(len(images) / 4))
     return images[compared:], images[:compared]
 
 
-def _note(output, written):
+def _update_summary(output, written):
     path = os.path.join(output, SUMMARY)
     try:
         with open(path, encoding="utf-8") as file:
-            before = dict(json.load(file))
+            earlier = dict(json.load(file))
     except (OSError, ValueError, TypeError):
-        before = {}
-    text = json.dumps(before | written, indent=2) + "\n"
+        earlier = {}
+    text = json.dumps(earlier | written, indent=2) + "\n"
     files.write_atomically(path, text)
 
 
-def _line(file, found):
+def _describe(file, measured):
+    """Return one line of text."""
     text = (
-        f"{file}: {found['bytes'] / 2**20:.2f} MiB, deviation "
-        f"{found['deviation']:.1e} ({found['measure']}, bound "
-        f"{found['bound']:g})"
+        f"{file}: {measured['bytes'] / 2**20:.2f} MiB, deviation "
+        f"{measured['deviation']:.1e} ({measured['measure']}, bound "
+        f"{measured['bound']:g})"
     )
-    if "knn" in found:
+    if "knn" in measured:
         text += (
-            f", kNN {found['knn']:.1%} (float32: {found['knn_float32']:.1%})"
+            f", kNN {measured['knn']:.1%} "
+            f"(float32: {measured['knn_float32']:.1%})"
         )
     return text
 
 
 def define_flags(flag_values):
-    """Defines this command's flags."""
+    """Define this command's flags."""
     define_path("workdir", None, "directory of the run", flag_values)
     define_path("output", None, "directory for the files", flag_values)
     flags.DEFINE_list(
         "formats",
         list(FORMATS),
-        f"of {', '.join(FORMATS)}, separated by commas",
+        f"names out of {', '.join(FORMATS)}, separated by commas",
         flag_values,
     )
     define_path(
         "images",
         "",
-        "folder of photos that the ranges of int8 are taken from, like those "
-        f"that the encoder will see, some {_CALIBRATION} or more; empty: the "
-        "dataset of the run",
+        f"folder of typical images, about {_CALIBRATION} or more, for the "
+        "ranges of int8 activations; empty: the dataset of the run",
         flag_values,
     )
     flags.DEFINE_integer(
         "knn_images",
         1000,
-        "labelled images of the run's dataset, at most, that the accuracy of "
-        "the TFLite files is measured with; 0: it is not",
+        "maximum number of labelled images of the run's dataset for the kNN "
+        "accuracy of the TFLite files; 0: not measured",
         lower_bound=0,
         flag_values=flag_values,
     )
@@ -383,13 +379,13 @@ def define_flags(flag_values):
     flags.register_validator(
         "formats",
         lambda names: names and set(names) <= set(FORMATS),
-        f"names of {', '.join(FORMATS)}, separated by commas",
+        f"names out of {', '.join(FORMATS)}, separated by commas",
         flag_values,
     )
 
 
 def main():
-    """Reads the flags and writes."""
+    """Read the flags and write the files."""
     values = flags.FLAGS
     tf.get_logger().setLevel("ERROR")
     export(

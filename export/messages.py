@@ -1,13 +1,13 @@
-"""What TensorFlow says went wrong, without what is around it."""
+"""Shorten TensorFlow's error messages to the cause."""
 
 import re
 
-# Names of nodes in a graph.
+# Names of graph nodes.
 _NODES = re.compile(
     r"\[\[\{\{.*?\}\}\]\]|\{\{.*?\}\}|\[\[[\w/.]+\]\]|\[Op:\w+\]"
 )
-# Where in the program a node was made, before what happened there.
-_MADE = re.compile(r"Detected at node .*?\nNode: '[^'\n]*'\n", re.DOTALL)
+# The location that created a node; TensorFlow prints the cause below it.
+_LOCATION = re.compile(r"Detected at node .*?\nNode: '[^'\n]*'\n", re.DOTALL)
 _HEADER = "Graph execution error:"
 _FIRST_OF_SEVERAL = re.compile(
     r"root error\(s\) found\.\s*\(0\)\s*(?:[A-Z_]+: )?(.*?)(?=\n\s*\(1\)|$)",
@@ -18,24 +18,24 @@ _FOOTERS = re.compile(
     r"Errors may have originated|\d+ successful operations)"
 )
 _ASSERTION = re.compile(r"assertion failed: \[(.*)\]$")
-_LONGEST = 1000  # characters
+_MAX_LENGTH = 1000  # characters
 
 
 def reason(text):
-    """The reason in a message of TensorFlow.
+    """Return the cause that a TensorFlow error message contains.
 
     Args:
-        text: of an exception, or what a server answered.
+        text: message of an exception or of a server's response.
 
     Returns:
         one line of at most 1,000 characters, without the names of graph nodes,
         stack traces and `assertion failed: […]`.
     """
-    text = _MADE.sub("", text.split(_HEADER)[-1])
+    text = _LOCATION.sub("", text.split(_HEADER)[-1])
     several = _FIRST_OF_SEVERAL.search(text)
     text = several.group(1) if several else text
     text = _FOOTERS.split(_NODES.sub(" ", text))[0]
     text = " ".join(text.split())
-    asserted = _ASSERTION.search(text)
-    text = asserted.group(1).replace("] [", " ") if asserted else text
-    return text[:_LONGEST] or "no reason given"
+    assertion = _ASSERTION.search(text)
+    text = assertion.group(1).replace("] [", " ") if assertion else text
+    return text[:_MAX_LENGTH] or "no reason given"

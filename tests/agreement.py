@@ -44,7 +44,7 @@ def expected(one):
 
 
 def received(server, one):
-    """What a `tests.server.Server` answers: the same, and the last content."""
+    """What a `ServerProcess` answers: the same, and the last content."""
     if one["kind"] == "grpc":
         return _call(server.grpc, one)
     parts = [base64.b64decode(part) for part in one["request_b64"]]

@@ -24,7 +24,7 @@ def command(*flags):
     )
 
 
-class Server:
+class ServerProcess:
     """Runs while it is entered (`with`).
 
     Attributes:

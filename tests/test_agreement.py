@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import agreement
-from tests.server import Server, models_config, monitoring_flag
+from tests.server import ServerProcess, models_config, monitoring_flag
 
 README = pathlib.Path(__file__).parent.parent / "export" / "README.md"
 REQUESTS = agreement.read()
@@ -19,19 +19,19 @@ CONFIG = (
 )
 # Where the servers differ on purpose: request -> words of export/README.md.
 PAGE = "an HTML page or an empty body"
-REFUSED = [(400, "text")]
+REJECTED = [(400, "text")]
 PARSER = "that are not HTTP"
 WRAP = "integers that their type cannot hold"
 DIFFERENT = {  # and what the embedded one answers
     "images_uint8 pixel = 256": (WRAP, [(400, "error")]),
     "images_uint8: int_val 300": (WRAP, "INVALID_ARGUMENT"),
     "GET /metrics": ("`GET /metrics`", [(200, "text")]),
-    "GET v1/models/m": (PARSER, REFUSED),
+    "GET v1/models/m": (PARSER, REJECTED),
     "CONNECT :predict": (PARSER, [(400, "error")]),
-    "FOO :predict": (PARSER, REFUSED),
-    "chunked: bad size": (PARSER, REFUSED),
-    "Content-Length too small": (PARSER, REFUSED),
-    "both CL and chunked": (PARSER, REFUSED),
+    "FOO :predict": (PARSER, REJECTED),
+    "chunked: bad size": (PARSER, REJECTED),
+    "Content-Length too small": (PARSER, REJECTED),
+    "both CL and chunked": (PARSER, REJECTED),
     "keep-alive: GET /nothing then good": (
         "closes the connection",
         [(404, "error"), (200, "predictions")],
@@ -47,7 +47,7 @@ def server(exported, tmp_path_factory):
         shutil.copytree(exported.path, folder / "m" / version)
     config = folder / "models.config"
     config.write_text(models_config(m=(folder / "m", CONFIG)))
-    with Server(
+    with ServerProcess(
         f"--model_config_file={config}",
         monitoring_flag(folder),
         "--allow_version_labels_for_unavailable_models",

@@ -19,14 +19,15 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from clsa_tf.data import headers
 from clsa_tf.errors import UserError
 from export.client import Client
 from export.embedding import address
-from export.embedding.address import Model
-from export.embedding.refusal import Gate, ModelError, embed_each
+from export.embedding.address import ModelReference
+from export.embedding.rejected import Gate, ModelError, embed_each
 from tests import exports
 from tests.runs import call, command
-from tests.server import Server, models_config
+from tests.server import ServerProcess, models_config
 
 PROTOCOLS = ("grpc", "http")
 BAD = b"not an image"
@@ -134,7 +135,7 @@ class GrpcService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 def _model(spec):
     version = spec.version.value if spec.HasField("version") else None
-    return Model(spec.name, version, spec.version_label or None)
+    return ModelReference(spec.name, version, spec.version_label or None)
 
 
 def _signature():
@@ -270,7 +271,7 @@ def test_gives_up_after_so_many_attempts(protocol):
     service = Service(["UNAVAILABLE"] * 9)
     with serving(protocol, service) as server:
         with Client(server, attempts=3) as client:
-            with pytest.raises(ModelError, match=": try later;") as e:
+            with pytest.raises(ModelError, match="try later") as e:
                 client.embed(IMAGES)
     assert len(service.asked) == 3
     assert e.value.status == "UNAVAILABLE" and "\n" not in str(e.value)
@@ -285,7 +286,7 @@ def test_does_not_try_again_what_would_fail_again(protocol, status):
         with pytest.raises(ModelError) as e:
             client.embed(IMAGES)
     assert len(service.asked) == 1
-    assert e.value.refused == (status == "INVALID_ARGUMENT")
+    assert e.value.rejected == (status == "INVALID_ARGUMENT")
 
 
 def test_waits_for_a_server_that_starts_later(protocol):
@@ -335,7 +336,7 @@ def test_a_request_too_large_for_the_server_is_not_sent_again():
         with Client(server, attempts=2) as client:
             with pytest.raises(ModelError, match="larger than max") as e:
                 client.embed([bytes(5 * 2**20)])
-    assert e.value.refused and "RESOURCE_EXHAUSTED" in str(e.value)
+    assert e.value.rejected and "RESOURCE_EXHAUSTED" in str(e.value)
 
 
 def test_versions_and_labels(protocol):
@@ -349,12 +350,12 @@ def test_versions_and_labels(protocol):
         assert client.pin() == METADATA
         client.embed(IMAGES)
     assert [model for model, _ in service.asked] == [
-        Model("default", 5, None),
-        Model("default", None, "canary"),
-        Model("default", None, None),
-        Model("default", 7, None),
+        ModelReference("default", 5, None),
+        ModelReference("default", None, "canary"),
+        ModelReference("default", None, None),
+        ModelReference("default", 7, None),
     ]
-    with pytest.raises(UserError, match="both"):
+    with pytest.raises(UserError, match="5.*'canary'"):
         Client("here:1", version=5, label="canary")
 
 
@@ -370,9 +371,10 @@ def test_answers_that_do_not_fit_the_request(protocol):
     service = Service()
     service.dropped_rows = 1
     with serving(protocol, service) as server, Client(server) as client:
-        with pytest.raises(ModelError, match=r"\[4, 3\].* for 5 images"):
+        with pytest.raises(ModelError, match=r"\[4, 3\].* 5 ") as e:
             client.embed(IMAGES)
-    with pytest.raises(ValueError, match="at least one"):
+    assert e.value.status == "INTERNAL"
+    with pytest.raises(ValueError):
         Client(server).embed([])
 
 
@@ -381,8 +383,9 @@ def test_answers_that_are_not_of_tensorflow_serving(content):
     service = Service()
     service.content = content
     with serving("http", service) as server, Client(server) as client:
-        with pytest.raises(ModelError, match="JSON"):
+        with pytest.raises(ModelError, match=server) as e:
             client.embed(IMAGES)
+    assert e.value.status == "INTERNAL"
 
 
 @pytest.mark.parametrize(
@@ -390,14 +393,17 @@ def test_answers_that_are_not_of_tensorflow_serving(content):
     [
         ("here:8500", ("here:8500", None)),
         ("grpc://here:8500", ("here:8500", None)),
-        ("grpc://[::1]:8500/photos", ("[::1]:8500", Model("photos"))),
+        ("grpc://[::1]:8500/photos", ("[::1]:8500", ModelReference("photos"))),
         ("http://here:8501/", ("http://here:8501", None)),
         ("https://here/proxy", ("https://here/proxy", None)),
-        ("http://a/v1/models/m", ("http://a", Model("m"))),
-        ("http://a/p/v1/models/m/versions/3", ("http://a/p", Model("m", 3))),
+        ("http://a/v1/models/m", ("http://a", ModelReference("m"))),
+        (
+            "http://a/p/v1/models/m/versions/3",
+            ("http://a/p", ModelReference("m", 3)),
+        ),
         (
             "http://a/v1/models/m/labels/new",
-            ("http://a", Model("m", None, "new")),
+            ("http://a", ModelReference("m", None, "new")),
         ),
     ],
 )
@@ -433,8 +439,9 @@ def test_addresses_of_models(server, expected):
     ],
 )
 def test_addresses_that_are_none(server):
-    with pytest.raises(UserError, match="Expected a server as host:port"):
+    with pytest.raises(UserError, match="grpc://host:port") as e:
         Client(server)
+    assert repr(server) in str(e.value)
 
 
 # ---- Bad images
@@ -442,7 +449,7 @@ def test_addresses_that_are_none(server):
 
 def test_a_server_of_ours(protocol, exported):
     images = [exports.encode(x) for x in exports.noise(5)]
-    with Server(f"--model_base_path={exported.base}") as server:
+    with ServerProcess(f"--model_base_path={exported.base}") as server:
         place = server.grpc if protocol == "grpc" else server.rest
         with Client(place, batch_size=2) as client:
             rows = client.embed(images)
@@ -454,7 +461,7 @@ def test_a_server_of_ours(protocol, exported):
             Client(place, model="other").embed(images)
         with pytest.raises(ModelError) as later:
             Client(place, version=2).embed(images)
-    assert e.value.refused
+    assert e.value.rejected
     assert other.value.status == later.value.status == "NOT_FOUND"
     assert described["version"] == 1 and described["model"] == "default"
     serving_default = described["signatures"]["serving_default"]
@@ -567,7 +574,7 @@ def ask(server, *arguments, status=0):
     return call(command("export.client", f"--server={server}", *arguments))
 
 
-def refused(server, *arguments):
+def failed(server, *arguments):
     """The error of a call that fails, one sentence."""
     result = call(
         command("export.client", f"--server={server}", *arguments), status=1
@@ -597,8 +604,8 @@ def test_writes_a_file(photographs, tmp_path):
     output = tmp_path / "e.npz"
     with serving("http", Service()) as server:
         ask(server, f"--output={output}", "--batch_size=2", *photographs)
-        sentence, _ = refused(server, f"--output={output}", *photographs)
-    assert "does not exist yet" in sentence
+        sentence, _ = failed(server, f"--output={output}", *photographs)
+    assert f"{output};" in sentence and "--output" in sentence
     with np.load(output) as data:
         assert list(data["files"]) == [*map(str, photographs)]
         want = [expected(path.read_bytes()) for path in photographs]
@@ -609,11 +616,11 @@ def test_says_which_photographs_are_bad(photographs, tmp_path):
     photographs[1].write_bytes(BAD)
     missing = tmp_path / "missing.jpg"
     with serving("http", Service()) as server:
-        sentence, printed = refused(
+        sentence, printed = failed(
             server, "--batch_size=2", *photographs, missing
         )
-    assert f"as {photographs[1]} (HTTP 400: image 0 is none)" in sentence
-    assert "received 2 of 4" in sentence
+    assert f"{photographs[1]} (HTTP 400: image 0 is none)" in sentence
+    assert "2 of 4" in sentence
     lines = [json.loads(line) for line in printed.splitlines()]
     assert [line["file"] for line in lines] == [
         *map(str, photographs),
@@ -630,13 +637,14 @@ def test_prints_metadata():
 
 def test_says_what_is_wrong(photographs):
     with serving("http", Service()) as server:
-        sentence, _ = refused(server, "--model=other", *photographs)
+        sentence, _ = failed(server, "--model=other", *photographs)
         assert "HTTP 404: Servable not found: other" in sentence
-        assert "received none" in refused(server)[0]
+        sentence, printed = failed(server)
+        assert sentence and not printed
     nobody = f"localhost:{free_port()}"
-    sentence, _ = refused(nobody, "--attempts=2", *photographs)
-    assert "UNAVAILABLE" in sentence and "check the address" in sentence
-    sentence, _ = refused(server, "--output=x.txt", *photographs)
+    sentence, _ = failed(nobody, "--attempts=2", *photographs)
+    assert "UNAVAILABLE" in sentence and nobody in sentence
+    sentence, _ = failed(server, "--output=x.txt", *photographs)
     assert ".parquet" in sentence
 
 
@@ -651,7 +659,7 @@ def embedded(exported, tmp_path_factory):
     config = base / "models.config"
     label = 'version_labels { key: "stable" value: 1 }'
     config.write_text(models_config(photos=(base, label)))
-    with Server(
+    with ServerProcess(
         f"--model_config_file={config}",
         "--allow_version_labels_for_unavailable_models",
     ) as server:
@@ -664,20 +672,20 @@ def place(server, protocol):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, value",
     [
-        ({"label": "none"}, "label"),
-        ({"signature": "none"}, "ignature"),
-        ({"version": 7}, "version"),
+        ({"label": "none"}, "none"),
+        ({"signature": "none"}, "none"),
+        ({"version": 7}, "7"),
     ],
 )
 def test_images_are_not_blamed_for_what_is_not_there(
-    embedded, protocol, options, said
+    embedded, protocol, options, value
 ):
     images = [exports.encode(image) for image in exports.noise(4)]
     server = place(embedded, protocol)
     with Client(server, model="photos", **options) as client:
-        with pytest.raises(ModelError, match=said) as caught:
+        with pytest.raises(ModelError, match=rf"\b{value}\b") as caught:
             embed_each(client.embed, images)
     assert caught.value.status in ("NOT_FOUND", "FAILED_PRECONDITION")
 
@@ -689,7 +697,7 @@ def test_bad_images_are_blamed(embedded, protocol):
     with Client(server, model="photos", label="stable") as client:
         rows, bad = embed_each(client.embed, images)
     assert rows["embedding"].shape[0] == 3
-    assert list(bad) == [2] and bad[2] == "is damaged or truncated"
+    assert bad == {2: headers.reasons(headers.DEFAULT)[headers.DAMAGED]}
 
 
 def test_the_status_of_versions(embedded, protocol, capsys):
@@ -699,7 +707,7 @@ def test_the_status_of_versions(embedded, protocol, capsys):
         assert found[-1]["version"] == 1
         assert found[0]["state"] == "AVAILABLE" and found[0]["error"] == ""
     with Client(server, model="none") as client:
-        with pytest.raises(ModelError, match="none") as caught:
+        with pytest.raises(ModelError, match=r"\bnone\b") as caught:
             client.status()
     assert caught.value.status == "NOT_FOUND"
 
@@ -712,9 +720,9 @@ def test_a_version_that_was_replaced_is_told(embedded, protocol):
         client.embed([image])
         draft = shutil.copytree(base / "1", base / "draft")
         draft.rename(base / str(version + 1))
-        embedded.wait_for_error(f"unloaded version {version} of photos")
+        embedded.wait_for_error(f"unloaded version {version} ")
         with pytest.raises(ModelError) as caught:
             client.embed([image])
-    text = str(caught.value)
-    assert f"version {version} of 'photos', with which this began" in text
-    assert f"version {version + 1} is; begin again" in text
+    assert caught.value.status == "NOT_FOUND"
+    for value in ("'photos'", f"version {version}", f"version {version + 1}"):
+        assert value in str(caught.value)

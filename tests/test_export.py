@@ -24,7 +24,7 @@ def lenient(exported):
     return served.ServedEncoder(
         exported.encoder,
         image_size=exports.SIZE,
-        keep=1.0,
+        crop_ratio=1.0,
         outputs=["embedding"],
         bad_images="nan",
     )
@@ -128,10 +128,10 @@ def test_bad_images_give_nan_where_that_was_asked_for(exported, lenient):
 @pytest.mark.parametrize(
     "value, words",
     [
-        (np.nan, "not finite"),
-        (np.inf, "not finite"),
-        (255.0, "divide 8-bit values by 255"),
-        (-0.5, "outside of 0 to 1"),
+        (np.nan, "finite"),
+        (np.inf, "finite"),
+        (255.0, "255"),
+        (-0.5, "0 to 1"),
     ],
 )
 def test_values_that_are_none_of_an_image_are_named(signatures, value, words):
@@ -139,13 +139,13 @@ def test_values_that_are_none_of_an_image_are_named(signatures, value, words):
     images[2, 5, 6, 1] = value
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         signatures["images"](tf.constant(images))
-    assert words in str(error.value) and "received image 2 " in str(error.value)
+    assert words in str(error.value) and "image 2 " in str(error.value)
 
 
 @pytest.mark.parametrize(
     "shape, words",
     [
-        ([0, 32, 32, 3], "Expected 1 to 262144 pixels"),
+        ([0, 32, 32, 3], "1 to 262144 pixels"),
         ([2, 0, 32, 3], "[2, 0, 32, 3]"),
         ([1, 2000, 2000, 3], "[1, 2000, 2000, 3]"),
     ],
@@ -162,9 +162,8 @@ def test_requests_without_or_with_too_many_files(signatures, count):
     good = exports.encode(exports.noise(1)[0])
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         signatures["serving_default"](tf.constant([good] * count, tf.string))
-    assert f"Expected 1 to 256 images in a request, received {count}" in str(
-        error.value
-    )
+    text = str(error.value)
+    assert "1 to 256 images" in text and f"received {count};" in text
 
 
 def test_versions_count_up_and_are_never_overwritten(exported, tmp_path):
@@ -191,7 +190,7 @@ def test_versions_count_up_and_are_never_overwritten(exported, tmp_path):
     expected = exported.encoder.project(pixels)
     np.testing.assert_allclose(outputs["projection"], expected, atol=0.05)
     assert np.abs(outputs["projection"] - expected).max() > 1e-6
-    with pytest.raises(UserError, match="does not exist yet"):
+    with pytest.raises(UserError, match=f"{tmp_path}/5.*--version"):
         savedmodel.export(str(exported.workdir), str(tmp_path), version=5)
 
 
@@ -200,7 +199,7 @@ def test_a_version_that_another_export_made_meanwhile(exported, tmp_path):
     for path in (draft, target):
         path.mkdir()
         (path / "saved_model.pb").write_text(path.name)
-    with pytest.raises(UserError, match="does not exist yet"):
+    with pytest.raises(UserError, match=f"{target}.*--version"):
         savedmodel._publish(str(draft), str(target))
     assert (target / "saved_model.pb").read_text() == "1"
 
@@ -208,7 +207,7 @@ def test_a_version_that_another_export_made_meanwhile(exported, tmp_path):
 def test_a_model_that_computes_something_else_is_not_published(
     exported, tmp_path, monkeypatch
 ):
-    write = savedmodel.warmup.write
+    write = savedmodel.warmup_requests.write
 
     def damage(path, **rest):
         """As a disk would, after the model was written."""
@@ -218,8 +217,8 @@ def test_a_model_that_computes_something_else_is_not_published(
         values[1000:100000] = bytes(99000)
         data.write_bytes(values)
 
-    monkeypatch.setattr(savedmodel.warmup, "write", damage)
-    with pytest.raises(UserError, match="nothing was published"):
+    monkeypatch.setattr(savedmodel.warmup_requests, "write", damage)
+    with pytest.raises(UserError, match=r"\(python\).* status 1: "):
         savedmodel.export(str(exported.workdir), str(tmp_path / "export"))
     assert os.listdir(tmp_path / "export") == []
 
@@ -267,7 +266,7 @@ def test_the_card_has_the_figures_of_the_run(finished, tmp_path):
 
 
 def test_a_directory_without_a_run_is_explained(tmp_path):
-    with pytest.raises(UserError, match="directory of a run"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         savedmodel.export(str(tmp_path), str(tmp_path / "out"))
 
 
@@ -275,9 +274,9 @@ def test_a_directory_without_a_run_is_explained(tmp_path):
     "flag, words",
     [
         ("--outputs=logits", "embedding, projection"),
-        ("--output=gs://bucket/model", "directory of this machine"),
+        ("--output=gs://bucket/model", "gs://bucket/model"),
         ("--precision=auto", "float32, mixed_bfloat16, mixed_float16"),
-        ("--warmup_batch_sizes=1,x", "whole numbers"),
+        ("--warmup_batch_sizes=1,x", "'1,x' for --warmup_batch_sizes"),
         ("--warmup_batch_sizes=1,257", "from 1 to 256"),
     ],
 )

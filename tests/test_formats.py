@@ -74,7 +74,7 @@ def written(run, tmp_path_factory):
         runs.command("export.formats", f"--workdir={run}", f"--output={output}")
     )
     for line in result.stderr.splitlines():
-        assert line.startswith("writing encoder") and line.endswith(" …")
+        assert "encoder" in line and line.endswith(" …")  # progress
     return output, result.stdout
 
 
@@ -100,7 +100,7 @@ def test_files_and_what_is_said_of_them(written):
     for name, found in summary.items():
         assert found["bytes"] == (output / name).stat().st_size
         assert 0 <= found["deviation"] <= found["bound"]
-        assert f"wrote and compared {name}" in printed
+        assert f" {name}: " in printed
         assert found["input"] == {
             "name": "images_0_255",
             "dtype": "uint8" if "int8" in name else "float32",
@@ -221,12 +221,11 @@ def test_without_onnx_it_says_so_and_goes_on(
     formats.export(str(run), str(tmp_path), formats=["onnx", "weights"])
     printed = capsys.readouterr().out
     (line,) = [x for x in printed.splitlines() if "encoder.onnx" in x]
-    assert line.startswith("left encoder.onnx out: Expected the packages")
-    assert "pip install 'clsa_tf[onnx]'" in line
+    assert "tf2onnx" in line and "pip install 'clsa_tf[onnx]'" in line
     assert (tmp_path / "encoder.weights.h5").exists()
     # Nothing at all is another matter.
     other = tmp_path / "other"
-    with pytest.raises(UserError, match="^Expected to write at least one of"):
+    with pytest.raises(UserError, match=r"\bonnx\b.*--formats"):
         formats.export(str(run), str(other), formats=["onnx"])
     assert list(other.iterdir()) == []
 
@@ -247,7 +246,7 @@ def test_a_file_that_differs_is_not_published(run, tmp_path, monkeypatch):
     (tmp_path / "encoder.keras").write_text("the one before")
     impossible = formats.FORMATS["keras"]._replace(bound=-1.0)
     monkeypatch.setitem(formats.FORMATS, "keras", impossible)
-    with pytest.raises(UserError, match="Expected encoder.keras to differ"):
+    with pytest.raises(UserError, match="encoder.keras.* -1 .*share of larg"):
         formats.export(str(run), str(tmp_path), formats=["keras"])
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.keras"]
     assert (tmp_path / "encoder.keras").read_text() == "the one before"
@@ -262,7 +261,7 @@ def test_a_loss_of_accuracy_is_not_published(run, tmp_path, monkeypatch):
     found = found["encoder.weights.h5"]
     assert found["knn"] == found["knn_float32"] and found["knn_images"] <= 5
     monkeypatch.setattr(formats, "KNN_LOSS", -1.5)
-    with pytest.raises(UserError, match="to lose at most"):
+    with pytest.raises(UserError, match="encoder.weights.h5.*%.*kNN"):
         formats.export(str(run), str(tmp_path / "b"), formats=["weights"])
     assert list((tmp_path / "b").iterdir()) == []
 
@@ -280,7 +279,7 @@ def test_data_is_asked_for_only_where_it_is_needed(
     found = formats.export(
         str(run), str(output), formats=["tflite_int8"], images=dark
     )
-    assert "kNN accuracy is not measured: " in capsys.readouterr().out
+    assert "/no/such/folder" in capsys.readouterr().out
     assert "knn" not in found["encoder_int8.tflite"]
     interpreter, _ = tflite(output / "encoder_int8.tflite")
     scale, zero = interpreter.get_input_details()[0]["quantization"]
@@ -292,7 +291,7 @@ def test_data_is_asked_for_only_where_it_is_needed(
 
 def test_too_few_photos(run, tmp_path):
     folder = write_folder(tmp_path / "photos", classes=[""], each=1)
-    with pytest.raises(UserError, match="at least 2 images"):
+    with pytest.raises(UserError, match=f" 2 images.*{folder}.* 1;"):
         formats.export(
             str(run),
             str(tmp_path / "new"),
@@ -311,7 +310,8 @@ def test_unknown_format(run, tmp_path):
         ),
         status=1,
     )
-    assert "names of keras, weights" in result.stderr
+    for value in ("keras, weights, ", "'keras,h5'", "--formats"):
+        assert value in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from export.serving import json_tensor
-from export.serving.errors import ServingError
+from export.serving.serving_error import ServingError
 
 
 def signatures():
@@ -109,7 +109,7 @@ def test_what_tensorflow_serving_takes(body, value):
 
 def test_a_list_of_too_many_lists():
     body = b'{"signature_name": "f", "inputs": [' + b"[]," * 2**21 + b"[]]}"
-    with pytest.raises(ServingError, match="lists"):
+    with pytest.raises(ServingError, match=str(2**21)):
         read(body)
 
 

@@ -285,7 +285,7 @@ def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
     tiny.fit(method, tiny.batches(config, 2))
     images = np.random.default_rng(0).integers(0, 256, [3, 16, 16, 3])
     expected = method.encoder.embed(np.uint8(images))
-    served = ServedEncoder(method.encoder, image_size=16, keep=1.0)
+    served = ServedEncoder(method.encoder, image_size=16, crop_ratio=1.0)
     tf.saved_model.save(served, str(tmp_path), signatures=served.signatures)
     loaded = tf.saved_model.load(str(tmp_path))
     exported = loaded.signatures["images_uint8"](tf.constant(images, tf.uint8))

@@ -98,7 +98,7 @@ def test_export_and_card_say_so(poor, capsys):
 
 def test_other_formats_and_embeddings_of_a_run_say_so(poor, capsys, tmp_path):
     formats.export(str(poor.workdir), str(tmp_path), formats=["weights"])
-    encoders.Checkpoint(str(poor.workdir), ["embedding"])
+    encoders.CheckpointEncoder(str(poor.workdir), ["embedding"])
     printed = capsys.readouterr().out
     assert printed.count("warning: the run is not finished (2 of 400 st") == 2
     assert printed.count("the features hardly tell images apart") == 2

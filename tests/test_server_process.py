@@ -21,7 +21,7 @@ from clsa_tf.errors import UserError
 from export import server as server_lib
 from tests import runs
 from tests.server import (
-    Server,
+    ServerProcess,
     command,
     models_config,
     outcome,
@@ -47,7 +47,7 @@ def wait_for(seconds):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_lets_requests_finish(toys, number):
-    with Server(
+    with ServerProcess(
         "--model_name=toy",
         f"--model_base_path={toys}",
         "--enable_grpc_healthcheck_service",
@@ -90,7 +90,7 @@ def is_open(address):
 
 
 def test_a_stop_does_not_wait_for_ever(toys):
-    with Server(
+    with ServerProcess(
         "--model_name=toy", f"--model_base_path={toys}", "--drain_seconds=0.5"
     ) as process:
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -103,7 +103,9 @@ def test_a_stop_does_not_wait_for_ever(toys):
 
 
 def test_a_second_signal_ends_at_once(toys):
-    with Server("--model_name=toy", f"--model_base_path={toys}") as process:
+    with ServerProcess(
+        "--model_name=toy", f"--model_base_path={toys}"
+    ) as process:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             asked = pool.submit(outcome, process, wait_for(20.0))
             time.sleep(0.5)
@@ -115,8 +117,8 @@ def test_a_second_signal_ends_at_once(toys):
             assert asked.result() == "UNAVAILABLE"
 
 
-def test_too_many_connections_are_refused(toys):
-    with Server(
+def test_too_many_connections_are_rejected(toys):
+    with ServerProcess(
         "--model_name=toy",
         f"--model_base_path={toys}",
         "--max_concurrent_requests=4",
@@ -135,7 +137,7 @@ def test_too_many_connections_are_refused(toys):
 def test_a_thousand_requests_at_once(toys):
     """None is lost, with batching and few threads."""
     with (
-        Server(
+        ServerProcess(
             "--model_name=toy", f"--model_base_path={toys}", "--enable_batching"
         ) as process,
         grpc.insecure_channel(process.grpc) as channel,
@@ -159,7 +161,7 @@ def test_a_version_that_comes_later_is_served(toys, tmp_path):
         env=runs.environment(),
     ) as process:
         line = ""
-        while "waiting for a version of default" not in line:
+        while f"default, such as {tmp_path / 'base'}/1" not in line:
             line = process.stderr.readline()
             assert line
         shutil.copytree(toys / "1", tmp_path / "3")
@@ -173,7 +175,9 @@ def test_a_version_that_comes_later_is_served(toys, tmp_path):
 def test_a_new_version_takes_over_without_a_failure(toys, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(toys, base)
-    with Server("--model_name=toy", f"--model_base_path={base}") as process:
+    with ServerProcess(
+        "--model_name=toy", f"--model_base_path={base}"
+    ) as process:
         over = threading.Event()
 
         def ask():
@@ -203,18 +207,21 @@ def test_nothing_to_serve_and_nothing_to_wait_for(tmp_path):
         ),
         status=1,
     )
-    assert "Expected a version of model 'default'" in result.stderr
+    (line,) = result.stderr.splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert f"'default': {tmp_path} " in line
+    assert "--file_system_poll_wait_seconds" in line
 
 
 def test_the_file_of_models_is_followed(toys, tmp_path):
     config = tmp_path / "models.config"
     config.write_text(models_config(one=(toys, "")))
-    with Server(
+    with ServerProcess(
         f"--model_config_file={config}",
         "--model_config_file_poll_wait_seconds=1",
     ) as process:
         config.write_text("this is no configuration")
-        process.wait_for_error("The models stay as they were")
+        process.wait_for_error(f"{config} ")
         config.write_text(models_config(one=(toys, ""), two=(toys, "")))
         assert process.next_served()[0] == "two"
         for name in ("one", "two"):
@@ -226,9 +233,9 @@ def test_a_model_that_cannot_be_loaded_ends_it(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"garbage")
     flags = (f"--model_base_path={tmp_path}", "--max_num_load_retries=0")
-    stderr = runs.call(command(*flags), status=1).stderr
-    assert "version 1 cannot be loaded" in stderr
-    assert "Expected a version of model 'default'" in stderr
+    lines = runs.call(command(*flags), status=1).stderr.splitlines()
+    assert any("'default': version 1 " in line for line in lines[:-1])
+    assert f"'default': {tmp_path} " in lines[-1]
 
 
 @pytest.mark.parametrize("flag", ["port", "rest_api_port"])
@@ -239,7 +246,7 @@ def test_a_port_that_is_taken(toys, flag):
             command(f"--model_base_path={toys}", f"--{flag}={port}"), status=1
         )
     (line,) = result.stderr.splitlines()
-    assert "Expected a free port" in line and f":{port}:" in line
+    assert f"127.0.0.1:{port}:" in line and "--rest_api_port" in line
 
 
 def read(*arguments):
@@ -250,13 +257,16 @@ def read(*arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, value",
     [
-        ([], "received neither"),
-        (["--model_base_path=/a", "--enable_profiler"], "is none"),
-        (["--model_base_path=/a", "--model_config_file=/b"], "received both"),
+        ([], "--model_base_path or --model_config_file"),
+        (["--model_base_path=/a", "--enable_profiler"], "--noenable_profiler"),
+        (
+            ["--model_base_path=/a", "--model_config_file=/b"],
+            "one of --model_base_path and --model_config_file",
+        ),
         (["--model_config_file=/nothing/here"], "/nothing/here"),
-        (["--model_base_path=/a", "--model_name=a/b"], "without a slash"),
+        (["--model_base_path=/a", "--model_name=a/b"], "'a/b'"),
         (
             [
                 "--model_base_path=/a",
@@ -264,16 +274,17 @@ def read(*arguments):
             ],
             "--noenable_batching",
         ),
-        (["--model_base_path=/a", "--port=0", "--rest_api_port=0"], "ports"),
-        (["--model_base_path=/a", "--port=81", "--rest_api_port=81"], "ports"),
+        (
+            ["--model_base_path=/a", "--port=0", "--rest_api_port=0"],
+            "--port and --rest_api_port",
+        ),
+        (["--model_base_path=/a", "--port=81", "--rest_api_port=81"], " 81 "),
     ],
 )
-def test_flags_that_contradict_each_other(arguments, said):
+def test_flags_that_contradict_each_other(arguments, value):
     with pytest.raises(UserError) as caught:
         read(*arguments)
-    text = str(caught.value)
-    assert text.startswith("Expected ") and said in text
-    assert "received" in text and "; " in text
+    assert value in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", ["--port=65536", "--grpc_max_threads=0"])
@@ -286,14 +297,13 @@ def test_a_version_instead_of_the_directory_of_versions(toys, tmp_path):
     with pytest.raises(UserError) as caught:
         read(f"--model_base_path={toys}/1/")
     text = str(caught.value)
-    assert f"received {toys}/1, which is one version" in text
-    assert text.endswith(f"that it is in, {toys}.")
+    assert f"{toys}/1," in text and text.endswith(f" {toys}.")
     config = models_config(toy=(toys / "1", ""))
     (tmp_path / "models.config").write_text(config)
-    with pytest.raises(UserError, match="versions of model 'toy'"):
+    with pytest.raises(UserError, match=f"'toy'.*{toys}/1,"):
         read(f"--model_config_file={tmp_path}/models.config")
     shutil.copytree(toys / "1", tmp_path / "exported")
-    with pytest.raises(UserError, match="move it to .*/exported/1 first"):
+    with pytest.raises(UserError, match=f" {tmp_path}/exported/1 "):
         read(f"--model_base_path={tmp_path}/exported")
     assert read(f"--model_base_path={toys}")[0][0].base_path == str(toys)
 

@@ -15,7 +15,7 @@ import requests
 
 from tests import exports
 from tests.server import (
-    Server,
+    ServerProcess,
     models_config,
     monitoring_flag,
     predict,
@@ -44,7 +44,7 @@ def server(exported, tmp_path_factory):
             toy=(folder / "toys", ""),
         )
     )
-    with Server(
+    with ServerProcess(
         f"--model_config_file={config}",
         monitoring_flag(folder),
         "--allow_version_labels_for_unavailable_models",
@@ -200,7 +200,7 @@ BODIES = {
         b'{"signature_name": "images", "instances": [[[[NaN, 0, 0]]]]}',
         "image 0",
     ),
-    "deep": (DEEP, "nested too deeply"),
+    "deep": (DEEP, "JSON Parse error"),
     "deep_lists": (
         b'{"signature_name": "images", "inputs": '
         + b"[" * 500
@@ -260,7 +260,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_bad_bodies_are_refused_with_the_reason(server, name):
+def test_bad_bodies_are_rejected_with_the_reason(server, name):
     body, said = BODIES[name]
     answer = post(server, body)
     assert answer.status_code == 400, answer.text
@@ -389,7 +389,7 @@ HEAD = f"POST {DEFAULT}:predict HTTP/1.1\r\nHost: x\r\n".encode()
 
 @pytest.mark.parametrize("size", [LIMIT + 1, 3 * LIMIT])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_large_bodies_are_refused(server, size, chunked):
+def test_large_bodies_are_rejected(server, size, chunked):
     body = bytes(size)
     if chunked:
         body = itertools.repeat(bytes(10_000), size // 10_000 + 1)
@@ -413,7 +413,7 @@ def test_large_bodies_are_refused(server, size, chunked):
     ],
     ids=["bytes", "cut", "negative", "twice", "chunk", "header"],
 )
-def test_what_is_not_http_is_refused(server, data):
+def test_what_is_not_http_is_rejected(server, data):
     try:
         assert b" 400 " in raw(server, data)
     except OSError:

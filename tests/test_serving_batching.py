@@ -9,16 +9,16 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf.errors import UserError
-from export.serving.errors import ServingError
+from export.serving.config_files import read_batching_parameters
 from export.serving.servable import Servable
-from export.serving.settings import read_batching_parameters
+from export.serving.serving_error import ServingError
 
 _CODE = grpc.StatusCode
 WAITING = {"batch_timeout_micros": 200_000, "num_batch_threads": 1}
 
 
 class Module(tf.Module):
-    """Tells each row how many were run with it; refuses rows below 0."""
+    """Tells each row how many were run with it; rejects rows below 0."""
 
     def __init__(self, factor):
         super().__init__()
@@ -98,14 +98,14 @@ def test_rows_of_unequal_shapes_fail_each_other(base):
     assert {one.code for one in found} == {_CODE.INVALID_ARGUMENT}
 
 
-def test_more_rows_than_a_batch_has_are_refused(base):
+def test_more_rows_than_a_batch_has_are_rejected(base):
     servable = load(base / "1", max_batch_size=4)
     with pytest.raises(ServingError, match="Task size 5 is larger") as caught:
         run(servable, [[1]] * 5)
     assert caught.value.code == _CODE.INVALID_ARGUMENT
 
 
-def test_a_full_queue_refuses(base):
+def test_a_full_queue_rejects(base):
     servable = load(base / "1", max_batch_size=1, max_enqueued_batches=1)
     found = together(*((servable, [[1]]) for _ in range(64)))
     codes = {getattr(one, "code", None) for one in found}
@@ -149,28 +149,29 @@ def test_batching_parameters_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, values",
     [
-        ("max_batch_size { value: 0 }", "max_batch_size of at least 1"),
-        ("num_batch_threads { value: -1 }", "num_batch_threads"),
-        ("max_enqueued_batches { value: 0 }", "max_enqueued_batches"),
-        ("batch_timeout_micros { value: -1 }", "batch_timeout_micros"),
-        ("allowed_batch_sizes: [8, 4, 1000]", "ascending"),
-        ("allowed_batch_sizes: [4, 4, 1000]", "ascending"),
-        ("allowed_batch_sizes: [0, 1000]", "ascending"),
-        ("allowed_batch_sizes: [4, 16]", "last equals max_batch_size, 1000"),
+        ("max_batch_size { value: 0 }", "max_batch_size from 1 .* 0;"),
+        ("num_batch_threads { value: -1 }", "num_batch_threads from 1 .* -1;"),
+        ("max_enqueued_batches { value: 0 }", "max_enqueued_batches from 1 "),
+        ("batch_timeout_micros { value: -1 }", "batch_timeout_micros from 0 "),
+        ("allowed_batch_sizes: [8, 4, 1000]", r"\[8, 4, 1000\]"),
+        ("allowed_batch_sizes: [4, 4, 1000]", r"\[4, 4, 1000\]"),
+        ("allowed_batch_sizes: [0, 1000]", r"\[0, 1000\]"),
+        ("allowed_batch_sizes: [4, 16]", r"max_batch_size, 1000.*\[4, 16\]"),
         ("pad_variable_length_inputs: true", "pad_variable_length_inputs"),
         ("enable_large_batch_splitting { value: true }", "batch_splitting"),
-        ("max_batch_size: 8", "text format"),
-        ("max_batch { value: 8 }", "text format"),
-        ("\x00", "text format"),
+        ("max_batch_size: 8", "BatchingParameters"),
+        ("max_batch { value: 8 }", "BatchingParameters"),
+        ("\x00", "BatchingParameters"),
     ],
 )
-def test_wrong_batching_parameters_are_refused(text, said, tmp_path):
+def test_wrong_batching_parameters_are_rejected(text, values, tmp_path):
     path = tmp_path / "batching_parameters.txt"
     path.write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=values) as caught:
         read_batching_parameters(path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_is_said():

@@ -17,14 +17,15 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import model_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from clsa_tf.data import headers
 from clsa_tf.errors import UserError
 from export.messages import reason
-from export.model import warmup
-from export.serving import settings
-from export.serving.errors import ServingError
+from export.model import warmup_requests
+from export.serving import config_files
 from export.serving.models import STATE as _STATE
 from export.serving.models import Models
 from export.serving.servable import open_version
+from export.serving.serving_error import ServingError
 from tests import exports
 
 _CODE = grpc.StatusCode
@@ -91,7 +92,7 @@ def write(base, number, *, size=1):
 def write_warmup(version, *requests):
     """Puts records there: pairs of a signature and its inputs, or bytes."""
     (version / "assets.extra").mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(version / warmup.PATH)) as file:
+    with tf.io.TFRecordWriter(str(version / warmup_requests.PATH)) as file:
         for request in requests:
             log = prediction_log_pb2.PredictionLog()
             if not isinstance(request, bytes):
@@ -188,7 +189,7 @@ def statuses(models, **choice):
     return models.statuses(spec(**choice)).model_version_status
 
 
-def refusal(function, *args, **options):
+def rejected(function, *args, **options):
     with pytest.raises(ServingError) as caught:
         function(*args, **options)
     return caught.value.code, caught.value.message
@@ -211,7 +212,9 @@ def until(condition, seconds=60):
 @pytest.fixture(scope="module", params=[False, True], ids=["single", "batched"])
 def models(request, ready_made):
     """One model, version 1; without and with batching."""
-    batching = settings.read_batching_parameters() if request.param else None
+    batching = (
+        config_files.read_batching_parameters() if request.param else None
+    )
     only = config(ready_made.parent, ready_made.name, "specific {versions: 1}")
     only.name = "m"
     models = Models(
@@ -237,7 +240,7 @@ def test_the_answer_is_that_of_the_saved_model(exported, sizes):
     }
     batching = None
     if sizes:
-        batching = settings.read_batching_parameters()
+        batching = config_files.read_batching_parameters()
         batching |= {"max_batch_size": 4}
         batching |= {"allowed_batch_sizes": sizes if len(sizes) > 1 else None}
     servable = open_version(exported.path, batching=batching)
@@ -258,24 +261,25 @@ def test_a_bad_image_is_named_with_the_reason(exported):
     servable = open_version(exported.path, warm_up=False)
     good = exports.encode(exports.noise(1)[0])
     files = np.array([good, good, good[: len(good) // 2]], object)
-    code, message = refusal(
+    code, message = rejected(
         servable.run, "serving_default", {"image_bytes": files}
     )
     assert code == _CODE.INVALID_ARGUMENT
-    assert "image 2" in message and "damaged" in message
+    expected = headers.reasons(headers.DEFAULT)[headers.DAMAGED]
+    assert "image 2 " in message and expected in message
     assert "node" not in message and "{{" not in message
 
 
 def test_outputs_can_be_chosen(models):
     assert ask(models, outputs=("sum",)).outputs.keys() == {"sum"}
     assert ask(models).outputs.keys() == {"y", "sum"}
-    code, message = refusal(ask, models, outputs=("z",))
+    code, message = rejected(ask, models, outputs=("z",))
     assert code == _CODE.INVALID_ARGUMENT
     assert message == (
         "output tensor alias not found in signature: z Outputs expected to be "
         "in the set {sum,y}."
     )
-    code, message = refusal(ask, models, outputs=("y", "y"))
+    code, message = rejected(ask, models, outputs=("y", "y"))
     assert code == _CODE.INVALID_ARGUMENT and "duplicate" in message
 
 
@@ -283,8 +287,8 @@ def test_a_signature_without_rows(ready_made):
     """Runs alone; in a batch it cannot, as in TensorFlow Serving."""
     path, x = str(ready_made / "1"), {"x": np.float32([1, 2, 3])}
     assert open_version(path).run("total", x)["total"] == 6.0
-    batching = settings.read_batching_parameters()
-    refusal(open_version(path, batching=batching).run, "total", x)
+    batching = config_files.read_batching_parameters()
+    rejected(open_version(path, batching=batching).run, "total", x)
 
 
 def test_strings_keep_their_zeros(models):
@@ -365,36 +369,36 @@ def test_strings_keep_their_zeros(models):
         ),
     ],
 )
-def test_wrong_requests_are_refused(models, signature, inputs, code, said):
+def test_wrong_requests_are_rejected(models, signature, inputs, code, said):
     signature = signature or "serving_default"
-    found, message = refusal(ask, models, inputs, signature)
+    found, message = rejected(ask, models, inputs, signature)
     assert found == code
     assert said in message
     assert ask(models).version == 1  # and nothing else happened
 
 
 def test_unknown_models_versions_and_labels(models):
-    assert refusal(ask, models, name="nope") == (
+    assert rejected(ask, models, name="nope") == (
         _CODE.NOT_FOUND,
         "Servable not found for request: Latest(nope)",
     )
-    assert refusal(ask, models, version=7) == (
+    assert rejected(ask, models, version=7) == (
         _CODE.NOT_FOUND,
         "Servable not found for request: Specific(m, 7)",
     )
-    assert refusal(ask, models, version=0)[0] == _CODE.NOT_FOUND
+    assert rejected(ask, models, version=0)[0] == _CODE.NOT_FOUND
     for label in ("nope", ""):
-        assert refusal(ask, models, label=label) == (
+        assert rejected(ask, models, label=label) == (
             _CODE.INVALID_ARGUMENT,
             f"Unrecognized servable version label: {label}",
         )
-    assert refusal(ask, models, name="")[0] == _CODE.INVALID_ARGUMENT
-    assert refusal(ask, models, name="../m")[0] == _CODE.NOT_FOUND
-    assert refusal(statuses, models, name="nope") == (
+    assert rejected(ask, models, name="")[0] == _CODE.INVALID_ARGUMENT
+    assert rejected(ask, models, name="../m")[0] == _CODE.NOT_FOUND
+    assert rejected(statuses, models, name="nope") == (
         _CODE.NOT_FOUND,
         "Could not find any versions of model nope",
     )
-    assert refusal(statuses, models, version=7) == (
+    assert rejected(statuses, models, version=7) == (
         _CODE.NOT_FOUND,
         "Could not find version 7 of model m",
     )
@@ -419,7 +423,7 @@ def test_a_newer_version_takes_over_and_is_taken_back(publish, serve):
     until(lambda: ask(models).version == 2)
     np.testing.assert_array_equal(ask(models).outputs["y"], _X * 2)
     until(lambda: states(models) == {2: _STATE.AVAILABLE, 1: _STATE.END})
-    assert refusal(ask, models, version=1)[0] == _CODE.NOT_FOUND
+    assert rejected(ask, models, version=1)[0] == _CODE.NOT_FOUND
     shutil.rmtree(newer)
     until(lambda: states(models) == {2: _STATE.END, 1: _STATE.AVAILABLE})
     np.testing.assert_array_equal(ask(models).outputs["y"], _X)
@@ -430,7 +434,7 @@ def test_a_newer_version_takes_over_and_is_taken_back(publish, serve):
 @pytest.mark.parametrize("batched", [False, True])
 def test_no_request_fails_while_versions_change(batched, publish, serve):
     publish(1)
-    batching = settings.read_batching_parameters() if batched else None
+    batching = config_files.read_batching_parameters() if batched else None
     models = serve(batching=batching)
     over, answers, failures = threading.Event(), [], []
 
@@ -521,7 +525,7 @@ def _unknown_operation(path):
 
 def _warmup_garbage(path):
     write_warmup(path)
-    (path / warmup.PATH).write_bytes(bytes(range(256)) * 4)
+    (path / warmup_requests.PATH).write_bytes(bytes(range(256)) * 4)
 
 
 def _warmup_endless(path):
@@ -529,7 +533,7 @@ def _warmup_endless(path):
     write_warmup(path)
     length = struct.pack("<Q", 2**62)
     record = struct.pack("<I", _masked_crc(length))
-    (path / warmup.PATH).write_bytes(length + record + b"x" * 100)
+    (path / warmup_requests.PATH).write_bytes(length + record + b"x" * 100)
 
 
 def _masked_crc(data):
@@ -561,7 +565,7 @@ def _warmup_fails(path):
 
 
 def _warmup_too_many(path):
-    write_warmup(path, *[("", {"x": _X})] * (warmup.MAX_RECORDS + 1))
+    write_warmup(path, *[("", {"x": _X})] * (warmup_requests.MAX_RECORDS + 1))
 
 
 @pytest.mark.parametrize(
@@ -596,7 +600,7 @@ def test_a_broken_version_is_not_served(damage, said, publish, serve):
     assert said in newest.status.error_message
     assert (older.version, older.state) == (1, _STATE.AVAILABLE)
     assert ask(models).version == 1
-    assert refusal(ask, models, version=2)[0] == _CODE.NOT_FOUND
+    assert rejected(ask, models, version=2)[0] == _CODE.NOT_FOUND
 
 
 def ask_or_none(models, **options):
@@ -651,7 +655,7 @@ def test_a_base_path_that_is_gone_or_empty(publish, serve, tmp_path):
     assert warnings[-1][:2] == ("warning", "m")
     (tmp_path / "m").mkdir()
     models.reconfigure([config(tmp_path)])
-    assert refusal(ask, models)[0] == _CODE.NOT_FOUND  # as there
+    assert rejected(ask, models)[0] == _CODE.NOT_FOUND  # as there
     publish(2)
     until(lambda: ask_or_none(models) == 2)
 
@@ -739,7 +743,7 @@ def test_a_model_without_versions(publish, serve, tmp_path):
     publish(1)
     models = serve(config(tmp_path), config(tmp_path, "later"))
     assert ask(models).version == 1
-    assert refusal(statuses, models, name="later")[0] == _CODE.NOT_FOUND
+    assert rejected(statuses, models, name="later")[0] == _CODE.NOT_FOUND
     publish(1, model="later")
     until(lambda: ask_or_none(models, name="later") == 1)
 
@@ -775,23 +779,23 @@ def test_labels_name_versions(publish, serve, tmp_path):
     assert [s.version for s in statuses(models, label="stable")] == [3, 2, 1]
     models.reconfigure([every(stable=2)])
     assert ask(models, label="stable").version == 2
-    assert refusal(ask, models, label="canary")[0] == _CODE.INVALID_ARGUMENT
+    assert rejected(ask, models, label="canary")[0] == _CODE.INVALID_ARGUMENT
 
 
 def test_labels_of_unavailable_versions(publish, serve, tmp_path):
     publish(1)
     labelled = config(tmp_path, canary=2)
-    with pytest.raises(UserError, match="'canary' of model 'm'"):
+    with pytest.raises(UserError, match="'canary'.*'m'.* 2;"):
         serve(labelled)
     # As there: none is available yet when it starts.
-    with pytest.raises(UserError, match="allow_version_labels"):
+    with pytest.raises(UserError, match="--allow_version_labels"):
         serve(config(tmp_path, stable=1))
     models = serve()
-    with pytest.raises(UserError, match="version that is available"):
+    with pytest.raises(UserError, match="'canary'.*'m'.* 2;"):
         models.reconfigure([labelled])
-    assert refusal(ask, models, label="canary")[0] == _CODE.INVALID_ARGUMENT
+    assert rejected(ask, models, label="canary")[0] == _CODE.INVALID_ARGUMENT
     models = serve(labelled, allow_unavailable_labels=True)
-    assert refusal(ask, models, label="canary") == (
+    assert rejected(ask, models, label="canary") == (
         _CODE.NOT_FOUND,
         "Servable not found for request: Specific(m, 2)",
     )
@@ -806,7 +810,7 @@ def test_a_label_in_use_does_not_move_to_what_is_not_loaded(
     models = serve(config(tmp_path, stable=1), allow_unavailable_labels=True)
     publish(2)
     later = config(tmp_path, policy="specific { versions: 2 }", stable=3)
-    with pytest.raises(UserError, match="'stable' of model 'm'"):
+    with pytest.raises(UserError, match="'stable'.*'m'.* 3;"):
         models.reconfigure([later])
     assert ask(models, label="stable").version == 1  # and nothing else moved
 
@@ -823,7 +827,7 @@ def test_models_come_and_go(publish, serve, tmp_path):
     assert ask(models, name="other").version == 2
     assert ask(models).version == 1
     models.reconfigure([config(tmp_path, "other")])
-    assert refusal(ask, models)[0] == _CODE.NOT_FOUND
+    assert rejected(ask, models)[0] == _CODE.NOT_FOUND
     assert ask(models, name="other").version == 2
     models.reconfigure([config(tmp_path), config(tmp_path, "other")])
     assert ask(models).version == 1
@@ -871,25 +875,34 @@ def test_model_configs_are_read(tmp_path):
         }
         """
     )
-    found = settings.read_model_configs(path)
+    found = config_files.read_model_configs(path)
     assert [one.name for one in found] == ["a", "b", "c", "d"]
     assert found[1].base_path == "gs://bucket/b"
     assert found[1].version_labels == {"stable": 1, "canary": 4}
-    wanted = [settings.wanted_versions(one, [9, 4, 1, 7]) for one in found]
+    wanted = [config_files.wanted_versions(one, [9, 4, 1, 7]) for one in found]
     assert wanted == [[9], [1, 4], [1, 4, 7, 9], [4, 7, 9]]
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, values",
     [
         ("", "model_config_list"),
         ("custom_model_config {}", "custom_model_config"),
-        ("model_config_list { config { nam: 'a' } }", "text format"),
-        ("{", "text format"),
-        ("model_config_list { config { base_path: '/a' P } }", "without a"),
-        ("model_config_list { config { name: 'a/b' base_path: '/' P }}", "a/b"),
-        ("model_config_list { config { name: 'a' base_path: 'a' P }}", "absol"),
-        ("model_config_list { config { name: 'a' base_path: '/a' } }", "platf"),
+        ("model_config_list { config { nam: 'a' } }", "ModelServerConfig"),
+        ("{", "ModelServerConfig"),
+        ("model_config_list { config { base_path: '/a' P } }", "name.* '';"),
+        (
+            "model_config_list { config { name: 'a/b' base_path: '/' P }}",
+            "'a/b'",
+        ),
+        (
+            "model_config_list { config { name: 'a' base_path: 'b' P }}",
+            "'a'.* 'b';",
+        ),
+        (
+            "model_config_list { config { name: 'a' base_path: '/a' } }",
+            "model_platform 'tensorflow'.*'a'.* '';",
+        ),
         (
             "model_config_list { config { name: 'a' base_path: '/a' "
             "model_platform: 'sklearn' } }",
@@ -898,20 +911,20 @@ def test_model_configs_are_read(tmp_path):
         (
             "model_config_list { config { name: 'a' base_path: '/a' P } "
             "config { name: 'a' base_path: '/b' P } }",
-            "several times",
+            "'a' ",
         ),
         (
             "model_config_list { config { name: 'a' base_path: '/a' P "
             "model_version_policy { specific {} } } }",
-            "specific policy",
+            "specific.*'a'",
         ),
     ],
 )
-def test_wrong_model_configs_are_refused(text, said, tmp_path):
+def test_wrong_model_configs_are_rejected(text, values, tmp_path):
     path = tmp_path / "models.config"
     path.write_text(text.replace(" P", " model_platform: 'tensorflow'"))
-    with pytest.raises(UserError, match=said):
-        settings.read_model_configs(path)
+    with pytest.raises(UserError, match=values):
+        config_files.read_model_configs(path)
 
 
 # --- what TensorFlow says ---------------------------------------------------
@@ -962,7 +975,7 @@ def test_memory_is_flat_over_swaps_and_requests(tmp_path, serve):
     base.mkdir()
     size = 5_000_000  # 20 MB a version
     write(base, 1, size=size)
-    models = serve(batching=settings.read_batching_parameters())
+    models = serve(batching=config_files.read_batching_parameters())
     process, resident = psutil.Process(), []
     for number in range(2, 28):
         shutil.copytree(base / str(number - 1), base / f"draft-{number}")
@@ -971,7 +984,7 @@ def test_memory_is_flat_over_swaps_and_requests(tmp_path, serve):
         shutil.rmtree(base / str(number - 1))
         for _ in range(200):
             ask(models)
-        refusal(ask, models, -_X - 1)
+        rejected(ask, models, -_X - 1)
         resident.append(process.memory_info().rss / 1e6)
     print([round(megabytes) for megabytes in resident])
     # The first of them fill pools that are kept.

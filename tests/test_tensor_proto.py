@@ -9,7 +9,7 @@ from hypothesis import strategies
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from export.serving import tensor_proto
-from export.serving.errors import ServingError
+from export.serving.serving_error import ServingError
 
 
 @hypothesis.settings(deadline=None, max_examples=300, derandomize=True)
@@ -81,9 +81,11 @@ def test_values_that_are_too_many_are_left_out():
 
 
 @pytest.mark.parametrize("shape", [[-1], [-1, -2], [-1, 0]])
-def test_sizes_below_zero_are_refused(shape):
+def test_sizes_below_zero_are_rejected(shape):
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT)
     for size in shape:
         tensor.tensor_shape.dim.add(size=size)
-    with pytest.raises(ServingError, match="not known in full"):
+    with pytest.raises(ServingError, match="'x'") as caught:
         tensor_proto.to_array(tensor, "x", max_bytes=100)
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert str(shape) in caught.value.message

@@ -5,12 +5,12 @@
 #       --workdir=/shared/runs/clsa
 #
 # All arguments after the script's name are passed to the training. The
-# environment (or its activation below), data and --workdir have to be on storage
-# that all machines share.
+# environment (or its activation below), data and --workdir have to be on
+# storage that all machines share.
 #
-# SLURM sends SIGTERM a minute before it ends the job. The run then saves, exits
-# with status 143 and is queued again to resume. The same happens after a machine
-# was lost (status 138). `--strategy=auto` finds the other tasks.
+# SLURM sends SIGTERM a minute before it ends the job. The run then saves,
+# exits with status 143 and is queued again to resume. The same happens after
+# a machine was lost (status 138). `--strategy=auto` finds the other tasks.
 #SBATCH --job-name=clsa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

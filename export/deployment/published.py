@@ -1,4 +1,4 @@
-"""The versions of a model that an export left, and what they can bear."""
+"""Read exported versions of a model and their limits."""
 
 import json
 import os
@@ -8,17 +8,17 @@ from google.protobuf.message import DecodeError
 
 from clsa_tf.errors import UserError, first_line
 
-# What a SavedModel cannot be without.
+# Files without which a SavedModel is incomplete.
 _PARTS = ("saved_model.pb", "variables/variables.index")
 
 
-class Model(typing.NamedTuple):
+class PublishedVersion(typing.NamedTuple):
     """A version of a model.
 
     Attributes:
         path: directory of the SavedModel.
-        marks_bad_images: whether a bad image gives a row of NaN, and does not
-            fail its request.
+        marks_bad_images: whether a bad image gives a row of NaN instead of
+            failing its request.
     """
 
     path: str
@@ -26,78 +26,80 @@ class Model(typing.NamedTuple):
 
 
 def newest(base_path):
-    """Number of the newest version in a directory.
+    """Return the number of the newest version in a directory.
 
     Raises:
-        UserError: no such directory, or no version in it.
+        UserError: the directory does not exist or has no version.
     """
-    found = _versions(base_path)
-    if not found:
+    versions = _versions(base_path)
+    if not versions:
         raise UserError(
-            f"Expected versions of a model, received {base_path}, which has "
-            "none; export one with `python -m export.savedmodel`."
+            "Expected a directory of versions as --model_base_path, received "
+            f"{base_path} without any; export one with `python -m "
+            "export.savedmodel`."
         )
-    return found[-1]
+    return versions[-1]
 
 
 def read(base_path, version):
-    """Reads what there is to know about a version.
+    """Read the properties of a version.
 
     Returns:
-        `Model`.
+        `PublishedVersion`.
 
     Raises:
-        UserError: it is missing, incomplete, damaged, or not one of ours.
+        UserError: the version is missing, incomplete or damaged, or not
+            exported by this project.
     """
     path = os.path.join(base_path, str(version))
-    found = _versions(base_path)
-    if version not in found:
-        names = ", ".join(map(str, found)) or "none"
+    versions = _versions(base_path)
+    if version not in versions:
+        numbers = ", ".join(map(str, versions)) or "none"
         raise UserError(
-            f"Expected a version of {base_path} (there: {names}), received "
-            f"{version}; name one of these."
+            f"Expected a version in {base_path} (found: {numbers}), received "
+            f"{version}; choose one of these."
         )
     for part in _PARTS:
         if not os.path.isfile(os.path.join(path, part)):
             raise UserError(
-                f"Expected a complete version, received {path}, which has no "
-                f"{part}; wait until it is copied, or export it again."
+                f"Expected a complete version, received {path} without {part}; "
+                "wait until it is copied, or export it again."
             )
-    return Model(path, "valid" in _signature(path).outputs)
+    return PublishedVersion(path, "valid" in _signature(path).outputs)
 
 
 def warmup_images(model):
-    """Images in the largest request of a `Model`'s warm-up; 0: there is none.
+    """Return the images in the largest warm-up request of a version, or 0.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file of the warm-up requests is damaged.
     """
-    from export.model import warmup
+    from export.model import warmup_requests
 
-    path = os.path.join(model.path, warmup.PATH)
+    path = os.path.join(model.path, warmup_requests.PATH)
     if not os.path.exists(path):
         return 0
     try:
         return max(
             (
                 tensor.tensor_shape.dim[0].size
-                for request in warmup.read(path)
+                for request in warmup_requests.read(path)
                 for tensor in request.inputs.values()
             ),
             default=0,
         )
-    except (ValueError, warmup.tf.errors.DataLossError) as e:
+    except (ValueError, warmup_requests.tf.errors.DataLossError) as e:
         raise UserError(
-            f"Expected the requests of a warm-up, received {path}: "
-            f"{first_line(e)}; copy or export the version again."
+            f"Cannot read the warm-up requests in {path}: {first_line(e)}; "
+            "copy or export the version again."
         ) from e
 
 
 def max_images(model):
-    """Images that a request to a `Model` may have, by its model card.
+    """Return the maximum number of images per request, from the model card.
 
     Raises:
-        UserError: there is no such card.
+        UserError: the model card is missing or damaged.
     """
     path = os.path.join(model.path, "model_card.json")
     try:
@@ -105,8 +107,8 @@ def max_images(model):
             return int(json.load(file)["limits"]["batch_images"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(
-            f"Expected a model card with its limits, received {path}: {e!r}; "
-            "copy or export the version again."
+            f"Cannot read the limits in the model card {path}: {e!r}; copy or "
+            "export the version again."
         ) from e
 
 
@@ -115,15 +117,15 @@ def _versions(base_path):
         names = os.listdir(base_path)
     except OSError as e:
         raise UserError(
-            f"Expected a directory of a model's versions, received {base_path}:"
-            f" {e.strerror}; set --model_base_path."
+            f"Cannot list the versions in {base_path}: {e.strerror}; correct "
+            "--model_base_path."
         ) from e
     numbers = [int(n) for n in names if n.isdecimal() and n == str(int(n))]
     return sorted(n for n in numbers if n < 2**63)
 
 
 def _signature(path):
-    """The `SignatureDef` that answers unless another is asked for."""
+    """Return the default `SignatureDef` of a SavedModel."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     with open(os.path.join(path, _PARTS[0]), "rb") as file:
@@ -132,14 +134,14 @@ def _signature(path):
         saved = saved_model_pb2.SavedModel.FromString(data)
     except DecodeError as e:
         raise UserError(
-            f"Expected a SavedModel, received {path}, whose {_PARTS[0]} is "
-            "damaged; copy or export it again."
+            f"Cannot read {_PARTS[0]} in {path}: the file is damaged; copy or "
+            "export the version again."
         ) from e
     for graph in saved.meta_graphs:
         served = "serve" in graph.meta_info_def.tags
         if served and "serving_default" in graph.signature_def:
             return graph.signature_def["serving_default"]
     raise UserError(
-        "Expected a model with the tag serve and the signature "
-        f"serving_default, received {path}; export it again."
+        "Expected a SavedModel with the tag serve and the signature "
+        f"serving_default, received {path} without them; export it again."
     )

@@ -1,1 +1,1 @@
-"""What `export.client` and `export.embed` are made of."""
+"""The parts of `export.client` and `export.embed`."""

@@ -1,4 +1,4 @@
-"""Which server, and which of its models."""
+"""Addresses of servers and of models on them."""
 
 import re
 from typing import NamedTuple, Optional
@@ -11,13 +11,14 @@ _MODEL_PATH = re.compile(
 )
 
 
-class Model(NamedTuple):
-    """Which model of a server is meant.
+class ModelReference(NamedTuple):
+    """A model on a server.
 
     Attributes:
-        name: its name there.
-        version: number; None: the newest, or that of the label.
-        label: of a version, such as `"stable"`; or None.
+        name: the model's name on the server.
+        version: number of the version; None: the newest one, or the one with
+            the label.
+        label: label of a version, such as `"stable"`; or None.
     """
 
     name: str
@@ -26,30 +27,30 @@ class Model(NamedTuple):
 
 
 def parse(server):
-    """Takes an address apart.
+    """Split an address into server and model.
 
     Args:
         server: `host:port`, `grpc://host:port[/MODEL]` or
             `http[s]://host:port[/v1/models/MODEL[/versions/N|/labels/L]]`.
 
     Returns:
-        (place, `Model` or None); the place is `host:port` for gRPC and a URL,
-        up to `/v1`, for REST.
+        (place, `ModelReference` or None). The place is `host:port` for gRPC,
+        and the URL without `/v1` and all after it for REST.
 
     Raises:
-        UserError: it has none of these forms.
+        UserError: the address has none of these forms.
     """
     match = _ADDRESS.fullmatch(server)
     scheme, host, path = match.groups() if match else (None, None, None)
     path = (path or "").rstrip("/")
     if scheme in (None, "grpc"):
         if host and "/" not in path[1:]:
-            return host, Model(path[1:]) if path else None
+            return host, ModelReference(path[1:]) if path else None
         raise _error(server)
-    found = _MODEL_PATH.fullmatch(path)
-    if found:
-        prefix, name, version, label = found.groups()
-        model = Model(name, int(version) if version else None, label)
+    model_path = _MODEL_PATH.fullmatch(path)
+    if model_path:
+        prefix, name, version, label = model_path.groups()
+        model = ModelReference(name, int(version) if version else None, label)
         return f"{scheme}://{host}{prefix}", model
     if "/v1/" in f"{path}/":
         raise _error(server)
@@ -57,13 +58,14 @@ def parse(server):
 
 
 def of_model(server):
-    """Writes the address of a model in full.
+    """Expand the short address of a model.
 
     Args:
-        server: as `parse` takes it, or `http[s]://host:port/MODEL`.
+        server: an address for `parse`, or `http[s]://host:port/MODEL`.
 
     Returns:
-        the same, but `http[s]://host:port/v1/models/MODEL` for the latter.
+        `http[s]://host:port/v1/models/MODEL` for the latter, otherwise
+        `server` unchanged.
     """
     match = _ADDRESS.fullmatch(server)
     scheme, host, path = match.groups() if match else (None, None, None)
@@ -76,6 +78,6 @@ def of_model(server):
 def _error(server):
     return UserError(
         "Expected a server as host:port, grpc://host:port[/MODEL] or "
-        f"http://host:port[/v1/models/MODEL], received {server!r}; write it "
-        "in one of these forms."
+        f"http://host:port[/v1/models/MODEL], received {server!r}; use one of "
+        "these forms."
     )

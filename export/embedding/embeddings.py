@@ -1,4 +1,4 @@
-"""Embeddings in files. How to read them:
+"""Write embeddings to files. How to read the files:
 
     data = np.load("e.npz")
     data["files"], data["embedding"]
@@ -11,13 +11,13 @@
     records = tf.data.TFRecordDataset("e.tfrecord")
     records.map(lambda record: tf.io.parse_single_example(record, form))
 
-Of an .npz that does not fit in memory, unzip `embedding.npy` and open that by
+If an .npz file does not fit in memory, unzip `embedding.npy` and open it with
 `np.load(…, mmap_mode="r")`.
 
-Names of files are those below the folder. Those that are not UTF-8 are kept,
-too: `os.fsencode` gives the bytes of any name read from `files` (text, with
-`surrogateescape`) and from `file` in parquet (text; if one name is not UTF-8,
-all are bytes). In tfrecord they are bytes always.
+File names are relative to the folder and may be invalid UTF-8. In .npz files
+`files` is text with `surrogateescape`. In .parquet files `file` is text, or
+bytes if any name is invalid UTF-8. `os.fsencode` converts both to bytes. In
+.tfrecord files `file` is bytes.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ import numpy as np
 from clsa_tf.errors import UserError
 
 SUFFIXES = (".npz", ".parquet", ".tfrecord")
-_NAMES = 2**16  # file names that are written at once
+_NAMES_PER_WRITE = 2**16
 
 
 def check(path):
-    """Raises `UserError` unless `write` can write to `path`."""
+    """Raise `UserError` unless `write` can write to `path`."""
     suffix = os.path.splitext(path)[1]
     if suffix not in SUFFIXES:
         raise UserError(
             f"Expected an --output that ends in {', '.join(SUFFIXES)}, "
-            f"received {path!r}; choose one of them."
+            f"received {path!r}; choose one of these formats."
         )
     if os.path.exists(path):
         raise UserError(
             f"Expected an --output that does not exist yet, received {path}; "
-            "move it away or choose another."
+            "move the file or choose another --output."
         )
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
@@ -58,23 +58,23 @@ def check(path):
             import pyarrow.parquet  # noqa: F401
         except ImportError as e:
             raise UserError(
-                "Expected pyarrow, which .parquet needs, received: "
-                f"{str(e).splitlines()[0]}; install a version that works with "
-                "this NumPy, or write .npz or .tfrecord."
+                "Cannot import pyarrow, which .parquet needs: "
+                f"{str(e).splitlines()[0]}; install a version that is "
+                "compatible with this NumPy, or write .npz or .tfrecord."
             ) from e
 
 
 def write(path, files, widths, blocks):
-    """Writes embeddings, all of them or no file.
+    """Write all embeddings, or no file if it fails.
 
     Args:
-        path: of the file; its suffix, one of `SUFFIXES`, says the format.
-        files: list of R names.
-        widths: from names of outputs to their widths.
-        blocks: function from a list of names of outputs to an iterator of
-            dictionaries with these, float32 `[B, width]`; together R rows. It
-            is called again for every pass, so that not all have to be in
-            memory.
+        path: path of the file; its suffix, one of `SUFFIXES`, is the format.
+        files: list of R file names.
+        widths: dictionary from output names to their widths.
+        blocks: function from a list of output names to an iterator over
+            dictionaries with these outputs, float32 `[B, width]`, R rows in
+            total. It is called once per pass, so that not all embeddings have
+            to be in memory.
     """
     suffix = os.path.splitext(path)[1]
     draft = path + ".draft"
@@ -94,10 +94,10 @@ def _write_npz(path, files, widths, blocks):
         longest = max(map(len, files), default=1)
         dtype = np.dtype(f"U{longest}")
         names = (
-            np.array(files[start : start + _NAMES], dtype)
-            for start in range(0, len(files), _NAMES)
+            np.array(files[start : start + _NAMES_PER_WRITE], dtype)
+            for start in range(0, len(files), _NAMES_PER_WRITE)
         )
-        # Mostly zeros: four bytes a character, names of unequal lengths.
+        # Compressed: an array of text is mostly zeros.
         _write_array(
             archive, "files", [len(files)], dtype, names, zipfile.ZIP_DEFLATED
         )
@@ -113,7 +113,7 @@ def _write_npz(path, files, widths, blocks):
 
 
 def _write_array(archive, name, shape, dtype, pieces, compression):
-    # Without the time, so that equal embeddings give equal files.
+    # Without a time stamp, so that equal embeddings give equal files.
     member = zipfile.ZipInfo(f"{name}.npy")
     member.compress_type = compression
     member.external_attr = 0o644 << 16
@@ -172,7 +172,7 @@ def _example(file, rows):
 
 
 def _rows(files, widths, blocks):
-    """Yields (list of B names, block of B rows of all outputs)."""
+    """Yield (list of B names, block of B rows of all outputs)."""
     names = iter(files)
     for block in blocks(list(widths)):
         count = len(next(iter(block.values())))

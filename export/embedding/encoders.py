@@ -1,4 +1,4 @@
-"""What `export.embed` computes with: a model of this machine, or a server."""
+"""The encoders of `export.embed`: local models and models on servers."""
 
 import contextlib
 import hashlib
@@ -11,71 +11,71 @@ from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import MODEL_CARD, newest_savedmodel
 from export.client import Client
 from export.embedding import address
-from export.embedding.refusal import ModelError
+from export.embedding.rejected import ModelError
 
 _SIGNATURE = "serving_default"
 _INPUT = "image_bytes"
-# Of what a model card says, that on which embeddings depend.
+# Keys of the model card on which embeddings depend.
 _IDENTITY = ("fingerprint", "image_size", "keep", "precision")
-_BLOCK = 2**20  # bytes that are hashed at once
+_BLOCK = 2**20  # bytes per read when hashing
 
 
 def open_encoder(name, *, outputs, batch_size, timeout, attempts):
-    """Opens an encoder.
+    """Open an encoder.
 
     Args:
-        name: directory of a SavedModel, of its versions, of which the newest
-            is taken, or of a run; or the address of a model of a server, see
+        name: directory of a SavedModel, of its versions (the newest is used)
+            or of a run; or the address of a model on a server, see
             `address.of_model`.
-        outputs: names of those that are wanted.
+        outputs: names of the outputs to return.
         batch_size: images per request to a server.
-        timeout: seconds per request.
-        attempts: how often to make one.
+        timeout: seconds per request to a server.
+        attempts: attempts per request to a server.
 
     Returns:
-        `SavedModel`, `Checkpoint` or `Server`.
+        `SavedModelEncoder`, `CheckpointEncoder` or `RemoteEncoder`.
 
     Raises:
-        UserError: there is none, or it has no such outputs.
+        UserError: it does not exist or does not have the outputs.
     """
     if re.match(r"(grpc|https?)://", name):
         name = address.of_model(name)
         client = Client(
             name, batch_size=batch_size, timeout=timeout, attempts=attempts
         )
-        return Server(client, name, outputs)
+        return RemoteEncoder(client, name, outputs)
     path = newest_savedmodel(name)
     if path:
-        return SavedModel(path, outputs)
+        return SavedModelEncoder(path, outputs)
     if os.path.exists(os.path.join(name, RUN_FLAGS)):
-        return Checkpoint(name, outputs)
-    advice = "name one"
+        return CheckpointEncoder(name, outputs)
+    advice = "correct --encoder"
     if re.fullmatch(r"[\w.-]+:\d+(/.*)?", name):
         place, _, model = name.partition("/")
         advice = (
-            f"did you mean grpc://{place}/{model or 'MODEL'} (the port of gRPC)"
+            f"did you mean grpc://{place}/{model or 'MODEL'} (the gRPC port)"
         )
     raise UserError(
         "Expected an --encoder that is the directory of a SavedModel, of its "
-        "versions or of a run, or the address of a server, "
-        f"grpc://host:port/MODEL or http://host:port/MODEL, received {name!r}; "
+        "versions or of a run, or an address, grpc://host:port/MODEL or "
+        f"http://host:port/MODEL, received {name!r}; "
         f"{advice}."
     )
 
 
-class SavedModel:
+class SavedModelEncoder:
     """A SavedModel in this process.
 
     Args:
-        path: its directory.
-        outputs: names of those that are wanted.
+        path: directory of the SavedModel.
+        outputs: names of the outputs to return.
 
     Attributes:
-        identity: differs from those of models that give other embeddings.
-        widths: from the outputs' names to their widths.
+        identity: text that differs for models with other embeddings.
+        widths: dictionary from the outputs' names to their widths.
 
     Raises:
-        UserError: it cannot be loaded or has no such outputs.
+        UserError: it cannot be loaded or does not have the outputs.
     """
 
     def __init__(self, path, outputs):
@@ -84,50 +84,49 @@ class SavedModel:
 
         self.path = path
         try:
-            # It has to be kept for its variables to be.
+            # An attribute, because it owns the variables.
             self._model = tf.saved_model.load(path)
             self._function = self._model.signatures[_SIGNATURE]
-            # TensorFlow prepares a function when it is first called, and in
-            # each of several threads if these are the first.
+            # TensorFlow optimizes a function at its first call; threads that
+            # call it at the same time would each do so.
             with contextlib.suppress(tf.errors.InvalidArgumentError):
                 black = tf.io.encode_png(tf.zeros([64, 64, 3], tf.uint8))
                 self._function(image_bytes=black[tf.newaxis])
-        # What is thrown depends on which file is damaged.
+        # The exception class depends on which file is damaged.
         except Exception as e:
             raise UserError(
-                f"Expected a SavedModel with the signature {_SIGNATURE!r} of "
-                f"{_INPUT} in {path}, received: {first_line(e)}; export it "
-                "again."
+                f"Cannot load the signature {_SIGNATURE!r} of {_INPUT} of the "
+                f"SavedModel in {path}: {first_line(e)}; export it again."
             ) from e
         inputs = self._function.structured_input_signature[1]
-        found = self._function.structured_outputs
-        shapes = {name: x.shape.as_list() for name, x in found.items()}
+        tensors = self._function.structured_outputs
+        shapes = {name: x.shape.as_list() for name, x in tensors.items()}
         self.widths = _widths(path, outputs, inputs, shapes)
         self._outputs = [*outputs, *({"valid"} & {*shapes})]
         self.identity = fingerprint(path)
 
     def __call__(self, images):
-        """Embeds images; as `Client.embed`."""
-        found = _call(self._function, images, self.path)
-        return {name: found[name].numpy() for name in self._outputs}
+        """Embed images, see `Client.embed`."""
+        rows = _call(self._function, images, self.path)
+        return {name: rows[name].numpy() for name in self._outputs}
 
     def close(self):
-        """Does nothing."""
+        """Do nothing."""
 
 
-class Checkpoint:
-    """The newest checkpoint of a run, as `export.savedmodel` would export it.
+class CheckpointEncoder:
+    """The newest checkpoint of a run, with the outputs of its export.
 
     Args:
         workdir: directory of the run.
-        outputs: names of those that are wanted.
+        outputs: names of the outputs to return.
 
     Attributes:
-        identity: as of `SavedModel`; that of the export is the same.
-        widths: likewise.
+        identity: see `SavedModelEncoder`; equals the identity of the export.
+        widths: see `SavedModelEncoder`.
 
     Raises:
-        UserError: it cannot be loaded or has no such outputs.
+        UserError: it cannot be loaded or does not have the outputs.
     """
 
     def __init__(self, workdir, outputs):
@@ -140,19 +139,19 @@ class Checkpoint:
         trained = load_trained(workdir)
         outcome.show(outcome.of(workdir, trained))
         config, encoder = trained.config, trained.encoder
-        known = {
+        shapes = {
             "embedding": [None, encoder.features],
             "projection": [None, encoder.projections],
         }
-        self.widths = _widths(workdir, outputs, [_INPUT], known)
-        # It has to be kept for its variables to be.
+        self.widths = _widths(workdir, outputs, [_INPUT], shapes)
+        # An attribute, because it owns the variables.
         self._module = served.ServedEncoder(
             encoder,
             image_size=config.image_size,
-            keep=config.eval_keep,
+            crop_ratio=config.eval_keep,
             outputs=outputs,
         )
-        # Not prepared by several threads at once.
+        # Traced here, before threads call it.
         self._function = self._module.signatures[_SIGNATURE]
         self.identity = _identity(
             {
@@ -164,78 +163,78 @@ class Checkpoint:
         )
 
     def __call__(self, images):
-        """Embeds images; as `Client.embed`."""
-        found = _call(self._function, images, self._workdir)
-        return {name: x.numpy() for name, x in found.items()}
+        """Embed images, see `Client.embed`."""
+        rows = _call(self._function, images, self._workdir)
+        return {name: x.numpy() for name, x in rows.items()}
 
     def close(self):
-        """Does nothing."""
+        """Do nothing."""
 
 
-class Server:
-    """A model of a server, always the version that was there first.
+class RemoteEncoder:
+    """A model on a server, pinned to the version that is served first.
 
     Args:
         client: `export.client.Client`.
-        address: its server, for messages.
-        outputs: names of those that are wanted.
+        address: address of the model, for messages.
+        outputs: names of the outputs to return.
 
     Attributes:
-        identity: differs from those of other servers, models and versions.
-        widths: as of `SavedModel`.
+        identity: text that differs for other servers, models and versions.
+        widths: see `SavedModelEncoder`.
 
     Raises:
-        UserError: it cannot be reached or has no such outputs.
+        UserError: it cannot be reached or does not have the outputs.
     """
 
     def __init__(self, client, address, outputs):
         """See the class."""
         self._client = client
-        found = client.pin()
-        self.identity = f"{address} version {found['version']}"
-        signature = found["signatures"].get(_SIGNATURE)
+        metadata = client.pin()
+        self.identity = f"{address} version {metadata['version']}"
+        signature = metadata["signatures"].get(_SIGNATURE)
         signature = signature or {"inputs": {}, "outputs": {}}
         shapes = {k: x["shape"] for k, x in signature["outputs"].items()}
         self.widths = _widths(address, outputs, signature["inputs"], shapes)
         self._outputs = [*outputs, *({"valid"} & {*shapes})]
 
     def __call__(self, images):
-        """Embeds images; as `Client.embed`."""
+        """Embed images, see `Client.embed`."""
         return self._client.embed(images, outputs=self._outputs)
 
     def close(self):
-        """Closes the connections."""
+        """Close the connections."""
         self._client.close()
 
 
 def _call(function, images, place):
-    """Calls a model of this process; raises `ModelError` as a server's do."""
+    """Call a local model; raise `ModelError` as for a server."""
     import grpc
     import tensorflow as tf
 
     try:
         return function(image_bytes=tf.constant(images))
     except tf.errors.OpError as e:
-        # Numbered as by gRPC.
+        # TensorFlow and gRPC use the same numbers.
         statuses = {code.value[0]: code.name for code in grpc.StatusCode}
         status = statuses[e.error_code]
         raise ModelError(place, status, first_line(e).rstrip(".")) from e
 
 
 def _identity(card):
-    said = [card["fingerprint"], *(card.get(key) for key in _IDENTITY)]
-    return f"sha256:{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"
+    values = [card["fingerprint"], *(card.get(key) for key in _IDENTITY)]
+    return f"sha256:{hashlib.sha256(json.dumps(values).encode()).hexdigest()}"
 
 
 def fingerprint(path):
-    """What tells a SavedModel from those that give other embeddings.
+    """Return a digest that differs for SavedModels with other embeddings.
 
     Args:
-        path: its directory.
+        path: directory of the SavedModel.
 
     Returns:
-        `"sha256:…"`, of what its model card says or, without one, of its
-        files.
+        `"sha256:…"`, the digest of its model card's identity or, without a
+        card, of its files.
     """
     try:
         with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
@@ -256,7 +255,7 @@ def _variables(path):
 
 
 def _widths(place, outputs, inputs, shapes):
-    """The outputs' widths, from the shapes of all outputs."""
+    """Return the widths of `outputs`, from the shapes of all outputs."""
     widths = {
         name: shape[1]
         for name, shape in shapes.items()
@@ -265,8 +264,8 @@ def _widths(place, outputs, inputs, shapes):
     if list(inputs) == [_INPUT] and outputs and {*outputs} <= {*widths}:
         return {name: widths[name] for name in outputs}
     raise UserError(
-        f"Expected {place} to make {', '.join(outputs) or 'an output'} of "
-        f"{_INPUT}, received "
-        f"a model that makes {', '.join(widths) or 'nothing'} of "
-        f"{', '.join(inputs) or 'nothing'}; check --encoder and --outputs."
+        f"Expected a model in {place} with the input {_INPUT} and the outputs "
+        f"{', '.join(outputs) or '(none)'}, received the inputs "
+        f"{', '.join(inputs) or '(none)'} and the outputs "
+        f"{', '.join(widths) or '(none)'}; check --encoder and --outputs."
     )

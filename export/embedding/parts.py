@@ -1,4 +1,4 @@
-"""What of a long piece of work is done: parts that survive a kill."""
+"""Embeddings on disk in parts, which survive a crash of the process."""
 
 import io
 import json
@@ -18,24 +18,25 @@ _NAME = re.compile(r"part-(\d{12})-(\d{12})\.npz")
 
 
 class Parts:
-    """Embeddings of a list of images, as far as they are there.
+    """The embeddings of the first images of a list.
 
-    Part after part, in the order of the images; each is a file that is there
-    whole or not at all. The directory is this process's until `close`, or
-    until it ends, however it ends.
+    Each part is a file that is complete or missing. The parts follow the order
+    of the images. This process locks the directory until `close` or until it
+    ends.
 
     Args:
-        directory: theirs; created when missing.
-        manifest: what they are of: dictionary from words, for messages, to
-            what JSON can hold. The same as when they were begun.
-        widths: from the names of the embeddings to their widths.
+        directory: directory of the parts; created if missing.
+        manifest: settings on which the embeddings depend, a dictionary from
+            their names to JSON values. It has to equal the stored one.
+        widths: dictionary from the names of the embeddings to their widths.
 
     Attributes:
-        directory: as above.
-        done: how many images they are of, bad ones included.
+        directory: see above.
+        done: number of images in the parts, bad ones included.
 
     Raises:
-        UserError: they are of something else, or another process is at it.
+        UserError: the stored manifest differs, or another process has the
+            lock.
     """
 
     def __init__(self, directory, manifest, widths):
@@ -45,26 +46,27 @@ class Parts:
         self._lock_file = _lock(directory)
         _check_manifest(os.path.join(directory, _MANIFEST), manifest)
         self._widths = widths
-        self._batches = []  # since the last part: (start, stop, outputs, bad)
+        self._batches = []  # not saved yet: (start, stop, outputs, bad)
         self._paths = []
         self.done = 0
         for name in sorted(os.listdir(directory)):
-            self._take_over(name)
+            self._resume(name)
 
     def add(self, start, stop, outputs, bad):
-        """Adds the next batch, which `save` makes last.
+        """Add the next batch; `save` writes it to disk.
 
         Args:
             start: number of its first image.
-            stop: number of the first behind it.
-            outputs: of the good ones, in order: dictionary of float32
-                `[G, width]`; empty if G = 0.
-            bad: dictionary from the others, counted from `start`, to reasons.
+            stop: number of its last image plus 1.
+            outputs: outputs of the G good images, in order: dictionary of
+                float32 `[G, width]`; empty if G = 0.
+            bad: dictionary from the bad images, counted from `start`, to
+                reasons.
         """
         self._batches.append((start, stop, outputs, bad))
 
     def save(self):
-        """Makes a part of what was added since the last one."""
+        """Write the batches that are not saved yet as one part."""
         if not self._batches:
             return
         rows, bad = [], {}
@@ -75,8 +77,9 @@ class Parts:
         path = os.path.join(
             self.directory, f"part-{self.done:012d}-{stop:012d}.npz"
         )
-        outputs = {f"output/{k}": self._joined(k) for k in self._widths}
-        # Not into the file: without room there, zipfile would complain twice.
+        outputs = {f"output/{k}": self._concatenate(k) for k in self._widths}
+        # In memory first: on a full disk zipfile would fail a second time when
+        # it closes the file.
         content = io.BytesIO()
         np.savez(
             content,
@@ -94,7 +97,7 @@ class Parts:
         self._batches = []
         self.done = stop
 
-    def _joined(self, name):
+    def _concatenate(self, name):
         empty = np.zeros([0, self._widths[name]], np.float32)
         blocks = [
             outputs[name] for _, _, outputs, _ in self._batches if outputs
@@ -102,34 +105,34 @@ class Parts:
         return np.concatenate([empty, *blocks])
 
     def rows(self):
-        """Which images there are embeddings of, a list of ints."""
-        found = [_load(path, "rows") for path in self._paths]
-        return [int(row) for rows in found for row in rows]
+        """Return the numbers of the images with embeddings, a list of ints."""
+        parts = [_load(path, "rows") for path in self._paths]
+        return [int(row) for rows in parts for row in rows]
 
     def bad(self):
-        """Dictionary from images without embeddings to the reasons."""
-        found = {}
+        """Return the reasons by number of the images without embeddings."""
+        bad = {}
         for path in self._paths:
             rows, reasons = _load(path, "bad"), _load(path, "reasons")
-            found |= zip(map(int, rows), map(str, reasons))
-        return found
+            bad |= zip(map(int, rows), map(str, reasons))
+        return bad
 
     def blocks(self, names):
-        """Yields the outputs `names`, part by part, for `embeddings.write`."""
+        """Yield the outputs `names` of each part, for `embeddings.write`."""
         for path in self._paths:
             if len(_load(path, "rows")):
                 yield {name: _load(path, f"output/{name}") for name in names}
 
     def remove(self):
-        """Removes them all."""
+        """Remove the directory with all parts."""
         shutil.rmtree(self.directory)
 
     def close(self):
-        """Gives the directory back."""
+        """Release the lock of the directory."""
         self._lock_file.close()
 
-    def _take_over(self, name):
-        """Goes on behind a part, or removes what cannot be gone on from."""
+    def _resume(self, name):
+        """Continue after a part; remove it if it cannot be used."""
         path = os.path.join(self.directory, name)
         match = _NAME.fullmatch(name)
         if not match:
@@ -137,7 +140,7 @@ class Parts:
                 os.remove(path)  # a draft
             return
         start, stop = map(int, match.groups())
-        if start == self.done and _is_whole(path):
+        if start == self.done and _is_complete(path):
             self._paths.append(path)
             self.done = stop
         else:
@@ -149,7 +152,7 @@ def _load(path, name):
         return data[name]
 
 
-def _is_whole(path):
+def _is_complete(path):
     try:
         _load(path, "rows")
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
@@ -164,18 +167,18 @@ def _check_manifest(path, manifest):
         return
     try:
         with open(path, encoding="utf-8") as file:
-            before = dict(json.load(file))
+            stored = dict(json.load(file))
     except (ValueError, TypeError) as e:
         raise UserError(
-            f"Expected a description of the parts in {path}, received "
-            f"something else; remove {directory} or choose another --output."
+            f"Cannot read {path}, the settings of the parts: {e}; remove "
+            f"{directory} or choose another --output."
         ) from e
-    for word in sorted({*before, *manifest}):
-        if before.get(word) != manifest.get(word):
+    for key in sorted({*stored, *manifest}):
+        if stored.get(key) != manifest.get(key):
             raise UserError(
-                f"Expected to go on with the {word} that {directory} was begun "
-                f"with, {before.get(word)}, received {manifest.get(word)}; "
-                "remove that directory or choose another --output."
+                f"Expected {key} {stored.get(key)}, as for the parts in "
+                f"{directory}, received {manifest.get(key)}; remove the "
+                "directory or choose another --output."
             )
 
 
@@ -184,6 +187,7 @@ def _lock(directory):
         return files.lock(os.path.join(directory, _LOCK))
     except files.Locked as e:
         raise UserError(
-            f"Expected an --output that no other process writes, received one "
-            f"in use by {e}; wait for it or choose another."
+            f"Expected an --output that no other process writes, received "
+            f"{directory}, locked by {e}; wait for it or choose another "
+            "--output."
         ) from e

@@ -1,52 +1,53 @@
-"""What a model cannot use as it is, made into what it can.
+"""Convert photographs into files that models accept.
 
-Models take JPEG, PNG, BMP and GIF files and use pixels as stored. Training on a
-folder turns photographs upright and reads more formats, so that its encoder
-should get the same pixels here.
+Models accept JPEG, PNG, BMP and GIF files and do not apply the EXIF
+orientation. Training on a folder applies it and reads more formats, so the
+encoder should get the same pixels here.
 """
 
 import tensorflow as tf
 
 from clsa_tf.data import converted, decode, headers, orientation
 
-# Up to so many pixels PNG, without loss. Larger ones would take a second each
-# and more bytes than models accept; they lose less than the resizing does.
+# Images of up to this many pixels become PNG, without loss. Larger PNG files
+# would take a second each and exceed the size that models accept; JPEG loses
+# less than the resizing that follows.
 _LOSSLESS_PIXELS = 4_000_000
 _QUALITY = 98
 
 
 def prepare(content, rules):
-    """Makes an image file one that a model takes, upright.
+    """Convert an image file to an upright one that a model accepts.
 
     Args:
-        content: bytes, or an `OSError` instead.
-        rules: `clsa_tf.data.headers.Rules`; the limits are for what is decoded
-            here. The model has its own.
+        content: bytes of a file, or an `OSError`, which is returned.
+        rules: `clsa_tf.data.headers.Rules`; the limits apply to files that are
+            decoded here. The model has its own limits.
 
     Returns:
-        bytes: the same if nothing had to be done, otherwise PNG or, of large
-        images, JPEG; or an `OSError` that says why not.
+        bytes: `content` if the model accepts it, otherwise a PNG or, for large
+        images, a JPEG file; or an `OSError` with the reason for the failure.
     """
     if isinstance(content, OSError):
         return content
     kind = headers.kind(content[: headers.HEAD])
     if kind == "JPEG":
-        turns = rules.exif_rotation and b"Exif\0\0" in content
-        if not turns or _orientation(content) == 1:
+        has_exif = rules.exif_rotation and b"Exif\0\0" in content
+        if not has_exif or _orientation(content) == 1:
             return content
     elif not (kind in headers.CONVERTED and rules.more_formats):
         return content
     code, pixels = _pixels(content, kind, rules)
     if code != headers.OK:
         return OSError(f"the file {headers.reasons(rules)[code]}")
-    return _encoded(pixels)
+    return _encode(pixels)
 
 
 def _pixels(content, kind, rules):
     if rules.image_bytes and len(content) > rules.image_bytes:
         return headers.BYTES, None
     if kind == "JPEG":
-        code, pixels = _decoded(tf.constant(content), rules)
+        code, pixels = _decode(tf.constant(content), rules)
         return int(code), pixels.numpy()
     pixels, code = converted.decode(content, rules)
     return code, pixels
@@ -58,11 +59,11 @@ def _orientation(content):
 
 
 @tf.function(autograph=False)
-def _decoded(content, rules):
+def _decode(content, rules):
     return decode.try_decode(content, rules)
 
 
-def _encoded(pixels):
+def _encode(pixels):
     height, width, _ = pixels.shape
     if height * width <= _LOSSLESS_PIXELS:
         return tf.io.encode_png(pixels, compression=1).numpy()

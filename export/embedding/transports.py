@@ -1,7 +1,7 @@
-"""The two protocols of TensorFlow Serving, from the side of a client.
+"""Clients of TensorFlow Serving's protocols, gRPC and REST.
 
-Source: tensorflow/serving: apis/*.proto, g3doc/api_rest.md, and for the status
-codes of REST model_servers/http_server.cc.
+Source: tensorflow/serving: apis/*.proto, g3doc/api_rest.md, and
+model_servers/http_server.cc for the status codes of REST.
 """
 
 import base64
@@ -10,7 +10,7 @@ import urllib.parse
 import numpy as np
 
 from clsa_tf.errors import first_line
-from export.embedding.refusal import ModelError
+from export.embedding.rejected import ModelError
 from export.messages import reason
 
 _INPUT = "image_bytes"
@@ -21,15 +21,15 @@ _STATUS = {
     404: "NOT_FOUND",
     413: "INVALID_ARGUMENT",  # the request is too large
     429: "RESOURCE_EXHAUSTED",
-    502: "UNAVAILABLE",  # said by proxies before servers that are down
+    502: "UNAVAILABLE",  # from proxies whose server is down
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
 _CHANNEL = [
-    # Thousands of images give more than gRPC's 4 MiB.
+    # Responses for thousands of images exceed gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Otherwise a server that is back would not be found for up to 2 minutes.
+    # By default a client may take 2 minutes to reach a restarted server.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
@@ -37,11 +37,11 @@ _CHANNEL = [
 
 
 class Grpc:
-    """Calls by gRPC.
+    """Client of the gRPC protocol.
 
     Args:
         place: `host:port`.
-        timeout: seconds for a call.
+        timeout: seconds per call.
     """
 
     def __init__(self, place, *, timeout):
@@ -57,16 +57,16 @@ class Grpc:
         )
 
     def predict(self, model, signature, images, outputs):
-        """Embeds images.
+        """Embed images.
 
         Args:
-            model: `export.client.Model`.
-            signature: name.
+            model: `export.embedding.address.ModelReference`.
+            signature: name of the signature.
             images: list of `bytes`.
-            outputs: names of those wanted; None: all.
+            outputs: names of the outputs to return; None: all.
 
         Returns:
-            dictionary from names to arrays.
+            dictionary from output names to arrays.
 
         Raises:
             ModelError: the call failed.
@@ -75,26 +75,26 @@ class Grpc:
         from tensorflow_serving.apis import predict_pb2
 
         request = predict_pb2.PredictRequest(output_filter=outputs or ())
-        self._choose(request.model_spec, model)
+        self._fill(request.model_spec, model)
         request.model_spec.signature_name = signature
         tensor = request.inputs[_INPUT]
         tensor.dtype = tf.string.as_datatype_enum
         tensor.tensor_shape.dim.add().size = len(images)
         tensor.string_val.extend(images)
-        response = self._answer(self._stub.Predict, request)
+        response = self._call(self._stub.Predict, request)
         return {
             name: tf.make_ndarray(tensor)
             for name, tensor in response.outputs.items()
         }
 
     def metadata(self, model):
-        """Describes a model; see `Client.metadata`."""
+        """Describe a model, see `Client.metadata`."""
         from google.protobuf import json_format
         from tensorflow_serving.apis import get_model_metadata_pb2 as pb2
 
         request = pb2.GetModelMetadataRequest(metadata_field=[_SIGNATURES])
-        self._choose(request.model_spec, model)
-        response = self._answer(self._stub.GetModelMetadata, request)
+        self._fill(request.model_spec, model)
+        response = self._call(self._stub.GetModelMetadata, request)
         signatures = pb2.SignatureDefMap()
         response.metadata[_SIGNATURES].Unpack(signatures)
         return _describe(
@@ -106,35 +106,35 @@ class Grpc:
         )
 
     def status(self, model):
-        """Describes the versions of a model; see `Client.status`."""
+        """Describe the versions of a model, see `Client.status`."""
         from google.protobuf import json_format
         from tensorflow_serving.apis import get_model_status_pb2 as pb2
         from tensorflow_serving.apis import model_service_pb2_grpc
 
-        # (`model_service_pb2`, its neighbour of 2.15.1, cannot be imported
-        # beside protobuf 4.)
+        # (`model_service_pb2` of version 2.15.1 is incompatible with protobuf
+        # 4.)
         method = model_service_pb2_grpc.ModelServiceStub(
             self._channel
         ).GetModelStatus
         request = pb2.GetModelStatusRequest()
-        self._choose(request.model_spec, model)
-        found = json_format.MessageToDict(
-            self._answer(method, request), preserving_proto_field_name=True
+        self._fill(request.model_spec, model)
+        status = json_format.MessageToDict(
+            self._call(method, request), preserving_proto_field_name=True
         )
-        return _states(found.get("model_version_status", []))
+        return _states(status.get("model_version_status", []))
 
     def close(self):
-        """Closes the channel."""
+        """Close the channel."""
         self._channel.close()
 
-    def _choose(self, spec, model):
+    def _fill(self, spec, model):
         spec.name = model.name
         if model.version is not None:
             spec.version.value = model.version
         elif model.label:
             spec.version_label = model.label
 
-    def _answer(self, method, request):
+    def _call(self, method, request):
         import grpc
 
         try:
@@ -142,17 +142,17 @@ class Grpc:
         except grpc.RpcError as e:
             status = shown = e.code().name
             if "larger than max" in (e.details() or ""):
-                status = "INVALID_ARGUMENT"  # it will be the next time, too
-            said = reason(e.details() or "without a word").rstrip(".")
-            raise ModelError(self.place, status, said, shown=shown) from e
+                status = "INVALID_ARGUMENT"  # a retry would fail, too
+            message = reason(e.details() or "no details").rstrip(".")
+            raise ModelError(self.place, status, message, shown=shown) from e
 
 
 class Rest:
-    """Calls by REST.
+    """Client of the REST protocol.
 
     Args:
-        place: URL up to `/v1`.
-        timeout: seconds to wait for an answer.
+        place: URL without `/v1` and all after it.
+        timeout: seconds to wait for a response.
     """
 
     def __init__(self, place, *, timeout):
@@ -164,18 +164,18 @@ class Rest:
         self._session = requests.Session()
 
     def predict(self, model, signature, images, outputs):
-        """Embeds images; as `Grpc.predict`.
+        """Embed images, see `Grpc.predict`.
 
-        All outputs come, whatever was wanted; the only output of a signature
-        has the name "".
+        The server always sends all outputs. If a signature has a single
+        output, its name in the result is "".
         """
         encoded = [{"b64": base64.b64encode(x).decode()} for x in images]
-        answer = self._answer(
+        response = self._request(
             "POST",
             _path(model) + ":predict",
             {"signature_name": signature, "inputs": {_INPUT: encoded}},
         )
-        rows = self._field(answer, "outputs")
+        rows = self._field(response, "outputs")
         rows = rows if isinstance(rows, dict) else {"": rows}
         return {
             name: np.array(x, bool if name == "valid" else np.float32)
@@ -184,61 +184,63 @@ class Rest:
         }
 
     def metadata(self, model):
-        """Describes a model; see `Client.metadata`."""
-        answer = self._answer("GET", _path(model) + "/metadata")
-        version = self._field(self._field(answer, "model_spec"), "version")
-        found = self._field(self._field(answer, "metadata"), _SIGNATURES)
-        return _describe(model, version, found)
+        """Describe a model, see `Client.metadata`."""
+        response = self._request("GET", _path(model) + "/metadata")
+        version = self._field(self._field(response, "model_spec"), "version")
+        metadata = self._field(response, "metadata")
+        signatures = self._field(metadata, _SIGNATURES)
+        return _describe(model, version, signatures)
 
     def status(self, model):
-        """Describes the versions of a model; see `Client.status`."""
-        answer = self._answer("GET", _path(model))
-        return _states(self._field(answer, "model_version_status"))
+        """Describe the versions of a model, see `Client.status`."""
+        response = self._request("GET", _path(model))
+        return _states(self._field(response, "model_version_status"))
 
     def close(self):
-        """Closes the connections."""
+        """Close the connections."""
         self._session.close()
 
-    def _answer(self, verb, path, body=None):
+    def _request(self, verb, path, body=None):
+        """Send a request; return the JSON of the response."""
         import requests
 
         try:
-            answer = self._session.request(
+            response = self._session.request(
                 verb, self.place + path, json=body, timeout=self._timeout
             )
-            if answer.ok:
-                return answer.json()
+            if response.ok:
+                return response.json()
         except requests.JSONDecodeError as e:
-            raise self._error("INTERNAL", "no JSON") from e
+            raise self._error("INTERNAL", "response is not JSON") from e
         except requests.Timeout as e:
-            raise self._error("DEADLINE_EXCEEDED", _root(e)) from e
+            raise self._error("DEADLINE_EXCEEDED", _root_cause(e)) from e
         except requests.ConnectionError as e:
-            raise self._error("UNAVAILABLE", _root(e)) from e
+            raise self._error("UNAVAILABLE", _root_cause(e)) from e
         except requests.RequestException as e:
             broken = isinstance(e, requests.exceptions.ChunkedEncodingError)
             status = "UNAVAILABLE" if broken else "UNKNOWN"
-            raise self._error(status, _root(e)) from e
+            raise self._error(status, _root_cause(e)) from e
         try:
-            said = reason(answer.json()["error"])
+            message = reason(response.json()["error"])
         except (ValueError, LookupError, TypeError, AttributeError):
-            said = first_line(answer.text.strip() or answer.reason)
+            message = first_line(response.text.strip() or response.reason)
         raise self._error(
-            _STATUS.get(answer.status_code, "UNKNOWN"),
-            said.rstrip("."),
-            shown=f"HTTP {answer.status_code}",
+            _STATUS.get(response.status_code, "UNKNOWN"),
+            message.rstrip("."),
+            shown=f"HTTP {response.status_code}",
         )
 
-    def _field(self, answer, name):
-        if not isinstance(answer, dict) or name not in answer:
-            raise self._error("INTERNAL", f"JSON without {name!r}")
-        return answer[name]
+    def _field(self, document, name):
+        if not isinstance(document, dict) or name not in document:
+            raise self._error("INTERNAL", f"response is JSON without {name!r}")
+        return document[name]
 
-    def _error(self, status, said, *, shown=None):
-        return ModelError(self.place, status, said, shown=shown)
+    def _error(self, status, message, *, shown=None):
+        return ModelError(self.place, status, message, shown=shown)
 
 
-def _root(error):
-    """What happened, without the objects of libraries around it."""
+def _root_cause(error):
+    """Return the message of the innermost exception."""
     while error.__context__ is not None:
         error = error.__context__
     return first_line(error)
@@ -254,7 +256,7 @@ def _path(model):
 
 
 def _describe(model, version, signatures):
-    """What `Client.metadata` returns, of the JSON of a `SignatureDefMap`."""
+    """Convert the JSON of a `SignatureDefMap` for `Client.metadata`."""
     return {
         "model": model.name,
         "version": int(version),
@@ -267,20 +269,20 @@ def _describe(model, version, signatures):
                 for side in ("inputs", "outputs")
             }
             for name, signature in sorted(signatures[_SIGNATURES].items())
-            if not name.startswith("__")  # TensorFlow's own
+            if not name.startswith("__")  # internal ones of TensorFlow
         },
     }
 
 
-def _states(found):
-    """What `Client.status` returns, of the JSON of `ModelVersionStatus`."""
+def _states(statuses):
+    """Convert the JSON of `ModelVersionStatus`es for `Client.status`."""
     return [
         {
-            "version": int(one.get("version", 0)),
-            "state": one.get("state", "UNKNOWN"),
-            "error": one.get("status", {}).get("error_message", ""),
+            "version": int(status.get("version", 0)),
+            "state": status.get("state", "UNKNOWN"),
+            "error": status.get("status", {}).get("error_message", ""),
         }
-        for one in found
+        for status in statuses
     ]
 
 

@@ -1,1 +1,1 @@
-"""The exported model: its graph, and what is said and checked of it."""
+"""The exported model: graph, model card, warm-up requests and checks."""

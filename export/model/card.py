@@ -1,4 +1,4 @@
-"""The model card: what an export is, for people and for programs."""
+"""The model card of an export, as JSON and as Markdown."""
 
 import datetime
 import hashlib
@@ -19,33 +19,44 @@ TEXT = "README.md"
 
 # Name -> dtype, shape, meaning.
 _OUTPUTS = {
-    "embedding": ("float32", "[N, {features}]", "the features"),
-    "projection": ("float32", "[N, {projection}]", "unit vectors of the head"),
-    "valid": ("bool", "[N]", "false where an image was bad: its rows are NaN"),
+    "embedding": ("float32", "[N, {features}]", "the backbone's features"),
+    "projection": (
+        "float32",
+        "[N, {projection}]",
+        "output of the head, unit vectors",
+    ),
+    "valid": ("bool", "[N]", "false for a bad image, whose rows are NaN"),
 }
-# Signature -> name of the input, and the same.
+# Signature -> name, dtype, shape and meaning of its input.
 _INPUTS = {
     "serving_default": (
         "image_bytes",
         "string",
         "[N]",
-        "JPEG, PNG, BMP or GIF files of any size (of a GIF the first frame)",
+        "JPEG, PNG, BMP or GIF files of any size (first frame of a GIF)",
     ),
-    "images": ("images", "float32", "[N, H, W, 3]", "RGB in 0..1, as they are"),
+    "images": (
+        "images",
+        "float32",
+        "[N, H, W, 3]",
+        "RGB in 0..1, not resized",
+    ),
     "images_uint8": (
         "images",
         "uint8",
         "[N, H, W, 3]",
-        "RGB in 0..255, as they are",
+        "RGB in 0..255, not resized",
     ),
 }
 
 
 def fingerprint(variables):
-    """A digest of names, shapes and values, that of a run's and its exports.
+    """Return a digest of the names, shapes and values of variables.
+
+    A run and its exports have the same digest.
 
     Args:
-        variables: of the encoder.
+        variables: the encoder's variables.
 
     Returns:
         `"sha256:…"`.
@@ -60,17 +71,17 @@ def fingerprint(variables):
 
 
 def describe(workdir, trained, served_as, *, license_):
-    """What there is to say about an export.
+    """Describe an export.
 
     Args:
         workdir: directory of the run.
-        trained: `clsa_tf.training.checkpoint.Trained`, of that run.
-        served_as: dictionary of `image_size` (px), `keep`, `precision`,
-            `outputs`, `bad_images`, `limits`.
-        license_: of the weights, text.
+        trained: `clsa_tf.training.checkpoint.Trained` of that run.
+        served_as: dictionary of `image_size` (px), `keep` (the crop ratio),
+            `precision`, `outputs`, `bad_images` and `limits`.
+        license_: licence of the weights, text.
 
     Returns:
-        dictionary that JSON can hold.
+        dictionary of JSON values, the model card.
     """
     config, encoder = trained.config, trained.encoder
     return {
@@ -95,7 +106,7 @@ def describe(workdir, trained, served_as, *, license_):
 
 
 def write(card, directory):
-    """Writes a card (see `describe`) as JSON and as text into a directory."""
+    """Write a card (see `describe`) into a directory, as JSON and Markdown."""
     for name, text in (
         (MODEL_CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n"),
         (TEXT, _text(card)),
@@ -106,7 +117,7 @@ def write(card, directory):
 
 
 def _flags(config):
-    """The flagfile of the run, but for where it lay on its machine."""
+    """Return the run's flagfile without the paths of its machine."""
     private = ("--workdir=", "--data_dir=", "--data_service=")
     lines = config_lib.to_flagfile(config).splitlines(keepends=True)
     return "".join(x for x in lines if not x.startswith(private))
@@ -132,11 +143,11 @@ def _signatures(encoder, served_as):
 
 
 def _evaluation(workdir):
-    """Accuracies in [0, 1], those of the report if there is one."""
+    """Return accuracies in [0, 1], from the report if there is one."""
     summary = _read(workdir, "summary.json")
-    found = {k: v for k, v in summary.items() if k.startswith("knn_") and v}
+    reported = {k: v for k, v in summary.items() if k.startswith("knn_") and v}
     logged = [e["knn"] for e in metrics_log.read(workdir) if "knn" in e]
-    return found or ({"knn_trained": logged[-1]} if logged else {})
+    return reported or ({"knn_trained": logged[-1]} if logged else {})
 
 
 def _read(workdir, name):
@@ -144,7 +155,7 @@ def _read(workdir, name):
         with open(os.path.join(workdir, name), encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError):
-        return {}  # a run need not have it
+        return {}  # the file is optional
 
 
 def _text(card):
@@ -155,19 +166,22 @@ def _text(card):
         for name, value in card["evaluation"].items()
     ]
 
-    def described(name, tensor):
+    def tensor_row(name, tensor):
         kind = f"{tensor['dtype']} {tensor['shape']}"
         return f"`{name}`", kind, tensor["meaning"]
 
     inputs = [
-        (f"`{signature}`", *described(*item))
-        for signature, both in card["signatures"].items()
-        for item in both["inputs"].items()
+        (f"`{name}`", *tensor_row(*item))
+        for name, signature in card["signatures"].items()
+        for item in signature["inputs"].items()
     ]
-    some = card["signatures"]["images"]
-    outputs = [described(*item) for item in some["outputs"].items()]
-    bad = {
-        "error": "A bad image fails its request, by number and reason.",
+    signature = card["signatures"]["images"]  # all have the same outputs
+    outputs = [tensor_row(*item) for item in signature["outputs"].items()]
+    bad_images = {
+        "error": (
+            "A bad image fails its request; the error names the image and the "
+            "reason."
+        ),
         "nan": "A bad image gives rows of NaN, and `valid` is false for it.",
     }[card["bad_images"]]
     return "\n".join(
@@ -185,7 +199,7 @@ def _text(card):
             *(
                 _table("measure", "", rows=accuracies)
                 if accuracies
-                else ["None was made: the images have no labels."]
+                else ["Not evaluated: the images have no labels."]
             ),
             "",
             "## Inputs",
@@ -193,21 +207,22 @@ def _text(card):
             *_table("signature", "input", "type", "meaning", rows=inputs),
             "",
             f"Encoded images are resized so that {card['image_size']} px are "
-            f"{100 * card['keep']:g} % of their shorter side, and cut to "
-            f"{card['image_size']} x {card['image_size']} px. A rotation "
-            "noted in EXIF data is not applied, and WebP, TIFF, HEIC and AVIF "
-            "files are refused: `export.embed` turns and converts photographs "
-            "before it sends them.",
+            f"{100 * card['keep']:g} % of their shorter side, and "
+            f"centre-cropped to {card['image_size']} x {card['image_size']} "
+            "px. The EXIF orientation is not applied. WebP, TIFF, HEIC and "
+            "AVIF files are rejected; `export.embed` rotates and converts "
+            "photographs before it sends them.",
             "",
-            f"{bad} Refused: files of more than {limits['image_bytes']:,} "
-            f"bytes or {limits['image_pixels']:,} pixels, requests of more "
-            f"than {limits['batch_images']} images (or as many pixels).",
+            f"{bad_images} The model rejects files of more than "
+            f"{limits['image_bytes']:,} bytes or {limits['image_pixels']:,} "
+            f"pixels, and requests of more than {limits['batch_images']} "
+            "images (or as many pixels).",
             "",
             "## Outputs",
             "",
             *_table("output", "type", "meaning", rows=outputs),
             "",
-            "## Flags of the training",
+            "## Training flags",
             "",
             "```",
             card["flags"].strip(),
@@ -218,7 +233,7 @@ def _text(card):
 
 
 def _warnings(card):
-    """Paragraphs that nobody can overlook."""
+    """Return the lines of warnings, to be shown first."""
     return [
         line
         for _, sentence in outcome.warnings(card)
@@ -253,19 +268,19 @@ def _facts(card):
     ]
 
 
-def _embeddings(found):
-    if not found:
+def _embeddings(statistics):
+    if not statistics:
         return []
     return [
         (
             "embeddings",
-            f"spread {found['spread']:.3f} of 1, rank {found['rank']:.1f}, at "
-            f"step {found['step']:,}",
+            f"spread {statistics['spread']:.3f} of 1, rank "
+            f"{statistics['rank']:.1f}, at step {statistics['step']:,}",
         )
     ]
 
 
 def _table(*head, rows):
-    """Lines of a table in Markdown."""
+    """Return the lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

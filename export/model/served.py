@@ -1,4 +1,4 @@
-"""The encoder as the graph that is served: its signatures."""
+"""The graph that is served: an encoder with its signatures."""
 
 import tensorflow as tf
 
@@ -10,18 +10,19 @@ BAD_IMAGES = ("error", "nan")
 
 
 class ServedEncoder(tf.Module):
-    """An encoder with the signatures that it is served with.
+    """An encoder with the signatures that are served.
 
-    Nothing of Keras is saved with it: only these functions, for inference, and
-    the variables, once.
+    Its SavedModel contains these functions, for inference, and the variables
+    once. It contains no Keras objects.
 
     Args:
         encoder: `clsa_tf.networks.encoder.Encoder`.
-        image_size: side that encoded images are brought to, in px.
-        keep: share of the short side that the centre crop keeps, in (0, 1].
-        outputs: those of `OUTPUTS` to return.
-        bad_images: what a bad image does: `"error"` fails its request, and
-            names it; `"nan"` gives a row of NaN and an output `valid`.
+        image_size: side of encoded images after preprocessing, in px.
+        crop_ratio: share of the short side within the centre crop, in (0, 1].
+        outputs: names out of `OUTPUTS` to return.
+        bad_images: effect of a bad image: `"error"` fails its request with the
+            image's number and the reason; `"nan"` gives a row of NaN and an
+            output `valid`.
         limits: `export.model.untrusted.Limits`.
 
     Attributes:
@@ -33,7 +34,7 @@ class ServedEncoder(tf.Module):
         encoder,
         *,
         image_size,
-        keep,
+        crop_ratio,
         outputs=OUTPUTS,
         bad_images="error",
         limits=untrusted.DEFAULT,
@@ -41,17 +42,17 @@ class ServedEncoder(tf.Module):
         """See the class."""
         super().__init__(name="encoder")
         self.weights = {weight_name(v): v for v in encoder.variables}
-        # A function, because a model would be saved, layer by layer.
+        # A function: a model as attribute would be saved layer by layer.
         self._encoder = lambda: encoder
         self._image_size = image_size
-        self._keep = keep
+        self._crop_ratio = crop_ratio
         self._outputs = tuple(outputs)
         self._bad_images = bad_images
         self._limits = limits
 
     @property
     def signatures(self):
-        """Name -> concrete function."""
+        """Concrete functions by signature name."""
         return {
             "serving_default": self.image_bytes.get_concrete_function(),
             "images": self.images.get_concrete_function(),
@@ -60,22 +61,22 @@ class ServedEncoder(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def image_bytes(self, image_bytes):
-        """Embeds encoded images: decoded, resized, centre-cropped.
+        """Decode, resize, centre-crop and embed encoded images.
 
         Args:
             image_bytes: string `[N]`, JPEG, PNG, BMP or GIF files of any size.
 
         Returns:
-            `embedding` float32 `[N, F]`, the encoder's features,
-            `projection` float32 `[N, D]`, unit rows, and perhaps `valid`
+            `embedding` float32 `[N, F]`, the encoder's features; `projection`
+            float32 `[N, D]`, unit rows; with `bad_images="nan"` also `valid`,
             bool `[N]`.
         """
-        image_bytes = self._not_too_many(image_bytes, tf.size(image_bytes))
+        image_bytes = self._check_count(image_bytes, tf.size(image_bytes))
         with tf.device("CPU:0"):
             images, reason = untrusted.prepare(
                 image_bytes,
                 size=self._image_size,
-                keep=self._keep,
+                crop_ratio=self._crop_ratio,
                 limits=self._limits,
             )
         return self._embed(images, reason)
@@ -84,23 +85,23 @@ class ServedEncoder(tf.Module):
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)]
     )
     def images(self, images):
-        """Embeds images as they are: float32 `[N, H, W, 3]` in [0, 1]."""
-        images = self._not_too_large(images)
+        """Embed float32 `[N, H, W, 3]` images in [0, 1] without resizing."""
+        images = self._check_pixels(images)
         return self._embed(*untrusted.check_values(images))
 
     @tf.function(
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)]
     )
     def images_uint8(self, images):
-        """Embeds images as they are: uint8 `[N, H, W, 3]`."""
-        images = self._not_too_large(images)
+        """Embed uint8 `[N, H, W, 3]` images without resizing."""
+        images = self._check_pixels(images)
         return self._embed(images, tf.zeros([tf.shape(images)[0]], tf.int32))
 
     def _embed(self, images, reason):
-        """Outputs for images, of which some are bad for a `reason` > 0."""
+        """Return the outputs; an image with `reason` > 0 is bad."""
         if self._bad_images == "error":
-            checked = self._all_good(reason)
-            with tf.control_dependencies([checked]):
+            check = self._assert_all_good(reason)
+            with tf.control_dependencies([check]):
                 images = tf.identity(images)
         rows = dict(zip(OUTPUTS, self._encoder().embed(images)))
         rows = {name: rows[name] for name in self._outputs}
@@ -113,53 +114,54 @@ class ServedEncoder(tf.Module):
             for name, x in rows.items()
         } | {"valid": valid}
 
-    def _all_good(self, reason):
-        """An operation that fails unless no image has a reason against it."""
-        words = untrusted.reasons(self._limits)
-        table = tf.constant([words[i] for i in range(len(words))])
-        # One good one behind them, as there may be none at all.
+    def _assert_all_good(self, reason):
+        """Return an operation that fails if any `reason` is not 0."""
+        texts = untrusted.reasons(self._limits)
+        table = tf.constant([texts[i] for i in range(len(texts))])
+        # Appends a good image, as the request may have none.
         padded = tf.concat([reason, [0]], axis=0)
         first = tf.argmax(tf.cast(padded > 0, tf.int32))
+        # `export.embedding.rejected` finds the reason in this message.
         message = tf.strings.join(
             [
                 "Expected good images, received image ",
                 tf.strings.as_string(first),
                 " (counted from 0), which ",
                 tf.gather(table, padded[first]),
-                "; leave it out, or mend or convert it.",
+                "; leave it out, or repair or convert it.",
             ]
         )
         return tf.debugging.Assert(tf.reduce_all(reason == 0), [message])
 
-    def _not_too_many(self, tensor, count):
-        most = self._limits.batch_images
+    def _check_count(self, tensor, count):
+        """Return `tensor` unless there are no or too many images."""
+        limit = self._limits.batch_images
         message = tf.strings.join(
             [
-                f"Expected 1 to {most} images in a request, received ",
+                f"Expected 1 to {limit} images in a request, received ",
                 tf.strings.as_string(count),
                 "; send several requests.",
             ]
         )
-        checked = tf.debugging.Assert((count > 0) & (count <= most), [message])
-        with tf.control_dependencies([checked]):
+        check = tf.debugging.Assert((count > 0) & (count <= limit), [message])
+        with tf.control_dependencies([check]):
             return tf.identity(tensor)
 
-    def _not_too_large(self, images):
+    def _check_pixels(self, images):
+        """Return `images` unless they have no or too many pixels."""
         shape = tf.shape(images, out_type=tf.int64)
         pixels = tf.reduce_prod(shape[:3])
-        most = self._limits.batch_images * self._image_size**2
+        limit = self._limits.batch_images * self._image_size**2
         message = tf.strings.join(
             [
-                f"Expected 1 to {most} pixels in a request, received the shape"
-                " [",
+                f"Expected 1 to {limit} pixels in a request, received the "
+                "shape [",
                 tf.strings.reduce_join(
                     tf.strings.as_string(shape), separator=", "
                 ),
                 "]; send several requests, or smaller images.",
             ]
         )
-        checked = tf.debugging.Assert(
-            (pixels > 0) & (pixels <= most), [message]
-        )
-        with tf.control_dependencies([checked]):
+        check = tf.debugging.Assert((pixels > 0) & (pixels <= limit), [message])
+        with tf.control_dependencies([check]):
             return tf.identity(images)

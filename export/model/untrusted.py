@@ -1,7 +1,7 @@
-"""Images from strangers, within a graph: refused before they cost anything.
+"""Checks of untrusted images inside the graph, before expensive operations.
 
-What a file claims is read from its header first (`clsa_tf.data.headers`), and
-only what keeps within the limits is decoded.
+The graph reads the header of a file first (`clsa_tf.data.headers`) and decodes
+only files within the limits.
 """
 
 import typing
@@ -11,18 +11,19 @@ import tensorflow as tf
 from clsa_tf.augment import crop
 from clsa_tf.data import decode, headers
 
-# Behind the codes of `headers`.
+# Continue the codes of `headers`.
 _INFINITE, _RANGE = headers.AVIF + 1, headers.AVIF + 2
 
 
 class Limits(typing.NamedTuple):
-    """What a request may ask for.
+    """Limits of a request.
 
     Attributes:
-        image_bytes: of an encoded image.
-        image_pixels: of an encoded image, height times width.
-        batch_images: images in a request; of images that are not encoded,
-            that many times the size of the encoder's own pixels.
+        image_bytes: bytes of an encoded image.
+        image_pixels: pixels of an encoded image, height times width.
+        batch_images: images in a request. For images that are not encoded, the
+            limit is the number of pixels of this many images of the encoder's
+            own size.
     """
 
     image_bytes: int = headers.MAX_IMAGE_BYTES
@@ -33,15 +34,15 @@ class Limits(typing.NamedTuple):
 DEFAULT = Limits()
 
 
-def prepare(image_bytes, *, size, keep, limits):
-    """Decodes, resizes and crops; `[N]` files that may be anything.
+def prepare(image_bytes, *, size, crop_ratio, limits):
+    """Decode, resize and crop `[N]` untrusted files.
 
-    A rotation noted in EXIF data is not applied.
+    The EXIF orientation is not applied.
 
     Args:
         image_bytes: string `[N]`.
         size: S, side of the result in px.
-        keep: share of the short side that the centre crop keeps, in (0, 1].
+        crop_ratio: share of the short side within the centre crop, in (0, 1].
         limits: `Limits`.
 
     Returns:
@@ -54,7 +55,7 @@ def prepare(image_bytes, *, size, keep, limits):
 
     def examine(encoded):
         code, image = decode.try_decode(encoded, rules)
-        image = crop.central(image, size=size, crop_ratio=keep)
+        image = crop.central(image, size=size, crop_ratio=crop_ratio)
         return tf.ensure_shape(image, [size, size, 3]), code
 
     return tf.map_fn(
@@ -69,10 +70,10 @@ def prepare(image_bytes, *, size, keep, limits):
 
 
 def check_values(images):
-    """Looks for what cannot be an image.
+    """Find images with values outside of [0, 1].
 
     Args:
-        images: float32 `[N, H, W, 3]`, anything.
+        images: float32 `[N, H, W, 3]`, any values.
 
     Returns:
         float32 `[N, H, W, 3]`, zero where an image is bad, and int32 `[N]`, 0
@@ -80,7 +81,7 @@ def check_values(images):
     """
     axes = [1, 2, 3]
     finite = tf.reduce_all(tf.math.is_finite(images), axes)
-    # Arithmetic may leave the range by a rounding.
+    # Tolerates rounding errors.
     inside = tf.reduce_all(tf.abs(images - 0.5) <= 0.5 + 1e-3, axes)
     reason = tf.where(inside, headers.OK, _RANGE)
     reason = tf.where(finite, reason, _INFINITE)
@@ -89,7 +90,7 @@ def check_values(images):
 
 
 def reasons(limits):
-    """What the numbers of `prepare` and `check_values` mean, in words."""
+    """Return the text for each code of `prepare` and `check_values`."""
     return headers.reasons(limits) | {
         _INFINITE: "has values that are not finite",
         _RANGE: (

@@ -1,11 +1,12 @@
-"""Loads a SavedModel and compares what it computes with recorded outputs.
+"""Compare the outputs of a SavedModel with recorded outputs.
 
     python -I export/model/verify.py python|c MODEL EXAMPLES.npz
 
-Run as a file, in a process that knows nothing of this project: `python` loads
-with `tf.saved_model.load`, `c` with TensorFlow's C API, whose loader is that
-of TensorFlow Serving, and without TensorFlow's Python. Exit status 0 if all
-outputs agree. `export.model.checks` writes the examples and starts it.
+This file runs as a script, in a process that cannot import this project.
+`python` loads the model with `tf.saved_model.load`. `c` loads it with
+TensorFlow's C API, which has the loader of TensorFlow Serving, and does not
+import TensorFlow's Python package. The exit status is 0 if all outputs agree.
+`export.model.savedmodel_checks` writes the examples and starts the script.
 """
 
 import ctypes
@@ -17,9 +18,22 @@ import sys
 import numpy as np
 
 
+class VerificationError(Exception):
+    """An output is missing or differs from the recorded one."""
+
+
 def main(kind, model, examples):
-    """Raises AssertionError if an output differs by more than rounding."""
-    # An editable installation is found wherever Python is started.
+    """Compare all outputs.
+
+    Args:
+        kind: loader, `"python"` or `"c"`.
+        model: directory of the SavedModel.
+        examples: path of the .npz file with inputs, outputs and tolerances.
+
+    Raises:
+        VerificationError: an output differs by more than the tolerance.
+    """
+    # -I does not hide an editable installation.
     sys.modules["clsa_tf"] = sys.modules["export"] = None
     load = {"python": _load_with_python, "c": _load_with_c}[kind]
     arrays = np.load(examples, allow_pickle=False)
@@ -33,17 +47,26 @@ def main(kind, model, examples):
         outputs = run(case, inputs)
         for name, value in outputs.items():
             expected = np.float32(arrays[f"{number}/outputs/{name}"])
-            assert value.shape == expected.shape, (name, value.shape)
-            scale = np.abs(expected).max() + 1e-6
-            worst = np.abs(np.float32(value) - expected).max() / scale
-            assert worst < case["tolerance"], (
-                f"output {name} of signature {case['signature']} is off by "
-                f"{worst:.2g} of its largest value"
-            )
+            _check_output(case, name, np.float32(value), expected)
+
+
+def _check_output(case, name, value, expected):
+    """Raise `VerificationError` if `value` differs from `expected`."""
+    output = f"output {name} of signature {case['signature']}"
+    if value.shape != expected.shape:
+        raise VerificationError(
+            f"{output} has shape {value.shape} instead of {expected.shape}"
+        )
+    scale = np.abs(expected).max() + 1e-6
+    difference = np.abs(value - expected).max() / scale
+    if not difference < case["tolerance"]:  # NaN is an error, too
+        raise VerificationError(
+            f"{output} differs by {difference:.2g} of its largest value"
+        )
 
 
 def _read(arrays, key):
-    """An array, or a list of bytes, which are kept as integers."""
+    """Read an array, or a list of bytes, which are stored as uint8."""
     if key in arrays:
         return arrays[key]
     ends = np.cumsum(arrays[f"{key}/lengths"])[:-1]
@@ -54,13 +77,18 @@ def _read(arrays, key):
 def _load_with_python(model):
     import tensorflow as tf
 
-    # Referred to, as it owns the variables.
+    # `run` keeps a reference to it, because it owns the variables.
     loaded = tf.saved_model.load(model)
 
     def run(case, inputs):
         function = loaded.signatures[case["signature"]]
         outputs = function(**{k: tf.constant(v) for k, v in inputs.items()})
-        assert set(outputs) == set(case["outputs"])
+        if set(outputs) != set(case["outputs"]):
+            raise VerificationError(
+                f"signature {case['signature']} has the outputs "
+                f"{', '.join(sorted(outputs))} instead of "
+                f"{', '.join(sorted(case['outputs']))}"
+            )
         return {name: value.numpy() for name, value in outputs.items()}
 
     return run
@@ -79,10 +107,11 @@ def _load_with_c(model):
     return run
 
 
-# Of tensorflow/c/tf_datatype.h.
+# Source: tensorflow/c/tf_datatype.h.
 _DTYPES = {1: np.float32, 4: np.uint8, 10: np.bool_}
 _STRING = 7
-_SIZE_OF_STRING = 24  # of tensorflow/core/platform/ctstring_internal.h
+# Source: tensorflow/core/platform/ctstring_internal.h.
+_SIZE_OF_STRING = 24
 
 
 class _Output(ctypes.Structure):
@@ -92,7 +121,7 @@ class _Output(ctypes.Structure):
 class _CSession:
     """A SavedModel in a session of the C API (tensorflow/c/c_api.h).
 
-    What it allocates is left to the end of the process.
+    It never frees its memory; the process ends soon after.
     """
 
     def __init__(self, model):
@@ -118,11 +147,11 @@ class _CSession:
         self._check()
 
     def run(self, inputs, outputs):
-        """Runs once.
+        """Run the graph once.
 
         Args:
-            inputs: pairs of a tensor's name and its value.
-            outputs: names of tensors.
+            inputs: list of pairs of a tensor's name and its value.
+            outputs: list of tensor names.
 
         Returns:
             list of arrays.
@@ -152,7 +181,7 @@ class _CSession:
     def _call(self, name, result, *arguments):
         function = getattr(self._lib, name)
         function.restype = result
-        # Pointers that come back as integers would be cut to 32 bits.
+        # ctypes would truncate pointers given as integers to 32 bits.
         return function(
             *(
                 ctypes.c_void_p(x) if isinstance(x, int) and x > 2**31 else x
@@ -166,7 +195,7 @@ class _CSession:
             raise RuntimeError(message.decode())
 
     def _outputs(self, names):
-        found = []
+        outputs = []
         for name in names:
             operation, index = name.rsplit(":", 1)
             pointer = self._call(
@@ -175,9 +204,10 @@ class _CSession:
                 self._graph,
                 operation.encode(),
             )
-            assert pointer, f"no operation {operation} in the graph"
-            found.append(_Output(pointer, int(index)))
-        return (_Output * len(found))(*found)
+            if not pointer:
+                raise LookupError(f"no operation {operation} in the graph")
+            outputs.append(_Output(pointer, int(index)))
+        return (_Output * len(outputs))(*outputs)
 
     def _tensor(self, value):
         if isinstance(value, list):

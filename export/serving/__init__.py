@@ -1,1 +1,1 @@
-"""The parts of the embedded server, `python -m export.server`."""
+"""The parts of the embedded server, `export.server`."""

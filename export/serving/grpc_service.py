@@ -1,7 +1,7 @@
 """TensorFlow Serving's gRPC services.
 
-Source: tensorflow_serving/apis/prediction_service.proto, model_service.proto,
-and for the answers servables/tensorflow/predict_util.cc,
+Source: tensorflow_serving/apis/prediction_service.proto and
+model_service.proto; for the responses servables/tensorflow/predict_util.cc,
 get_model_metadata_impl.cc and model_servers/model_service_impl.cc.
 """
 
@@ -22,24 +22,24 @@ from tensorflow_serving.apis import (
 )
 
 from clsa_tf.errors import UserError
-from export.serving.errors import ServingError, invalid, not_for_predict
+from export.serving.config_files import model_configs
 from export.serving.servable import DEFAULT_SIGNATURE
-from export.serving.settings import model_configs
+from export.serving.serving_error import ServingError, invalid, predict_only
 from export.serving.tensor_proto import from_array, to_array
 
 # Source: tensorflow_serving/model_servers/server.cc, BuildAndStart.
 _HEALTHY = ("", "ModelService", "PredictionService")
 _FIELD = "signature_def"
 _MAX_INPUTS = 1000
-_WATCH_SECONDS = 0.2  # for those who watch health to read that it ends
+_WATCH_SECONDS = 0.2  # for health watchers to read the last status
 
 
 class GrpcServer:
-    """The services on a port.
+    """The gRPC services on a port.
 
     Args:
         models: `models.Models`.
-        metrics: `metrics.Metrics`.
+        metrics: `prometheus_metrics.PrometheusMetrics`.
         values: the flags of `export.server`.
     """
 
@@ -54,11 +54,11 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", self._max_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Or two servers would share the port without a word.
+                # Otherwise two servers could silently share a port.
                 ("grpc.so_reuseport", 0),
             ],
         )
-        # By name, with messages as bytes: what is none is INVALID_ARGUMENT.
+        # Handlers get bytes, so that invalid messages give INVALID_ARGUMENT.
         self._add(
             "PredictionService",
             Predict=(predict_pb2.PredictRequest, self._predict),
@@ -91,26 +91,26 @@ class GrpcServer:
             )
 
     def start(self, address):
-        """Listens at `address`, host:port; returns the number of the port.
+        """Listen on `address`, host:port, and return the port's number.
 
         Raises:
-            RuntimeError: it cannot be listened at.
+            RuntimeError: the address is not available.
         """
         port = self._server.add_insecure_port(address)
         self._server.start()
         return port
 
     def stop(self, seconds):
-        """Takes no more calls; waits `seconds` for those in progress."""
+        """Reject new calls; wait `seconds` for calls in progress."""
         self._health.end()
         self._server.stop(seconds).wait()
 
     def _add(self, service, **calls):
-        """Adds a service, of names -> (class of the request, function)."""
+        """Add a service; `calls`: name -> (class of the request, function)."""
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._answering(name, *call),
-                response_serializer=lambda answer: answer.SerializeToString(),
+                self._handler(name, *call),
+                response_serializer=lambda reply: reply.SerializeToString(),
             )
             for name, call in calls.items()
         }
@@ -122,12 +122,12 @@ class GrpcServer:
             ]
         )
 
-    def _answering(self, name, kind, call):
-        """A handler that turns what `call` raises into gRPC's statuses."""
+    def _handler(self, name, kind, call):
+        """Return a handler that converts exceptions into gRPC statuses."""
 
-        def answer(body, context):
-            if not context.is_active():  # gave up while it waited
-                context.abort(grpc.StatusCode.CANCELLED, "too late")
+        def handle(body, context):
+            if not context.is_active():  # cancelled while it was queued
+                context.abort(grpc.StatusCode.CANCELLED, "cancelled")
             try:
                 with self._metrics.request("grpc") as record:
                     record.method = name
@@ -136,23 +136,26 @@ class GrpcServer:
                 error = e
             context.abort(error.code, error.message[:1024])
 
-        return answer
+        return handle
 
     def _predict(self, request):
         spec = _spec(request)
         if len(request.inputs) > _MAX_INPUTS:
-            raise invalid(f"There are {len(request.inputs)} inputs.")
+            raise invalid(
+                f"Expected at most {_MAX_INPUTS} inputs, received "
+                f"{len(request.inputs)}; send fewer."
+            )
         response = predict_pb2.PredictResponse()
         response.model_spec.name = spec.name
         name = spec.signature_name or DEFAULT_SIGNATURE
         response.model_spec.signature_name = name
         with self._models.pinned(spec) as version:
             response.model_spec.version.value = version.number
-            inputs, left = {}, self._max_bytes
+            inputs, remaining = {}, self._max_bytes
             for key, proto in request.inputs.items():
-                inputs[key] = to_array(proto, key, max_bytes=left)
-                # Small messages can ask for large arrays, many for more.
-                left = max(left - inputs[key].nbytes, 0)
+                inputs[key] = to_array(proto, key, max_bytes=remaining)
+                # A small message can request large arrays: limits their sum.
+                remaining = max(remaining - inputs[key].nbytes, 0)
             outputs = version.servable.run(name, inputs, request.output_filter)
         for key, array in outputs.items():
             response.outputs[key].CopyFrom(from_array(array))
@@ -160,7 +163,7 @@ class GrpcServer:
 
     def _classify(self, request):
         with self._models.pinned(_spec(request)):
-            raise not_for_predict()
+            raise predict_only()
 
     def _infer(self, request):
         for task in request.tasks:
@@ -191,8 +194,8 @@ class GrpcServer:
         except UserError as e:
             code = grpc.StatusCode.FAILED_PRECONDITION
             raise ServingError(code, str(e)) from e
-        waiting = self._models.unavailable()
-        failed = [name for name, may in waiting.items() if not may]
+        unavailable = self._models.unavailable()
+        failed = [name for name, may in unavailable.items() if not may]
         if failed:
             text = f"{len(failed)} model(s) did not become available: {failed}"
             raise ServingError(grpc.StatusCode.UNKNOWN, text)
@@ -200,7 +203,10 @@ class GrpcServer:
 
 
 class _Health(health.HealthServicer):
-    """Ends those who watch with the server, which would wait for them."""
+    """Health service that ends its watchers when the server stops.
+
+    Otherwise the server would wait for them.
+    """
 
     def __init__(self):
         super().__init__(experimental_non_blocking=True)
@@ -216,7 +222,7 @@ class _Health(health.HealthServicer):
     def end(self):
         self.enter_graceful_shutdown()
         if self._watching:
-            # What they have not read yet is dropped when the call ends.
+            # The end of a call drops statuses that the client has not read.
             time.sleep(_WATCH_SECONDS)
         for context in list(self._watching):
             context.cancel()
@@ -226,7 +232,7 @@ def _parse(kind, body, record):
     try:
         request = kind.FromString(body)
     except DecodeError:
-        raise invalid(f"The message is no {kind.__name__}.") from None
+        raise invalid(f"Cannot parse a {kind.__name__}.") from None
     if "model_spec" in kind.DESCRIPTOR.fields_by_name:
         record.model = request.model_spec.name
     return request

@@ -1,4 +1,4 @@
-"""Bodies of TensorFlow Serving's REST API, to and from arrays.
+"""Convert bodies of TensorFlow Serving's REST API to arrays and back.
 
 Source: tensorflow_serving/g3doc/api_rest.md and util/json_tensor.cc.
 """
@@ -9,30 +9,33 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from export.serving.errors import invalid
 from export.serving.servable import DEFAULT_SIGNATURE
+from export.serving.serving_error import invalid
 
-# Lists and objects: each takes some 90 bytes, whatever is in it.
+# Maximum number of lists and objects, each of which takes about 90 bytes.
 _MAX_LISTS = 2**21
 
 
 def load(body):
-    """Reads bytes of JSON; raises `ServingError` unless it is an object."""
+    """Parse a JSON object; raise `ServingError` if it is none."""
     if not body:
         raise invalid("JSON Parse error: The document is empty")
     if body.count(b"[") + body.count(b"{") > _MAX_LISTS:
-        raise invalid(f"More than {_MAX_LISTS} lists; send those by gRPC")
+        raise invalid(
+            f"Expected at most {_MAX_LISTS} lists and objects, received more; "
+            "use gRPC."
+        )
     try:
-        # As there: strings need not be text, nothing counts from a zero byte
-        # on, nor do keys when they occur again.
+        # As TensorFlow Serving: accepts strings that are invalid UTF-8,
+        # ignores all after a zero byte, and uses the first of equal keys.
         text = body.decode("utf-8-sig", "surrogateescape").partition("\0")[0]
         document = json.loads(
             text, object_pairs_hook=lambda pairs: dict(reversed(pairs))
         )
     except RecursionError:
         raise invalid("JSON Parse error: nested too deeply") from None
-    except ValueError as e:  # not JSON, an endless integer
-        reason = str(e).split(";")[0]  # not Python's advice
+    except ValueError as e:  # invalid JSON or too many digits
+        reason = str(e).split(";")[0]  # omits Python's advice
         raise invalid(f"JSON Parse error: {reason}"[:300]) from None
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {_short(document)} Is not object")
@@ -40,18 +43,19 @@ def load(body):
 
 
 def read_request(document, signatures):
-    """Reads a `:predict` request.
+    """Convert the body of a `:predict` request.
 
     Args:
-        document: of `load`.
+        document: result of `load`.
         signatures: `SignatureDef`s by name.
 
     Returns:
-        name of the signature; arrays by name, with strings as `bytes` objects;
-        whether `instances` were sent, so that `predictions` are due.
+        (name of the signature; arrays by name, with strings as `bytes`
+        objects; whether the request has `instances`, so that the response has
+        `predictions`).
 
     Raises:
-        ServingError: it is no request for one of the signatures.
+        ServingError: the request does not fit a signature.
     """
     name = document.get("signature_name", "")
     if not isinstance(name, str):
@@ -77,34 +81,36 @@ def read_request(document, signatures):
 
 
 def write_response(outputs, *, rows):
-    """Writes the body of an answer.
+    """Return the body of a response.
 
     Args:
         outputs: arrays by name.
         rows: whether to write `predictions`.
 
     Returns:
-        bytes, JSON in ASCII; with the tokens NaN and Infinity, as there.
+        bytes, JSON in ASCII, with the tokens NaN and Infinity as in TensorFlow
+        Serving.
 
     Raises:
-        ServingError: rows are due and outputs have none, or unequally many.
+        ServingError: `rows` is true, and outputs have no or different numbers
+            of rows.
     """
     sizes = {array.shape[:1] for array in outputs.values()}
     if rows and (len(sizes) > 1 or () in sizes):
         raise invalid("The outputs have no, or inconsistent, batch sizes")
     values = {name: _values(name, array) for name, array in outputs.items()}
-    # Without their names if there is only one.
+    # A single output has no name.
     if len(values) == 1:
-        (found,) = values.values()
+        (content,) = values.values()
     elif rows:
-        found = [dict(zip(values, row)) for row in zip(*values.values())]
+        content = [dict(zip(values, row)) for row in zip(*values.values())]
     else:
-        found = values
-    return json.dumps({"predictions" if rows else "outputs": found}).encode()
+        content = values
+    return json.dumps({"predictions" if rows else "outputs": content}).encode()
 
 
 def _columns_of_rows(instances, infos):
-    """Lists of values by input."""
+    """Return a list of values per input, from `instances`."""
     if not isinstance(instances, list) or not instances:
         raise invalid("Expecting 'instances' to be a list with values")
     if not _is_object(instances[0]):
@@ -119,7 +125,7 @@ def _columns_of_rows(instances, infos):
 
 
 def _columns(inputs, infos):
-    """Values by input."""
+    """Return the value of each input, from `inputs`."""
     if not _is_object(inputs) and len(infos) == 1:
         return {next(iter(infos)): inputs}
     for name in infos:
@@ -138,7 +144,7 @@ def _is_object(value):
 
 
 def _array(value, dtype, name):
-    """Makes an array of nested lists."""
+    """Convert nested lists to an array."""
     if dtype == tf.string:
         kinds = (str, dict)
     elif dtype.is_floating:
@@ -146,22 +152,22 @@ def _array(value, dtype, name):
     else:
         kinds = (int,) if dtype.is_integer else (bool,)
     try:
-        found = np.array(value, object)
-        leaves = found.ravel().tolist()
+        array = np.array(value, object)
+        leaves = array.ravel().tolist()
         for wrong in set(map(type, leaves)) - set(kinds):
             leaf = next(leaf for leaf in leaves if type(leaf) is wrong)
             text = f"{_short(leaf)} is not of expected type: {dtype.name}"
             raise ValueError(text)
         if dtype == tf.string:
             flat = list(map(_bytes, leaves))
-            return np.array(flat, object).reshape(found.shape)
-        if dtype.is_integer and found.size:
-            if not dtype.min <= found.min() <= found.max() <= dtype.max:
-                raise ValueError(f"a value is no {dtype.name}")
+            return np.array(flat, object).reshape(array.shape)
+        if dtype.is_integer and array.size:
+            if not dtype.min <= array.min() <= array.max() <= dtype.max:
+                raise ValueError(f"a value is out of range for {dtype.name}")
         with np.errstate(over="ignore"):  # becomes infinite
-            return found.astype(dtype.as_numpy_dtype)
+            return array.astype(dtype.as_numpy_dtype)
     except (ValueError, OverflowError) as e:
-        # Lists of unequal sizes have lists as leaves, or are no array at all.
+        # In ragged lists some leaves are lists, or NumPy fails.
         raise invalid(f"Input {name}: {e}"[:300]) from None
 
 
@@ -174,19 +180,19 @@ def _bytes(leaf):
     bare = text.rstrip("=")
     padded = bare + "=" * (-len(bare) % 4)
     if text not in (bare, padded):
-        raise ValueError("base64 data has too much padding, or too little")
+        raise ValueError("base64 data has invalid padding")
     return base64.b64decode(padded, validate=True)
 
 
 def _values(name, array):
-    """Nested lists of what `json` writes."""
+    """Convert an array to nested lists for `json`."""
     if array.dtype in (np.bool_, np.float64) or array.dtype.kind in "iu":
         return array.tolist()
     flat = np.empty(array.size, object)
     if array.dtype == object:
         flat[:] = [_text(name, value) for value in array.ravel()]
     else:
-        # Nine digits tell all float32 apart, without the noise of float64.
+        # Nine digits identify a float32.
         numbers = np.float32(array).ravel().tolist()
         text = ("%.9g " * array.size) % tuple(numbers)
         flat[:] = list(map(float, text.split()))
@@ -194,17 +200,17 @@ def _values(name, array):
 
 
 def _text(name, value):
-    """A string, or its base64 where TensorFlow Serving would write that."""
+    """Return a string, or base64 where TensorFlow Serving uses it."""
     try:
         if not name.endswith("_bytes"):
             return value.decode()
     except UnicodeDecodeError:
-        pass  # no other way to keep it
+        pass  # only base64 can represent it
     return {"b64": base64.b64encode(value).decode()}
 
 
 def _short(value):
-    """A JSON value for a message."""
+    """Return a short description of a JSON value for a message."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     return json.dumps(value[:100] if isinstance(value, str) else value)[:100]

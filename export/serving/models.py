@@ -1,4 +1,4 @@
-"""The models of a server: which versions are there, which answers."""
+"""The models of a server: find, load, select and unload versions."""
 
 import contextlib
 import dataclasses
@@ -17,52 +17,53 @@ from tensorflow_serving.apis import (
 )
 
 from clsa_tf.errors import UserError
-from export.serving.errors import ServingError, as_serving_error, invalid
-from export.serving.settings import wanted_versions
+from export.serving.config_files import wanted_versions
+from export.serving.serving_error import ServingError, as_serving_error, invalid
 
 STATE = get_model_status_pb2.ModelVersionStatus
-_TICK_SECONDS = 0.1  # between looks at what is due
-_REMEMBERED = 20  # versions that are over
+_TICK_SECONDS = 0.1  # interval of the thread
+_MAX_ENDED = 20  # ended versions to remember
 
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """A version, from when it was found."""
+    """A version of a model that was found."""
 
     number: int
     path: str
     state: int = STATE.START  # a `ModelVersionStatus.State`
-    servable: object = None  # what `open_version` returned, while loaded
+    servable: object = None  # result of `open_version`, while loaded
     error: ServingError = None  # of the latest attempt to load it
     attempts: int = 0
-    due: float = 0.0  # when to try next, by `time.monotonic`
-    users: int = 0  # requests that run it
-    wanted: bool = True
+    due: float = 0.0  # time of the next attempt, by `time.monotonic`
+    users: int = 0  # running requests
+    wanted: bool = True  # by the model's version policy
 
 
 class Models:
-    """Follows the base paths of models, in a thread; may be used from any.
+    """Models whose versions a thread finds, loads and unloads. Thread-safe.
 
-    A version is unloaded when another that is wanted is available, or none is
-    wanted, and no request runs it any more.
+    The thread polls the base paths of the models. It unloads a version that is
+    not wanted any more after the last request, once another wanted version is
+    available or no version is wanted.
 
     Args:
-        configs: list of `ModelConfig`, see `settings.model_configs`.
-        open_version: function of a SavedModel's path; returns an object with
-            `close`, raises `ServingError`.
-        on_event: function `(what, name, version, value)`: "loaded" and
-            seconds, "failed" and `ServingError`, "unloaded" and None,
-            "warning" and text.
-        poll_seconds: between looks at the base paths; 0: look once, at the
-            start and at `reconfigure`.
-        retries: attempts to load a version after the first that failed.
-        retry_seconds: between them.
+        configs: list of `ModelConfig`, see `config_files.model_configs`.
+        open_version: function from a SavedModel's path to an object with
+            `close`; raises `ServingError`.
+        on_event: function of `(kind, name, version, value)`, where kind and
+            value are "loaded" and seconds, "failed" and a `ServingError`,
+            "unloaded" and None, or "warning" and a text.
+        poll_seconds: seconds between polls of the base paths; 0: look only at
+            the start and after `reconfigure`.
+        retries: further attempts to load a version after a failure.
+        retry_seconds: seconds between attempts.
         allow_unavailable_labels: whether new labels may name versions that are
             not available.
 
     Raises:
-        UserError: labels without `allow_unavailable_labels`: nothing is
-            available at the start.
+        UserError: there are labels without `allow_unavailable_labels`, as no
+            version is available at the start.
 
     Source: tensorflow_serving/core/aspired_versions_manager.cc,
     availability_preserving_policy.cc, model_servers/server_core.cc
@@ -89,57 +90,62 @@ class Models:
         self._changed = threading.Condition()
         self._configs = {}  # by name
         self._versions = {}  # by name: list of `Version`
-        self._asked, self._done = 1, 0  # rounds of the thread
-        self._warned = {}  # by name: the latest warning
+        self._requested, self._done = 1, 0  # rounds of the thread
+        self._warnings = {}  # by name: the latest warning
         self._ended = False
-        self._take_over(configs)
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._set_configs(configs)
+        threading.Thread(target=self._run, daemon=True).start()
 
     def reconfigure(self, configs):
-        """Takes over a new list of models; all of it or nothing.
+        """Replace the list of models, completely or not at all.
 
-        Models that are gone finish the requests they have; new ones have been
-        tried once when it returns. Raises `UserError` for a label that may not
-        move to its version now.
+        Removed models finish their requests. When it returns, there has been
+        one attempt to load each new version.
+
+        Raises:
+            UserError: a label may not move to its version now.
         """
-        self._take_over(configs)
+        self._set_configs(configs)
         self.wait()
 
     def wait(self):
-        """Waits until the base paths were looked at, and all tried once."""
+        """Wait for a poll and one attempt to load each new version."""
         with self._changed:
-            self._asked += 1
-            asked = self._asked
+            self._requested += 1
+            requested = self._requested
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._done >= asked or self._ended)
+            self._changed.wait_for(
+                lambda: self._done >= requested or self._ended
+            )
 
     def end(self):
-        """Follows nothing any more; what is loaded stays."""
+        """Stop polling; loaded versions stay in memory."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     @contextlib.contextmanager
     def pinned(self, spec):
-        """Keeps the `Version` that a `ModelSpec` asks for in memory (`with`).
+        """Keep the `Version` for a `ModelSpec` in memory, in a `with` block.
 
-        Raises `ServingError`: NOT_FOUND, it is not there or not available;
-        INVALID_ARGUMENT, no name or no such label.
+        Raises:
+            ServingError: NOT_FOUND, the version is missing or not available;
+                INVALID_ARGUMENT, the name is empty or the label unknown.
         """
         with self._changed:
             number = self._number(spec)
-            found = [
+            available = [
                 version
                 for version in self._versions.get(spec.name, ())
                 if version.state == STATE.AVAILABLE
                 and number in (None, version.number)
             ]
-            if not found:
+            if not available:
                 wanted = f"Latest({spec.name})"
                 if number is not None:
                     wanted = f"Specific({spec.name}, {number})"
                 raise _not_found(f"Servable not found for request: {wanted}")
-            version = max(found, key=lambda version: version.number)
+            version = max(available, key=lambda version: version.number)
             version.users += 1
         try:
             yield version
@@ -148,22 +154,29 @@ class Models:
                 version.users -= 1
 
     def signatures(self, spec):
-        """The full `ModelSpec` for one, and that version's `SignatureDefMap`.
+        """Return the signatures of the version for a `ModelSpec`.
 
-        Raises `ServingError` as `pinned`.
+        Returns:
+            (`ModelSpec` with name and version, `SignatureDefMap`).
+
+        Raises:
+            ServingError: see `pinned`.
         """
-        found = get_model_metadata_pb2.SignatureDefMap()
+        signatures = get_model_metadata_pb2.SignatureDefMap()
         with self.pinned(spec) as version:
             for name, signature in version.servable.signatures.items():
-                found.signature_def[name].CopyFrom(signature)
+                signatures.signature_def[name].CopyFrom(signature)
             spec = model_pb2.ModelSpec(name=spec.name)
             spec.version.value = version.number
-        return spec, found
+        return spec, signatures
 
     def statuses(self, spec):
-        """The `GetModelStatusResponse` for a `ModelSpec`, newest first.
+        """Return the `GetModelStatusResponse` for a `ModelSpec`, newest first.
 
-        A label does not count. Raises `ServingError`: NOT_FOUND.
+        Labels are ignored.
+
+        Raises:
+            ServingError: NOT_FOUND.
 
         Source: tensorflow_serving/model_servers/get_model_status_impl.cc
         """
@@ -176,7 +189,7 @@ class Models:
                     status = response.model_version_status.add(
                         version=version.number, state=version.state
                     ).status
-                    status.SetInParent()  # OK is said, too
+                    status.SetInParent()  # includes OK in the response
                     if version.error:
                         status.error_code = version.error.code.value[0]
                         status.error_message = version.error.message
@@ -187,27 +200,32 @@ class Models:
 
     @property
     def configs(self):
-        """`ModelConfig`s that are followed."""
+        """The current `ModelConfig`s."""
         return list(self._configs.values())
 
     def unavailable(self):
-        """Names of models that cannot answer -> whether they may yet."""
-        found = {}
+        """Return the models without an available version.
+
+        Returns:
+            dictionary from names to whether a version may still become
+            available.
+        """
+        models = {}
         for name in list(self._configs):
             versions = [v for v in self._versions.get(name, ()) if v.wanted]
             states = {version.state for version in versions}
             if STATE.AVAILABLE not in states:
                 may = states != {STATE.END} if versions else self._poll_seconds
-                found[name] = bool(may)
-        return found
+                models[name] = bool(may)
+        return models
 
     def list_versions(self):
-        """Pairs of a model's name and its `Version`s, as they are now."""
+        """Return pairs of a model's name and a list of its `Version`s."""
         with self._changed:
             return [(name, list(v)) for name, v in self._versions.items()]
 
     def _number(self, spec):
-        """The version that is asked for; None: the newest."""
+        """Return the version number for a `ModelSpec`; None: the newest."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version"):
@@ -219,14 +237,14 @@ class Models:
             raise invalid(f"Unrecognized servable version label: {label}")
         return config.version_labels[label]
 
-    def _take_over(self, configs):
+    def _set_configs(self, configs):
         with self._changed:
             for config in configs:
                 self._check_labels(config)
             self._configs = {config.name: config for config in configs}
 
     def _check_labels(self, config):
-        """Raises `UserError` if a label may not name its version now.
+        """Raise `UserError` if a label may not move to its version now.
 
         Source: server_core.cc, UpdateModelVersionLabelMap.
         """
@@ -241,55 +259,55 @@ class Models:
             allowed = self._allow_unavailable_labels and not moved
             if number not in available and not allowed:
                 raise UserError(
-                    f"Expected the label {label!r} of model {config.name!r} on "
-                    f"a version that is available, received {number}; load it "
-                    "first (a label that is not in use may name any with "
-                    "--allow_version_labels_for_unavailable_models)."
+                    f"Expected an available version for the label {label!r} of "
+                    f"model {config.name!r}, received {number}; load it first. "
+                    "(--allow_version_labels_for_unavailable_models allows any "
+                    "version for new labels.)"
                 )
 
-    def _follow(self):
-        """The thread."""
+    def _run(self):
+        """Find, load and unload versions until `end`, in the thread."""
         polled = time.monotonic()
         while not self._ended:
             with self._changed:
-                asked, configs = self._asked, dict(self._configs)
+                requested, configs = self._requested, dict(self._configs)
             now = time.monotonic()
             due = self._poll_seconds and now >= polled + self._poll_seconds
             try:
-                if due or asked > self._done:
+                if due or requested > self._done:
                     polled = now
                     for name in configs.keys() | self._versions.keys():
                         self._find(name, configs.get(name))
                 for name, versions in self._versions.items():
                     self._load(name, versions)
                     self._unload(name, versions)
-            except Exception:  # the thread has to live on
-                logging.exception("While following the models:")
+            except Exception:  # the thread must not end
+                logging.exception("Polling the models failed:")
             with self._changed:
-                self._done = asked
+                self._done = requested
                 self._changed.notify_all()
                 self._changed.wait_for(
-                    lambda: self._asked > self._done or self._ended,
+                    lambda: self._requested > self._done or self._ended,
                     _TICK_SECONDS,
                 )
 
     def _find(self, name, config):
-        """Looks which versions of a model are there and wanted."""
+        """Update the list of a model's versions from its base path."""
         paths, numbers, warning = {}, [], ""
         try:
             if config:
                 paths = _version_paths(config.base_path)
                 numbers = wanted_versions(config, paths)
-                warning = "" if numbers else "has no such version"
-        except Exception as e:  # of any file system
+                warning = "" if numbers else "has no version to serve"
+        except Exception as e:  # any class: depends on the file system
             numbers = None
             warning = f"cannot be read: {as_serving_error(e).message}"
-        if warning and self._warned.get(name) != warning:
+        if warning and self._warnings.get(name) != warning:
             text = f"{config.base_path} {warning}"
             self._on_event("warning", name, None, text)
-        self._warned[name] = warning
+        self._warnings[name] = warning
         if numbers is None:
-            return  # what is loaded stays
+            return  # loaded versions stay
         with self._changed:
             versions = self._versions.setdefault(name, [])
             for version in versions:
@@ -301,7 +319,7 @@ class Models:
                     version.state = STATE.AVAILABLE
                 elif version.wanted:
                     path = paths[version.number]
-                    if not before or path != version.path:  # it came back
+                    if not before or path != version.path:  # wanted again
                         version.state, version.path = STATE.START, path
                         version.attempts, version.due = 0, 0.0
             known = {version.number for version in versions}
@@ -310,12 +328,12 @@ class Models:
                 for number in numbers
                 if number not in known
             ]
-            over = [v for v in versions if v.state == STATE.END]
-            for version in [v for v in over if not v.wanted][:-_REMEMBERED]:
+            ended = [v for v in versions if v.state == STATE.END]
+            for version in [v for v in ended if not v.wanted][:-_MAX_ENDED]:
                 versions.remove(version)
 
     def _load(self, name, versions):
-        """Tries what is due, newest first."""
+        """Load the versions that are due, newest first."""
         for version in sorted(versions, key=lambda v: -v.number):
             waits = version.state in (STATE.START, STATE.LOADING)
             if self._ended or not waits or version.due > time.monotonic():
@@ -328,7 +346,7 @@ class Models:
             start = time.monotonic()
             try:
                 servable = self._open(version.path)
-            except Exception as e:  # whatever it is, this thread goes on
+            except Exception as e:  # the thread must not end
                 self._failed(name, version, as_serving_error(e))
                 continue
             with self._changed:
@@ -339,7 +357,7 @@ class Models:
 
     def _failed(self, name, version, error):
         attempt = f"(attempt {version.attempts} of {self._retries + 1})"
-        # Without its traceback, which keeps a lot in memory.
+        # A new error, without the traceback, which would keep memory alive.
         error = ServingError(error.code, f"{error.message} {attempt}")
         with self._changed:
             version.error = error
@@ -349,16 +367,16 @@ class Models:
         self._on_event("failed", name, version.number, error)
 
     def _unload(self, name, versions):
-        """Frees what is not wanted, if nothing is or something else answers."""
+        """Unload unwanted versions unless a wanted one is still loading."""
         with self._changed:
             wanted = [v for v in versions if v.wanted]
             if wanted and not any(v.state == STATE.AVAILABLE for v in wanted):
                 return
-            over = [v for v in versions if v.servable and not v.wanted]
-            for version in over:
+            unwanted = [v for v in versions if v.servable and not v.wanted]
+            for version in unwanted:
                 version.state = STATE.UNLOADING
-            free = [version for version in over if not version.users]
-        for version in free:
+            unused = [version for version in unwanted if not version.users]
+        for version in unused:
             version.servable.close()
             version.servable, version.state = None, STATE.END
             gc.collect()
@@ -366,24 +384,24 @@ class Models:
 
 
 def _version_paths(base_path):
-    """Paths of the versions in a directory, by number.
+    """Return the paths of the versions in a directory, by number.
 
     Source: tensorflow_serving/sources/storage_path/
     file_system_storage_path_source.cc
     """
-    # TensorFlow's own stops at a name that is no text.
-    listed = tf.io.gfile.listdir if "://" in base_path else os.listdir
-    found = {}
-    for entry in sorted(listed(base_path)):
+    # For local paths not TensorFlow's, which fails for invalid UTF-8.
+    list_directory = tf.io.gfile.listdir if "://" in base_path else os.listdir
+    paths = {}
+    for entry in sorted(list_directory(base_path)):
         name = entry.rstrip("/")
-        # (Not `int` of any length, which takes its time.)
+        # At most 20 digits: `int` is slow for long texts.
         number = name.lstrip("0")[:20] or "0"
         if not (name.isascii() and name.isdigit() and int(number) < 2**63):
             continue
         path = tf.io.gfile.join(base_path, name)
         if tf.io.gfile.isdir(path):
-            found[int(number)] = path
-    return found
+            paths[int(number)] = path
+    return paths
 
 
 def _not_found(message):

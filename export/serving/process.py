@@ -1,4 +1,4 @@
-"""The process that serves: models, transports, signals, what is printed."""
+"""The server process: models, transports, signals and console output."""
 
 import asyncio
 import contextlib
@@ -10,24 +10,24 @@ import sys
 import threading
 
 from clsa_tf.errors import UserError
-from export.serving import settings
+from export.serving import config_files
 from export.serving.grpc_service import GrpcServer
-from export.serving.metrics import Metrics
 from export.serving.models import Models
+from export.serving.prometheus_metrics import PrometheusMetrics
 from export.serving.rest import RestServer
 from export.serving.servable import open_version
 
-_BACKLOG = 2048  # connections that wait to be accepted
-_LOOK_SECONDS = 0.1  # between looks whether all models are loaded
+_BACKLOG = 2048  # pending connections
+_POLL_SECONDS = 0.1  # interval of polls for available models
 
 
-class Server:
-    """Models and the transports to them.
+class EmbeddedServer:
+    """A server for models, with gRPC and REST.
 
     Args:
         configs: list of `ModelConfig`.
-        batching: of `settings.read_batching_parameters`, or None.
-        metrics_paths: where metrics are served.
+        batching: result of `config_files.read_batching_parameters`, or None.
+        metrics_paths: list of the paths of the metrics.
         values: the flags of `export.server`.
     """
 
@@ -36,7 +36,7 @@ class Server:
         self._configs = configs
         self._values = values
         self._metrics_paths = metrics_paths
-        self._metrics = Metrics()
+        self._metrics = PrometheusMetrics()
         self._open_version = functools.partial(
             open_version,
             warm_up=values.enable_model_warmup,
@@ -47,38 +47,39 @@ class Server:
         self._models = self._grpc = self._rest = self._transport = None
         self._end = asyncio.Event()
         self._printing = threading.Lock()
-        self._addresses = None  # until it listens
-        self._loaded = []  # pairs of model and version, before that
-        self._announced = set()  # models of which a version was
+        self._addresses = None  # text; None until it listens
+        self._loaded = []  # pairs of model and version, until it listens
+        self._announced = set()  # names of models
 
     async def run(self):
-        """Loads, then serves until a signal.
+        """Load the models and serve until a signal.
 
         Raises:
-            UserError: a port or label cannot be had, or a model not loaded.
+            UserError: a port is not available, a label not allowed, or a model
+                cannot be loaded.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._heed, number)
+            loop.add_signal_handler(number, self._on_signal, number)
         working = asyncio.create_task(self._work())
         ended = asyncio.create_task(self._end.wait())
         await asyncio.wait(
             [working, ended], return_when=asyncio.FIRST_COMPLETED
         )
         if working.done():
-            working.result()  # raises what ended it
+            working.result()  # raises its exception
         if self._transport:
             await self._drain()
 
-    def _heed(self, number):
+    def _on_signal(self, number):
         if self._end.is_set():
             os._exit(128 + number)
         self._end.set()
 
     async def _work(self):
-        """Loads, listens, and follows the file of models."""
+        """Load the models, listen, and poll --model_config_file."""
         values = self._values
-        # Before models are loaded, which may take minutes.
+        # Checks the ports before models are loaded, which may take minutes.
         listener = _bind(values.host, values.rest_api_port)
         _bind(values.host, values.port).close()
         self._models = self._metrics.models = Models(
@@ -93,26 +94,26 @@ class Server:
             ),
         )
         await asyncio.to_thread(self._models.wait)
-        told = set()
-        while waiting := self._models.unavailable():
+        reported = set()
+        while unavailable := self._models.unavailable():
             for config in self._configs:
                 name, path = config.name, config.base_path
-                if waiting.get(name) is False:
+                if unavailable.get(name) is False:
                     raise UserError(
-                        f"Expected a version of model {name!r} that can be "
-                        f"served, found none in {path}; export one, or let "
-                        "--file_system_poll_wait_seconds look again."
+                        f"Cannot serve model {name!r}: {path} has no version "
+                        "that can be loaded; export one, or set "
+                        "--file_system_poll_wait_seconds to wait for one."
                     )
-                if name in waiting.keys() - told:
+                if name in unavailable.keys() - reported:
                     text = f"waiting for a version of {name}, such as {path}/1"
-                    _say(f"{text} (Ctrl-C ends)")
-                    told.add(name)
-            await asyncio.sleep(_LOOK_SECONDS)
+                    _print(f"{text} (press Ctrl-C to stop)")
+                    reported.add(name)
+            await asyncio.sleep(_POLL_SECONDS)
         self._listen(listener)
-        await asyncio.gather(self._transport, self._follow_file())
+        await asyncio.gather(self._transport, self._poll_config_file())
 
     def _listen(self, listener):
-        """Opens the ports and says so."""
+        """Open the ports and announce the loaded models."""
         values, addresses = self._values, []
         shared = (self._models, self._metrics)
         if values.port:
@@ -121,7 +122,7 @@ class Server:
             try:
                 port = self._grpc.start(address)
             except RuntimeError as e:
-                raise _not_free(address, e) from e
+                raise _port_error(address, e) from e
             addresses.append(f"grpc {_address(values.host, port)}")
         self._transport = asyncio.create_task(self._end.wait())
         if values.rest_api_port:
@@ -129,8 +130,8 @@ class Server:
             port = listener.getsockname()[1]
             try:
                 listener.listen(_BACKLOG)
-            except OSError as e:  # another process was faster
-                raise _not_free(_address(values.host, port), e) from e
+            except OSError as e:  # taken by another process meanwhile
+                raise _port_error(_address(values.host, port), e) from e
             addresses.append(f"REST http://{_address(values.host, port)}")
             self._transport = asyncio.create_task(self._rest.serve(listener))
         with self._printing:
@@ -139,7 +140,7 @@ class Server:
                 self._announce(name, version)
 
     async def _drain(self):
-        """Stops, after what is under way has ended or --drain_seconds."""
+        """Stop after requests in progress, at most --drain_seconds later."""
         self._models.end()
         seconds = self._values.drain_seconds
         if self._rest:
@@ -148,68 +149,73 @@ class Server:
             await asyncio.to_thread(self._grpc.stop, seconds)
         await self._transport
 
-    def _event(self, what, name, version, value):
-        """Prints and counts what `Models` did; from its thread."""
-        self._metrics.event(what, name, value)
-        if what == "loaded":
+    def _event(self, kind, name, version, value):
+        """Print and count an event of `Models`, in its thread."""
+        self._metrics.event(kind, name, value)
+        if kind == "loaded":
             with self._printing:
                 if self._addresses is None:
                     self._loaded.append((name, version))
                 else:
                     self._announce(name, version)
-        elif what == "failed":
+        elif kind == "failed":
             failed = f"version {version} cannot be loaded: {value.message}"
-            _say(f"error: model {name!r}: {failed}")
-        elif what == "unloaded":
-            _say(f"unloaded version {version} of {name}")
+            _print(f"error: model {name!r}: {failed}")
+        elif kind == "unloaded":
+            _print(f"unloaded version {version} of {name}")
         else:
-            _say(f"warning: model {name!r}: {value}")
+            _print(f"warning: model {name!r}: {value}")
 
     def _announce(self, name, version):
+        """Print a loaded version; its address, too, if it is the first."""
         if name in self._announced:
-            return _say(f"loaded version {version} of {name}")
+            return _print(f"loaded version {version} of {name}")
         self._announced.add(name)
         text = f"serving {name} version {version}: {self._addresses}"
-        _say(text, sys.stdout)
+        _print(text, sys.stdout)
 
-    async def _follow_file(self):
-        """Takes over what is written to the file of models."""
-        path, said = self._values.model_config_file, None
+    async def _poll_config_file(self):
+        """Reconfigure the models when --model_config_file changes."""
+        path, reported = self._values.model_config_file, None
         while seconds := self._values.model_config_file_poll_wait_seconds:
             await asyncio.sleep(seconds)
             try:
-                configs = settings.read_model_configs(path)
-                # Also after a change by gRPC: the file wins, as there.
+                configs = config_files.read_model_configs(path)
+                # The file overrides changes by gRPC, as in TensorFlow Serving.
                 if configs != self._models.configs:
                     await asyncio.to_thread(self._models.reconfigure, configs)
-                    _say(f"took over {path}")
-                said = None
+                    _print(f"applied {path}")
+                reported = None
             except UserError as e:
-                if str(e) != said:
-                    _say(f"error: {e} (The models stay as they were.)")
-                said = str(e)
+                if str(e) != reported:
+                    _print(f"error: {e} (The models are unchanged.)")
+                reported = str(e)
 
 
 def _bind(host, port):
-    """A socket; `port` -1: any. Raises `UserError`."""
+    """Return a socket bound to `port`, or to any free port for -1.
+
+    Raises:
+        UserError: the port is not available.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Only of sockets that are said to be TCP's, asyncio turns off the delay of
-    # small packets, 40 ms for each answer.
+    # asyncio disables Nagle's algorithm, which delays each response by 40 ms,
+    # only for sockets with the protocol TCP.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, max(port, 0)))
     except OSError as e:
         listener.close()
-        raise _not_free(_address(host, port), e) from e
+        raise _port_error(_address(host, port), e) from e
     return listener
 
 
-def _not_free(address, error):
+def _port_error(address, error):
     reason = getattr(error, "strerror", None) or error
     return UserError(
-        f"Expected a free port, could not listen at {address}: {reason}; "
-        "choose another --port, --rest_api_port or --host."
+        f"Cannot listen on {address}: {reason}; choose another --port, "
+        "--rest_api_port or --host."
     )
 
 
@@ -217,6 +223,6 @@ def _address(host, port):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _say(text, file=None):
-    with contextlib.suppress(OSError):  # nobody reads it any more
+def _print(text, file=None):
+    with contextlib.suppress(OSError):  # the reader closed the pipe
         print(text, file=file or sys.stderr, flush=True)

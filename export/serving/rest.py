@@ -1,7 +1,7 @@
 """TensorFlow Serving's REST API.
 
-Source: tensorflow_serving/model_servers/http_rest_api_handler.cc,
-http_rest_api_util.cc, and http_server.cc for the statuses.
+Source: tensorflow_serving/model_servers/http_rest_api_handler.cc and
+http_rest_api_util.cc; for the status codes http_server.cc.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from tensorflow_serving.apis import model_pb2
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from export.serving import json_tensor
-from export.serving.errors import ServingError, invalid, not_for_predict
+from export.serving.serving_error import ServingError, invalid, predict_only
 
-# Of HTTP for those of gRPC, by number; the others are 500.
+# HTTP status by number of the gRPC status; 500 for all others.
 _STATUSES = {1: 499, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400}
 _STATUSES |= {10: 409, 11: 400, 12: 501, 14: 503, 16: 401}
 _MODEL = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-# Of any case, as there, but for what is called.
+# Case-insensitive except for the call, as in TensorFlow Serving.
 _PATHS = {
     "POST": rf"/v1/models/(?P<name>[^/:]+){_MODEL}:"
     "(?P<call>(?-i:predict|classify|regress))",
@@ -38,7 +38,7 @@ _PATHS = {
     "(?:/(?P<call>(?-i:metadata))|/metadata)?",
 }
 _BAD_ESCAPE = re.compile("%(?![0-9a-fA-F]{2})")
-# Asks for fields that have their default value; renamed in protobuf 5.
+# Includes fields with their default value; renamed in protobuf 5.
 _WITH_DEFAULTS = {
     "including_default_value_fields"
     if google.protobuf.__version__.startswith("4.")
@@ -46,16 +46,16 @@ _WITH_DEFAULTS = {
 }
 _MAX_HEAD = 2**16  # bytes of a request line and its headers
 _OF_BODIES = {b"content-length", b"transfer-encoding"}
-_KEEP_ALIVE_SECONDS = 75  # of idle connections; most clients give up earlier
+_KEEP_ALIVE_SECONDS = 75  # longer than most clients keep idle connections
 
 
 class RestServer:
-    """The API on a socket; use from one event loop.
+    """The REST API on a socket; use it from a single event loop.
 
     Args:
         models: `models.Models`.
-        metrics: `metrics.Metrics`.
-        metrics_paths: where metrics are served.
+        metrics: `prometheus_metrics.PrometheusMetrics`.
+        metrics_paths: list of the paths of the metrics.
         values: the flags of `export.server`.
     """
 
@@ -69,12 +69,12 @@ class RestServer:
         self._threads = concurrent.futures.ThreadPoolExecutor(
             values.rest_api_num_threads
         )
-        self._server = _Server(
+        self._server = _UvicornServer(
             uvicorn.Config(
                 self._application,
                 interface="asgi3",
                 loop="asyncio",
-                http=_Protocol,
+                http=_HttpProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -88,13 +88,13 @@ class RestServer:
         )
 
     async def serve(self, listener):
-        """Serves a listening socket until `stop`."""
+        """Serve on a listening socket until `stop`."""
         await self._server.serve(sockets=[listener])
 
     def stop(self, seconds):
-        """Lets `serve` return, after at most `seconds` for what is under way.
+        """Reject new connections; wait `seconds` for requests in progress.
 
-        No connection is accepted from now on.
+        `serve` returns after that.
         """
         self._server.config.timeout_graceful_shutdown = seconds
         self._server.should_exit = True
@@ -102,31 +102,35 @@ class RestServer:
     async def _application(self, scope, receive, send):
         try:
             with self._metrics.request("rest") as record:
-                response = await self._in_time(Request(scope, receive), record)
+                response = await self._respond_in_time(
+                    Request(scope, receive), record
+                )
         except ClientDisconnect:
             return
         except ServingError as e:
             status = e.http or _STATUSES.get(e.code.value[0], 500)
             response = _json({"error": e.message}, status)
-        except Exception:  # ours; the traceback is for us
+        except Exception:  # a bug; clients do not get the traceback
             traceback.print_exc()
             response = _json({"error": "Internal error."}, 500)
         await response(scope, receive, send)
 
-    async def _in_time(self, request, record):
+    async def _respond_in_time(self, request, record):
         try:
             return await asyncio.wait_for(
                 self._respond(request, record), self._timeout
             )
         except asyncio.TimeoutError:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
-            raise ServingError(code, "Timed out: it took too long.") from None
+            message = f"The request took longer than {self._timeout:g} s."
+            raise ServingError(code, message) from None
 
     async def _respond(self, request, record):
-        """The response to a request, of any address."""
+        """Return the response to a request for any path."""
         body, size = bytearray(), 0
         async for chunk in request.stream():
-            # Read on: many clients do not listen before they have sent.
+            # Reads more, because many clients send the whole body before they
+            # read the response.
             size += len(chunk)
             if size <= self._max_bytes:
                 body += chunk
@@ -149,11 +153,11 @@ class RestServer:
             return Response(media_type="application/json")
         zipped = "gzip" in request.headers.get("content-encoding", "")
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._answer, method, target, body, zipped, record
+            self._threads, self._call, method, target, body, zipped, record
         )
 
-    def _answer(self, method, target, body, zipped, record):
-        """The response about a model; in a thread."""
+    def _call(self, method, target, body, zipped, record):
+        """Return the response of a model; runs in a thread."""
         match = None
         if method in _PATHS and not _BAD_ESCAPE.search(target):
             match = re.fullmatch(f"(?ai){_PATHS[method]}", target)
@@ -167,7 +171,10 @@ class RestServer:
         return getattr(self, f"_{record.method}")(spec, body)
 
     def _unzip(self, body):
-        """The content of a body; none where it is damaged, as there."""
+        """Decompress a body; return b"" if it is damaged.
+
+        TensorFlow Serving does the same.
+        """
         decompressor = zlib.decompressobj(wbits=31)
         try:
             content = decompressor.decompress(body, self._max_bytes)
@@ -178,7 +185,10 @@ class RestServer:
         return content if decompressor.eof else b""
 
     def _too_large(self):
-        text = f"The body has over {self._max_bytes} bytes; send less at once."
+        text = (
+            f"Expected a body of at most {self._max_bytes} bytes, received "
+            "more; send smaller requests."
+        )
         return ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, text, http=413)
 
     def _predict(self, spec, body):
@@ -195,31 +205,31 @@ class RestServer:
     def _classify(self, spec, body):
         json_tensor.load(body)
         with self._models.pinned(spec):
-            raise not_for_predict()
+            raise predict_only()
 
     _regress = _classify
 
     def _metadata(self, spec, body):
         spec, signatures = self._models.signatures(spec)
-        found = {"signature_def": _message(signatures)}
-        return _json({"model_spec": _message(spec), "metadata": found})
+        metadata = {"signature_def": _message(signatures)}
+        return _json({"model_spec": _message(spec), "metadata": metadata})
 
     def _status(self, spec, body):
         return _json(_message(self._models.statuses(spec)))
 
 
-class _Server(uvicorn.Server):
-    """Leaves the signals of the process alone."""
+class _UvicornServer(uvicorn.Server):
+    """Uvicorn's server without its signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self):
         yield
 
 
-class _Protocol(HttpToolsProtocol):
-    """Keeps the target of a request as it was sent, and bounds its head."""
+class _HttpProtocol(HttpToolsProtocol):
+    """HTTP protocol with the raw target of requests and a limit for heads."""
 
-    _head = 0  # bytes of a head, or of trailers, so far
+    _head = 0  # received bytes of the head or the trailers
 
     def data_received(self, data):
         self._head += len(data)
@@ -231,8 +241,8 @@ class _Protocol(HttpToolsProtocol):
         self._head = 0
         names = {name for name, _ in self.headers}
         if self.parser.should_upgrade() and names & _OF_BODIES:
-            # The parser would take the body for the next request.
-            raise ValueError("Expected no Upgrade of a request with a body.")
+            # The parser would read the body as the next request.
+            raise ValueError("A request with Upgrade must not have a body.")
         super().on_headers_complete()
         target = self.url.decode("ascii")
         self.scope["target"] = re.sub("^(?i:https?)://[^/]*", "", target)
@@ -247,13 +257,13 @@ class _Protocol(HttpToolsProtocol):
 
 
 def _spec(match):
-    """The `ModelSpec` in an address."""
+    """Return the `ModelSpec` in a path."""
     name = urllib.parse.unquote(match["name"] or "")
     if not name:
         raise invalid("Missing model name in request.")
     spec = model_pb2.ModelSpec(name=name)
     if match["version"]:
-        # (Not `int` of any length, which takes its time.)
+        # At most 20 digits: `int` is slow for long texts.
         number = int(match["version"].lstrip("0")[:20] or "0")
         if number >= 2**63:
             raise invalid(f"Failed to convert version: {number} to numeric.")
@@ -264,7 +274,7 @@ def _spec(match):
 
 
 def _message(message):
-    """A message as JSON in Python's types, fields by their proto names."""
+    """Convert a message to JSON values, with the fields' proto names."""
     return json_format.MessageToDict(
         message, preserving_proto_field_name=True, **_WITH_DEFAULTS
     )

@@ -1,4 +1,4 @@
-"""One version of a model in memory: loaded, warmed up, run, closed."""
+"""A loaded version of a model: load, warm up, run, close."""
 
 import concurrent.futures
 import os
@@ -6,19 +6,29 @@ import os
 import grpc
 import tensorflow as tf
 
-from export.model import warmup
-from export.serving.errors import ServingError, as_serving_error, invalid
+from export.model import warmup_requests
+from export.serving.serving_error import ServingError, as_serving_error, invalid
 from export.serving.tensor_proto import to_array
 
 DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-_INITIALIZER = "__saved_model_init_op"  # no signature to call
-_MAX_WARMUP_BYTES = 2**30  # of a tensor
+_INITIALIZER = "__saved_model_init_op"  # not callable
+_MAX_WARMUP_BYTES = 2**30  # per tensor
 
 
 def open_version(path, *, warm_up=True, **options):
-    """Loads a `Servable` and runs the requests that come with it.
+    """Load a `Servable` and run its warm-up requests.
 
-    Raises `ServingError`: it cannot be loaded, a request is not one, or fails.
+    Args:
+        path: directory of the SavedModel.
+        warm_up: whether to run the warm-up requests.
+        **options: see `Servable`.
+
+    Returns:
+        `Servable`.
+
+    Raises:
+        ServingError: it cannot be loaded, or a warm-up request is invalid or
+            fails.
 
     Source: tensorflow_serving/servables/tensorflow/saved_model_warmup_util.cc
     """
@@ -32,30 +42,29 @@ def open_version(path, *, warm_up=True, **options):
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         servable.run(name, inputs, request.output_filter)
 
-    requests = os.path.join(path, warmup.PATH)
+    requests = os.path.join(path, warmup_requests.PATH)
     try:
         if warm_up and tf.io.gfile.exists(requests):
             with concurrent.futures.ThreadPoolExecutor() as pool:
-                list(pool.map(run, warmup.read(requests)))
-    except Exception as e:  # of any class, from a file that is anything
+                list(pool.map(run, warmup_requests.read(requests)))
+    except Exception as e:  # any class: the file may be damaged
         servable.close()
         error = as_serving_error(e)
-        message = f"warm-up by {requests}: {error.message}"
+        message = f"warm-up with {requests} failed: {error.message}"
         raise ServingError(error.code, message) from e
     return servable
 
 
 class Servable:
-    """A SavedModel in a graph and a session of its own.
+    """A SavedModel in its own graph and session.
 
-    TensorFlow 1's loader is the one that TensorFlow Serving uses, too: nothing
-    of the Python objects that were saved comes back, and `close` frees what
-    it takes.
+    It uses TensorFlow 1's loader, as TensorFlow Serving does. This loader does
+    not restore Python objects, and `close` frees all memory.
 
     Args:
         path: directory of the SavedModel.
-        batching: of `settings.read_batching_parameters`; None: each request
-            runs alone.
+        batching: result of `config_files.read_batching_parameters`; None: no
+            batching.
         intra_op: threads within an operation; 0: TensorFlow decides.
         inter_op: operations at the same time; 0: TensorFlow decides.
 
@@ -74,11 +83,11 @@ class Servable:
             allow_soft_placement=True,
         )
         if not tf.config.list_physical_devices("GPU"):
-            # Rewriting the graph takes longer than loading it, and on a CPU
-            # gains nothing (benchmarks/README.md).
+            # On a CPU graph optimization takes longer than loading and does
+            # not speed up requests (benchmarks/README.md).
             rewrite = options.graph_options.rewrite_options
             rewrite.disable_meta_optimizer = True
-        # Two versions are in memory during a swap.
+        # While versions are swapped, both are in memory.
         options.gpu_options.allow_growth = True
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=options)
@@ -94,24 +103,25 @@ class Servable:
                 if name != _INITIALIZER
             }
             graph.finalize()
-        except Exception as e:  # of any class, from files that are anything
+        except Exception as e:  # any class: files may be damaged
             self._session.close()
             error = as_serving_error(e)
             raise ServingError(error.code, f"{path}: {error.message}") from e
 
     def run(self, name, inputs, outputs=()):
-        """Runs a signature; from any thread.
+        """Run a signature; thread-safe.
 
         Args:
-            name: of the signature.
+            name: name of the signature.
             inputs: arrays by name; strings as arrays of `bytes` objects.
-            outputs: names of those wanted; (): all.
+            outputs: names of the outputs to return; (): all.
 
         Returns:
             arrays by name.
 
         Raises:
-            ServingError: it, an input or output is not there, or the run fails.
+            ServingError: the signature, an input or an output does not exist,
+                or the run fails.
         """
         if name not in self._calls:
             message = f'Serving signature key "{name}" not found.'
@@ -127,17 +137,17 @@ class Servable:
             return self._session.run(fetches, signature.feed(inputs))
         except tf.errors.OpError as e:
             raise as_serving_error(e) from e
-        except (TypeError, ValueError) as e:  # from converting the inputs
+        except (TypeError, ValueError) as e:  # inputs cannot be converted
             raise invalid(as_serving_error(e).message) from e
 
     def close(self):
-        """Frees the memory; nothing may run any more."""
+        """Free the memory; no request may run any more."""
         self._session.close()
         self._session = self._calls = None
 
 
 class _Signature:
-    """What a `SignatureDef` asks of inputs and outputs.
+    """The inputs and outputs of a `SignatureDef`.
 
     Source: tensorflow/cc/saved_model/util.cc, GetInputValues;
     tensorflow_serving/servables/tensorflow/predict_util.cc.
@@ -171,29 +181,34 @@ class _Signature:
                 f"{_set(extra)}. Missing but required: {_set(missing)}."
             )
         return {
-            tensor: _checked(name, inputs[name], tensor)
+            tensor: _check_dtype(name, inputs[name], tensor)
             for name, tensor in self._inputs.items()
         }
 
 
-def _checked(name, value, tensor):
+def _check_dtype(name, value, tensor):
     expected = tensor.dtype.base_dtype
-    found = tf.as_dtype(value.dtype)
-    if found != expected:
+    received = tf.as_dtype(value.dtype)
+    if received != expected:
         raise invalid(
-            f"Expects input {name} to be {expected.name} but {found.name} is "
-            "provided"
+            f"Expects input {name} to be {expected.name} but {received.name} "
+            "is provided"
         )
     return value
 
 
 def _batched(definition, inputs, outputs, batching):
-    """The outputs, computed for the inputs of several requests at once.
+    """Return outputs that are computed for batches of several requests.
 
-    By the scheduler that TensorFlow Serving uses, too. `definition` is the
-    graph's; variables are found by their names, in the session.
+    The scheduler is the same as in TensorFlow Serving.
+
+    Args:
+        definition: the `GraphDef`; the session finds variables by name.
+        inputs: tensors by name.
+        outputs: tensors by name.
+        batching: result of `config_files.read_batching_parameters`.
     """
-    part = tf.compat.v1.graph_util.extract_sub_graph(
+    subgraph = tf.compat.v1.graph_util.extract_sub_graph(
         definition, [tensor.op.name for tensor in outputs.values()]
     )
 
@@ -202,7 +217,7 @@ def _batched(definition, inputs, outputs, batching):
     )
     def run(*tensors):
         return tf.graph_util.import_graph_def(
-            part,
+            subgraph,
             {old.name: new for old, new in zip(inputs.values(), tensors)},
             [tensor.name for tensor in outputs.values()],
             name="",

@@ -1,7 +1,7 @@
-"""TensorProtos to and from arrays.
+"""Convert TensorProtos to arrays and back.
 
-`tf.make_ndarray` trusts its message: a few bytes can ask for any amount of
-memory. So sizes are checked first.
+`tf.make_ndarray` trusts its message, and a few bytes can request any amount of
+memory. Therefore sizes are checked first.
 
 Source: tensorflow/core/framework/tensor.cc, Tensor::FromProto.
 """
@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from export.serving.errors import invalid
+from export.serving.serving_error import invalid
 
-# Where values are unless in `tensor_content`; smaller integers: `int_val`.
+# Fields of values that are not in `tensor_content`; `int_val` for _SMALL.
 _FIELDS = {
     "float32": "float_val",
     "float64": "double_val",
@@ -27,23 +27,24 @@ _FIELDS = {
     "string": "string_val",
 }
 _SMALL = ("int8", "int16", "int32", "uint8", "uint16")
-_MAX_RANK = 32  # NumPy's
+_MAX_RANK = 32  # NumPy's limit
 
 
 def to_array(proto, name, *, max_bytes):
-    """Reads a `TensorProto` that a client sent.
+    """Convert a `TensorProto` from a client.
 
     Args:
-        proto: the message; too few values are repeated, too many are left out.
-        name: of the input, for messages.
-        max_bytes: of the largest array that is made of a smaller message.
+        proto: the message. The last value stands for missing ones; surplus
+            values are ignored.
+        name: name of the input, for error messages.
+        max_bytes: maximum size of the array, unless the message is larger.
 
     Returns:
-        array; strings are `bytes` as objects.
+        array; strings are `bytes` objects.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, the message contradicts itself or its
-            type cannot be sent.
+        ServingError: INVALID_ARGUMENT, the message is inconsistent or its type
+            is not supported.
     """
     try:
         dtype = tf.as_dtype(proto.dtype)
@@ -51,32 +52,34 @@ def to_array(proto, name, *, max_bytes):
         dtype = tf.variant
     field = _FIELDS.get(dtype.name, "int_val")
     if field == "int_val" and dtype.name not in _SMALL:
-        raise _wrong(name, f"type {proto.dtype} cannot be sent")
+        raise _error(name, f"type {proto.dtype} is not supported")
     shape = [dimension.size for dimension in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or min(shape, default=0) < 0:
-        raise _wrong(name, f"shape {shape[:_MAX_RANK]} is not known in full")
+        raise _error(name, f"shape {shape[:_MAX_RANK]} is not fully defined")
     size = dtype.size if field != "string_val" else 8  # pointers
-    # As if no dimension was 0: no array can be indexed beyond that.
-    most = max(max_bytes, proto.ByteSize()) // size
-    if len(shape) > _MAX_RANK or math.prod(max(n, 1) for n in shape) > most:
-        raise _wrong(name, f"shape {shape[:_MAX_RANK]} is too large")
+    # Counts 0 as 1: NumPy limits the other dimensions of an empty array, too.
+    limit = max(max_bytes, proto.ByteSize()) // size
+    if len(shape) > _MAX_RANK or math.prod(max(n, 1) for n in shape) > limit:
+        raise _error(name, f"shape {shape[:_MAX_RANK]} is too large")
     count = math.prod(shape)
     if proto.tensor_content and (
         field == "string_val" or len(proto.tensor_content) != count * size
     ):
-        raise _wrong(name, "tensor_content has another size than its shape")
+        raise _error(
+            name, "the size of tensor_content does not match the shape"
+        )
     values = getattr(proto, field)
     del values[count:]
     if field in ("int_val", "half_val") and values:  # both are int32
         small = dtype.as_numpy_dtype if field == "int_val" else np.uint16
         limits = np.iinfo(small)
         if min(values) < limits.min or max(values) > limits.max:
-            raise _wrong(name, f"a value is no {dtype.name}")
+            raise _error(name, f"a value is out of range for {dtype.name}")
     return tf.make_ndarray(proto)
 
 
 def from_array(array):
-    """Writes a `TensorProto` as TensorFlow Serving does, value by value."""
+    """Return a `TensorProto` with the fields that TensorFlow Serving uses."""
     dtype = tf.as_dtype(array.dtype)
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
     for size in array.shape:
@@ -88,5 +91,5 @@ def from_array(array):
     return proto
 
 
-def _wrong(name, reason):
+def _error(name, reason):
     return invalid(f"Tensor of input {name[:100]!r}: {reason}.")

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Metrics of the server for Prometheus."""
 
 import contextlib
 import time
@@ -8,17 +8,17 @@ import grpc
 import prometheus_client
 from prometheus_client import core
 
-from export.serving.errors import ServingError
 from export.serving.models import STATE
+from export.serving.serving_error import ServingError
 
 _LOADS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
-class Metrics:
-    """Counts requests and loads; reports the versions that are there.
+class PrometheusMetrics:
+    """Counters of requests and loads, and the states of all versions.
 
     Attributes:
-        models: `models.Models`, once they are there.
+        models: `models.Models`; None until they exist.
     """
 
     def __init__(self):
@@ -34,26 +34,30 @@ class Metrics:
         )
         self._seconds = prometheus_client.Histogram(
             "request_duration_seconds",
-            "Until the answer.",
+            "Seconds from request to response.",
             labels,
             **options,
         )
         self._loads = prometheus_client.Histogram(
             "load_seconds",
-            "With warm-up.",
+            "Seconds to load a version, including its warm-up.",
             buckets=_LOADS,
             **options,
         )
         self._failures = prometheus_client.Counter(
-            "load_failures", "Failed attempts.", ["model"], **options
+            "load_failures",
+            "Failed attempts to load a version.",
+            ["model"],
+            **options,
         )
         self._registry.register(self)
 
     @contextlib.contextmanager
     def request(self, api):
-        """Counts what is done in it (`with`) as a request.
+        """Count the body of the `with` statement as a request.
 
-        Yields an object whose `method` and `model` are to be set.
+        Yields:
+            an object whose `method` and `model` the caller sets.
         """
         record = types.SimpleNamespace(method="other", model="")
         code = grpc.StatusCode.UNKNOWN
@@ -65,7 +69,7 @@ class Metrics:
             code = e.code
             raise
         finally:
-            # No series for every name that a client makes up.
+            # Unknown names of clients do not get time series of their own.
             known = record.model in dict(self.models.list_versions())
             model = record.model if known else "other"
             labels = (api, record.method, model)
@@ -73,22 +77,22 @@ class Metrics:
             seconds = time.perf_counter() - start
             self._seconds.labels(*labels).observe(seconds)
 
-    def event(self, what, model, value):
-        """Counts an event of `Models`."""
-        if what == "loaded":
+    def event(self, kind, model, value):
+        """Count an event of `Models`."""
+        if kind == "loaded":
             self._loads.observe(value)
-        elif what == "failed":
+        elif kind == "failed":
             self._failures.labels(model).inc()
 
     def text(self):
-        """All of it, bytes in Prometheus' format."""
+        """Return all metrics as bytes in Prometheus' format."""
         return prometheus_client.generate_latest(self._registry)
 
     def collect(self):
-        """For the registry: versions, as they are now."""
+        """Yield the states of all versions; the registry calls this."""
         family = core.GaugeMetricFamily(
             "serving_version_state",
-            "1 for the state that each version of a model is in.",
+            "1 for the current state of each version.",
             labels=["model", "version", "state"],
         )
         models = self.models.list_versions() if self.models else ()

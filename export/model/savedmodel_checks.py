@@ -1,6 +1,6 @@
-"""What has to hold before an exported model may be called one.
+"""Checks of an exported SavedModel before it is published.
 
-Each check raises `UserError` if it does not hold.
+Each check raises `UserError` if it fails.
 """
 
 import json
@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from clsa_tf.augment import crop
 from clsa_tf.data.decode import decode
 from clsa_tf.errors import UserError
-from export.model import warmup
+from export.model import warmup_requests
 
 _VERIFY = os.path.join(os.path.dirname(__file__), "verify.py")
 # Another process may choose other kernels; results then differ by rounding.
@@ -25,22 +25,22 @@ _TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 0.05, "mixed_float16": 0.02}
 
 
 class Example(typing.NamedTuple):
-    """Inputs of a signature, and the outputs that they should give."""
+    """Inputs of a signature and the expected outputs."""
 
     signature: str
     inputs: dict  # name -> array, or list of bytes
     outputs: dict  # name -> array
 
 
-def examples(encoder, *, image_size, keep, outputs, bad_images="error"):
-    """What the encoder itself makes of fixed images.
+def examples(encoder, *, image_size, crop_ratio, outputs, bad_images="error"):
+    """Compute the encoder's outputs for fixed images.
 
     Args:
         encoder: `clsa_tf.networks.encoder.Encoder`.
         image_size: see `export.model.served.ServedEncoder`.
-        keep: likewise.
-        outputs: likewise.
-        bad_images: likewise.
+        crop_ratio: see `ServedEncoder`.
+        outputs: see `ServedEncoder`.
+        bad_images: see `ServedEncoder`.
 
     Returns:
         list of `Example`, at least one of each signature.
@@ -55,8 +55,8 @@ def examples(encoder, *, image_size, keep, outputs, bad_images="error"):
     ]
     prepared = np.stack(
         [
-            crop.central(decode(f), size=image_size, crop_ratio=keep)
-            for f in files
+            crop.central(decode(file), size=image_size, crop_ratio=crop_ratio)
+            for file in files
         ]
     )
 
@@ -65,10 +65,10 @@ def examples(encoder, *, image_size, keep, outputs, bad_images="error"):
             "embedding": encoder(images, training=False),
             "projection": encoder.project(images),
         }
-        found = {name: both[name].numpy() for name in outputs}
+        rows = {name: both[name].numpy() for name in outputs}
         if bad_images == "nan":
-            found["valid"] = np.ones(len(images), bool)
-        return found
+            rows["valid"] = np.ones(len(images), bool)
+        return rows
 
     floats = np.float32(noise) / np.float32(255)
     return [
@@ -79,35 +79,41 @@ def examples(encoder, *, image_size, keep, outputs, bad_images="error"):
 
 
 def check_clean_process(model, expected, *, precision="float32"):
-    """The model loads where this project is not, and computes the same.
+    """Check that the model loads and computes the same without this project.
 
     Args:
         model: directory of the SavedModel.
         expected: list of `Example`.
-        precision: in which the model computes.
+        precision: compute precision of the model, key of `_TOLERANCE`.
     """
     _compare("python", model, expected, precision)
 
 
 def check_c_loader(model, expected, *, precision="float32"):
-    """Likewise through TensorFlow's C API, as TensorFlow Serving loads it."""
+    """Check the same with TensorFlow's C API, which TensorFlow Serving uses.
+
+    Args:
+        model: see `check_clean_process`.
+        expected: see `check_clean_process`.
+        precision: see `check_clean_process`.
+    """
     _compare("c", model, expected, precision)
 
 
 def check_graph(model, encoder):
-    """The model holds the variables once, and nothing of a training.
+    """Check that the model has its weights once and no training operations.
 
     Args:
         model: directory of the SavedModel.
-        encoder: what was exported.
+        encoder: the encoder that was exported.
     """
     graph = _meta_graph(model).graph_def
     nodes = [n for f in graph.library.function for n in f.node_def]
-    trains = [n.name for n in [*nodes, *graph.node] if _trains(n)]
-    if trains:
+    training = [n.name for n in [*nodes, *graph.node] if _is_training(n)]
+    if training:
         raise UserError(
-            "Expected a graph for inference, received one with "
-            f"{len(trains)} nodes of a training ({trains[0]}); please report "
+            f"Expected an inference graph, received one with {len(training)} "
+            f"training operations (the first is {training[0]}); please report "
             "this."
         )
     weights = sum(v.numpy().nbytes for v in encoder.variables)
@@ -118,53 +124,53 @@ def check_graph(model, encoder):
     )
     folder = os.path.join(model, "variables")
     stored = sum(os.path.getsize(f.path) for f in os.scandir(folder))
-    # An index of some hundred names comes with them.
+    # The checkpoint also contains an index of some hundred names.
     if stored > weights + 100_000 or constants > 100_000:
         raise UserError(
             f"Expected the weights once ({weights} bytes), received "
-            f"{stored} bytes of variables and {constants} of constants; "
+            f"{stored} bytes of variables and {constants} bytes of constants; "
             "please report this."
         )
 
 
-def _trains(node):
+def _is_training(node):
     if node.op.startswith("FusedBatchNorm"):
-        # True is the default, which is not stored.
+        # SavedModels omit attributes with their default value, here true.
         return "is_training" not in node.attr or node.attr["is_training"].b
     return node.op.endswith("Grad")
 
 
 def check_warmup(model):
-    """Every request that warms the model up is one that it can answer.
+    """Check that the model can answer each of its warm-up requests.
 
-    TensorFlow Serving refuses to load a version with one that it cannot.
+    TensorFlow Serving does not load a version whose warm-up fails.
 
     Args:
         model: directory of the SavedModel.
     """
     signatures = _signatures(model)
-    path = os.path.join(model, warmup.PATH)
+    path = os.path.join(model, warmup_requests.PATH)
     seen = set()
     try:
-        for number, request in enumerate(warmup.read(path)):
+        for number, request in enumerate(warmup_requests.read(path)):
             name = request.model_spec.signature_name
             _check_request(number, request, name, signatures)
             seen.add(name)
     except (ValueError, tf.errors.OpError) as e:
         raise UserError(
-            f"Expected requests for a warm-up in {path}, received: {e}; "
-            "please report this."
+            f"Expected warm-up requests in {path}, received: {e}; please "
+            "report this."
         ) from e
     if seen != set(signatures):
         raise UserError(
-            f"Expected requests for {', '.join(sorted(signatures))} in {path},"
-            f" received some for {', '.join(sorted(seen)) or 'none'}; please "
-            "report this."
+            f"Expected warm-up requests for {', '.join(sorted(signatures))} in "
+            f"{path}, received requests for {', '.join(sorted(seen)) or 'none'}"
+            "; please report this."
         )
 
 
 def _check_request(number, request, name, signatures):
-    """Raises ValueError if a signature does not take a request."""
+    """Raise ValueError if a request does not fit its signature."""
     if name not in signatures:
         raise ValueError(f"record {number} is for the signature {name!r}")
     inputs = signatures[name].inputs
@@ -187,7 +193,7 @@ def _meta_graph(model):
 
 
 def _signatures(model):
-    """Signature name -> `SignatureDef`, those that can be called."""
+    """Return the callable signatures, `SignatureDef` by name."""
     return {
         name: signature
         for name, signature in _meta_graph(model).signature_def.items()
@@ -196,10 +202,11 @@ def _signatures(model):
 
 
 def _compare(kind, model, expected, precision):
+    """Run verify.py; `kind` is its first argument."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "examples.npz")
-        _write(path, model, expected, _TOLERANCE[precision])
-        # -I: nothing of ours is on the path; the model must stand alone.
+        write_examples(path, model, expected, _TOLERANCE[precision])
+        # -I keeps this project off the path: the model must be self-contained.
         result = subprocess.run(
             [sys.executable, "-I", _VERIFY, kind, model, path],
             capture_output=True,
@@ -207,16 +214,24 @@ def _compare(kind, model, expected, precision):
             env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
         )
     if result.returncode:
-        said = result.stderr.strip().splitlines()[-1:]
+        lines = result.stderr.strip().splitlines() or ["no message"]
         raise UserError(
-            "Expected the exported model to reproduce the encoder in another "
-            f"process ({kind}), received status {result.returncode}: {said}; "
-            "nothing was published, please report this."
+            "Expected the exported model to reproduce the encoder's outputs in "
+            f"another process ({kind}), received exit status "
+            f"{result.returncode}: {lines[-1]}; nothing was published, please "
+            "report this."
         )
 
 
-def _write(path, model, expected, tolerance):
-    """Writes what `verify.py` reads, without anything to unpickle."""
+def write_examples(path, model, expected, tolerance):
+    """Write the file that `export/model/verify.py` reads.
+
+    Args:
+        path: path of the .npz file. It contains no pickled objects.
+        model: directory of the SavedModel.
+        expected: list of `Example`.
+        tolerance: largest difference, as a share of an output's largest value.
+    """
     cases, arrays, signatures = [], {}, _signatures(model)
     for number, example in enumerate(expected):
         signature = signatures[example.signature]

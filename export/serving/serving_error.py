@@ -1,4 +1,4 @@
-"""Requests that fail, with a code for the client."""
+"""Errors with a status code for the client."""
 
 import grpc
 
@@ -8,12 +8,12 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ServingError(Exception):
-    """A request that failed, or a version that could not be loaded.
+    """A request failed, or a version could not be loaded.
 
     Attributes:
         code: `grpc.StatusCode`.
         message: one line for the client.
-        http: status of HTTP, if that is not the one for `code`.
+        http: HTTP status, if it differs from the one for `code`.
     """
 
     def __init__(self, code, message, http=None):
@@ -25,20 +25,20 @@ class ServingError(Exception):
 
 
 def invalid(message):
-    """A `ServingError` for a request that is wrong in itself."""
+    """Return a `ServingError` for an invalid request."""
     return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
-def not_for_predict():
-    """The `ServingError` for those who classify or regress."""
+def predict_only():
+    """Return the `ServingError` for Classify and Regress requests."""
     return invalid("The signatures of this model are for Predict only.")
 
 
 def as_serving_error(error):
-    """Makes a `ServingError` of any other.
+    """Convert any exception to a `ServingError`.
 
-    An error of TensorFlow keeps its code, which is the same number as gRPC's;
-    others become INTERNAL.
+    TensorFlow's errors keep their code, which has the same number in gRPC.
+    Other exceptions get the code INTERNAL.
     """
     if isinstance(error, ServingError):
         return error

@@ -1,4 +1,4 @@
-"""The settings files of TensorFlow Serving."""
+"""Read the configuration files of TensorFlow Serving."""
 
 import os
 
@@ -12,7 +12,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from clsa_tf.errors import UserError
 
-# Messages that no Python package contains.
+# Messages that are not part of any Python package.
 # Source: tensorflow_serving/servables/tensorflow/session_bundle_config.proto,
 # tensorflow_serving/config/monitoring_config.proto.
 _MESSAGES = """
@@ -39,17 +39,23 @@ message_type { name: "MonitoringConfig"
           type: TYPE_MESSAGE type_name: ".clsa_tf.PrometheusConfig" } }
 """ % {"int64": 'type: TYPE_MESSAGE type_name: ".google.protobuf.Int64Value"'}
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
-_LARGEST = 2**31 - 1
+_INT32_MAX = 2**31 - 1
 _MODELS = "the configuration of the models"
 
 
 def read_batching_parameters(path=""):
-    """Reads a `batching_parameters.txt`; "": TensorFlow Serving's defaults.
+    """Read a `batching_parameters.txt`.
 
-    Returns keyword arguments of `tf.nondifferentiable_batch_function`, raises
-    `UserError`.
+    Args:
+        path: path of the file; "": use TensorFlow Serving's defaults.
+
+    Returns:
+        keyword arguments of `tf.nondifferentiable_batch_function`.
+
+    Raises:
+        UserError: the file cannot be read or a value is invalid.
     """
-    found = {
+    parameters = {
         "max_batch_size": 1000,
         "batch_timeout_micros": 0,
         "max_enqueued_batches": 10,
@@ -59,78 +65,96 @@ def read_batching_parameters(path=""):
     if path:
         _read(path, message)
     if message.pad_variable_length_inputs:
-        raise _wrong("pad_variable_length_inputs: false", "true", path)
+        raise _error("pad_variable_length_inputs: false", "true", path)
     if message.enable_large_batch_splitting.value:
-        raise _wrong("enable_large_batch_splitting: false", "true", path)
-    for name in found:
-        least = 0 if name == "batch_timeout_micros" else 1
+        raise _error("enable_large_batch_splitting: false", "true", path)
+    for name in parameters:
+        minimum = 0 if name == "batch_timeout_micros" else 1
         if message.HasField(name):
-            found[name] = getattr(message, name).value
-        if not least <= found[name] <= _LARGEST:
-            raise _wrong(f"{name} of at least {least}", found[name], path)
-    sizes, most = list(message.allowed_batch_sizes), found["max_batch_size"]
+            parameters[name] = getattr(message, name).value
+        if not minimum <= parameters[name] <= _INT32_MAX:
+            expected = f"{name} from {minimum} to {_INT32_MAX}"
+            raise _error(expected, parameters[name], path)
+    sizes = list(message.allowed_batch_sizes)
+    largest = parameters["max_batch_size"]
     ascending = sizes == sorted({size for size in sizes if size > 0})
-    if sizes and not (ascending and sizes[-1] == most):
-        expected = "ascending positive allowed_batch_sizes of which the last "
-        expected += f"equals max_batch_size, {most}"
-        raise _wrong(expected, sizes, path)
-    return found | {"allowed_batch_sizes": sizes or None}
+    if sizes and not (ascending and sizes[-1] == largest):
+        expected = "positive allowed_batch_sizes in ascending order, the last "
+        expected += f"equal to max_batch_size, {largest}"
+        raise _error(expected, sizes, path)
+    return parameters | {"allowed_batch_sizes": sizes or None}
 
 
 def read_monitoring_path(path):
-    """Reads the path for metrics in a `monitoring.config`; None: disabled.
+    """Return the path of the metrics in a `monitoring.config`; None: disabled.
 
-    Raises `UserError`.
+    Raises:
+        UserError: the file cannot be read or the path is invalid.
     """
     message = _message("MonitoringConfig")
     config = _read(path, message).prometheus_config
-    found = config.path or PROMETHEUS_PATH
-    if not found.startswith("/") or found.startswith("/v1/"):
-        expected = "a path that starts with a slash and is not under /v1/"
-        raise _wrong(expected, repr(found), path)
-    return found if config.enable else None
+    metrics_path = config.path or PROMETHEUS_PATH
+    if not metrics_path.startswith("/") or metrics_path.startswith("/v1/"):
+        expected = "a path that starts with a slash and is not below /v1/"
+        raise _error(expected, repr(metrics_path), path)
+    return metrics_path if config.enable else None
 
 
 def read_model_configs(path):
-    """Reads the `ModelConfig`s of a `models.config`, or raises `UserError`."""
+    """Read the `ModelConfig`s of a `models.config`.
+
+    Raises:
+        UserError: the file cannot be read or is invalid.
+    """
     message = model_server_config_pb2.ModelServerConfig()
     return model_configs(_read(path, message))
 
 
 def model_configs(message):
-    """Checks a `ModelServerConfig`; returns its `ModelConfig`s.
+    """Check a `ModelServerConfig` and return its `ModelConfig`s.
+
+    Raises:
+        UserError: it is invalid.
 
     Source: tensorflow_serving/model_servers/server_core.cc,
     ValidateModelConfigList.
     """
     if message.WhichOneof("config") != "model_config_list":
         received = message.WhichOneof("config") or "none"
-        raise _wrong("a model_config_list", received, _MODELS)
+        raise _error("a model_config_list", received, _MODELS)
     configs = list(message.model_config_list.config)
     names = [config.name for config in configs]
     for config in configs:
         name, path = config.name, config.base_path
         if not name or "/" in name:
-            raise _wrong("a model name without a slash", repr(name), _MODELS)
+            raise _error("a model name without a slash", repr(name), _MODELS)
         if names.count(name) > 1:
-            raise _wrong("each model once", f"{name!r} several times", _MODELS)
+            expected = "each model once"
+            raise _error(expected, f"{name!r} several times", _MODELS)
         if "://" not in path and not os.path.isabs(path):
             expected = f"an absolute path or URI for model {name!r}"
-            raise _wrong(expected, repr(path), _MODELS)
+            raise _error(expected, repr(path), _MODELS)
         platform = config.model_platform
-        # The older way of saying it, an enum: 1 is TENSORFLOW.
+        # `model_type` is the older, deprecated field; 1 is TENSORFLOW.
         if platform != "tensorflow" and (platform or config.model_type != 1):
             expected = f"model_platform 'tensorflow' for model {name!r}"
-            raise _wrong(expected, repr(platform), _MODELS)
+            raise _error(expected, repr(platform), _MODELS)
         policy = config.model_version_policy
         if policy.HasField("specific") and not policy.specific.versions:
             expected = f"versions in the specific policy of model {name!r}"
-            raise _wrong(expected, "none", _MODELS)
+            raise _error(expected, "none", _MODELS)
     return configs
 
 
 def wanted_versions(config, present):
-    """Which of the versions that are present a `ModelConfig` asks for.
+    """Select versions by the version policy of a `ModelConfig`.
+
+    Args:
+        config: the `ModelConfig`.
+        present: numbers of the existing versions.
+
+    Returns:
+        list of numbers, ascending.
 
     Source: tensorflow_serving/sources/storage_path/
     file_system_storage_path_source.cc, AspireLatestVersions and siblings.
@@ -144,11 +168,11 @@ def wanted_versions(config, present):
 
 
 def _message(name):
-    """An empty message of those above."""
+    """Return an empty message of a type in `_MESSAGES`."""
     wrappers = descriptor_pb2.FileDescriptorProto()
     wrappers_pb2.DESCRIPTOR.CopyToProto(wrappers)
     file = text_format.Parse(_MESSAGES, descriptor_pb2.FileDescriptorProto())
-    # In a pool of its own, which has to have the wrappers, too.
+    # A separate descriptor pool needs the wrappers, too.
     return message_factory.GetMessages([wrappers, file])[f"clsa_tf.{name}"]()
 
 
@@ -159,12 +183,12 @@ def _read(path, message):
     except (OSError, UnicodeDecodeError, text_format.ParseError) as e:
         kind = message.DESCRIPTOR.name
         raise UserError(
-            f"Expected a {kind} in protobuf's text format, received {path}: "
+            f"Cannot read {path} as a {kind} in protobuf's text format: "
             f"{' '.join(str(e).split())}; correct the file."
         ) from e
 
 
-def _wrong(expected, received, what):
+def _error(expected, received, place):
     return UserError(
-        f"Expected {expected}, received {received}; correct {what}."
+        f"Expected {expected}, received {received}; correct {place}."
     )

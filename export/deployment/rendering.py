@@ -1,4 +1,4 @@
-"""The files of a deployment, as text."""
+"""Render the files of a deployment as text."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import typing
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.serving.settings import PROMETHEUS_PATH
+from export.serving.config_files import PROMETHEUS_PATH
 
 IMAGES = {
     "cpu": "tensorflow/serving:2.15.1",
@@ -25,30 +25,30 @@ prometheus_config {{
 """
 _CONFIG = "/config"  # in the container
 _USER = 65534  # nobody
-# Seconds between two looks at the model's folder and at models.config. The
-# server logs some 300 bytes at each: 13 MB a day.
+# Polling interval for the model's directory and models.config. The server logs
+# about 300 bytes per poll, 13 MB a day.
 _POLL_SECONDS = 2
-# Threads that answer for status, metadata and metrics while others predict.
+# Threads for status, metadata and metrics while all others run predictions.
 _SPARE_THREADS = 8
 _COMPOSE_GPU = """\
         reservations:
           devices: [{driver: nvidia, count: 1, capabilities: [gpu]}]"""
 
 
-class Settings(typing.NamedTuple):
-    """How a model is to be served.
+class DeploymentSettings(typing.NamedTuple):
+    """Settings of a deployment.
 
     Attributes:
-        model_name: by which clients ask for it, and of what is made on
-            Kubernetes.
+        model_name: name of the model for clients, and of the Kubernetes
+            objects.
         max_batch_size: images in the largest batch.
-        batch_timeout_micros: microseconds that a batch waits to be filled.
-        clients: requests that are under way at the same time.
-        cpus: processor cores that the container gets.
-        memory_mb: MiB that it gets.
+        batch_timeout_micros: microseconds to wait until a batch is full.
+        clients: requests in progress at the same time.
+        cpus: CPU cores of the container.
+        memory_mb: memory of the container, in MiB.
         accelerator: key of `IMAGES`.
-        batching: whether requests of several clients are computed together;
-            "auto": if no bad image can fail the others' requests.
+        batching: "on": batch the requests of several clients; "off": do not;
+            "auto": only if a bad image cannot fail other requests.
     """
 
     model_name: str
@@ -62,9 +62,10 @@ class Settings(typing.NamedTuple):
 
 
 def batch_sizes(largest):
-    """Sizes that batches of up to `largest` images are padded to, ascending.
+    """Return the allowed batch sizes up to `largest`, ascending.
 
-    So dense that less than a third of a batch is padding.
+    A server pads each batch to the next size. Less than a third of a batch is
+    padding.
     """
     powers = [1 << i for i in range(largest.bit_length())]
     sizes = {*powers, *(3 * power // 2 for power in powers[1:]), largest}
@@ -72,17 +73,17 @@ def batch_sizes(largest):
 
 
 def render(settings, source, *, versions, labels, batching):
-    """Writes out a deployment.
+    """Render a deployment.
 
     Args:
-        settings: `Settings`.
+        settings: `DeploymentSettings`.
         source: absolute directory of the versions on the host.
-        versions: the ones to load.
+        versions: numbers of the versions to load.
         labels: label -> version.
-        batching: whether requests of several clients are computed together.
+        batching: whether the server batches requests of several clients.
 
     Returns:
-        contents of the files by name.
+        dictionary from file names to contents.
     """
     base_path = f"/models/{settings.model_name}"
     files = {
@@ -107,8 +108,8 @@ def render(settings, source, *, versions, labels, batching):
 
 
 def _values(settings, source, base_path, files):
-    """What the templates leave open."""
-    # models.config is read again and again, these are not.
+    """Return the variables of the templates."""
+    # The server polls models.config, but reads these only when it starts.
     once = files["batching_parameters.txt"] + files["monitoring.config"]
     status = f"/v1/models/{settings.model_name}"
     ready = f"{status}/labels/stable/metadata"
@@ -141,7 +142,7 @@ def _models(name, base_path, versions, labels):
 
 
 def _batching(settings):
-    """The text of a `BatchingParameters`, whose class no package contains.
+    """Return a `BatchingParameters` as text; no package contains its class.
 
     Source: tensorflow_serving/batching/README.md, "Performance Tuning";
     session_bundle_config.proto.
@@ -149,7 +150,7 @@ def _batching(settings):
     numbers = {
         "max_batch_size": settings.max_batch_size,
         "batch_timeout_micros": settings.batch_timeout_micros,
-        # Also if no two of the clients' requests fit into one batch.
+        # Enough even if every request needs a batch of its own.
         "max_enqueued_batches": settings.clients,
         "num_batch_threads": settings.cpus,
     }
@@ -160,8 +161,8 @@ def _batching(settings):
 
 
 def _arguments(settings, batching):
-    """Flags of tensorflow_model_server."""
-    # Each request that waits, for its batch or for a core, holds a thread.
+    """Return the flags of tensorflow_model_server."""
+    # A request holds a thread while it waits for its batch or a core.
     threads = settings.clients + _SPARE_THREADS
     arguments = {
         "port": 8500,
@@ -170,20 +171,20 @@ def _arguments(settings, batching):
         "model_config_file_poll_wait_seconds": _POLL_SECONDS,
         "file_system_poll_wait_seconds": _POLL_SECONDS,
         "monitoring_config_file": f"{_CONFIG}/monitoring.config",
-        # A server that starts has no version loaded yet that labels could name.
+        # When a server starts, no version with a label is available yet.
         "allow_version_labels_for_unavailable_models": "true",
-        # A load that failed is seen at once, not after five minutes.
+        # A failed load is reported immediately instead of after five minutes.
         "max_num_load_retries": 0,
         "grpc_max_threads": threads,
         "rest_api_num_threads": threads,
-        # By themselves as many as the machine has cores, not the container.
+        # The default is the number of cores of the machine, not the container.
         "tensorflow_intra_op_parallelism": settings.cpus,
         "tensorflow_inter_op_parallelism": settings.cpus,
         "enable_grpc_healthcheck_service": "true",
-        # On unless told otherwise, for everyone who reaches the gRPC port.
+        # The default, true, opens the profiler to all gRPC clients.
         "enable_profiler": "false",
     }
-    if batching:  # the file without the other flag is refused
+    if batching:  # the server accepts both flags or none
         arguments |= {
             "enable_batching": "true",
             "batching_parameters_file": f"{_CONFIG}/batching_parameters.txt",
@@ -192,7 +193,7 @@ def _arguments(settings, batching):
 
 
 def _health(path):
-    """A bash script that succeeds if the server answers 200 for a path."""
+    """Return a bash script that succeeds if GET `path` returns 200."""
     return (
         "exec 3<>/dev/tcp/127.0.0.1/8501 && "
         f"printf 'GET {path} HTTP/1.1\\r\\nHost: localhost\\r\\n"
@@ -202,5 +203,5 @@ def _health(path):
 
 
 def _compose_text(value):
-    """A value in YAML, which is a superset of JSON, as Compose reads it."""
+    """Return a value as JSON, which is valid YAML, escaped for Compose."""
     return json.dumps(value, ensure_ascii=False).replace("$", "$$")

@@ -1,8 +1,8 @@
-"""Requests that a server makes of a new version before it serves it.
+"""Warm-up requests, which a server runs before it serves a new version.
 
 TensorFlow Serving replays `assets.extra/tf_serving_warmup_requests`, a
-TFRecord of `PredictionLog`s, so that no client waits for what is done at a
-first run. It passes over a file whose name is not exactly that.
+TFRecord file of `PredictionLog`s, so that no client waits for the work of a
+first run. It ignores files with any other name.
 
 Source: tensorflow/serving g3doc/saved_model_warmup.md.
 """
@@ -15,22 +15,22 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
-# As many are replayed, at most.
+# TensorFlow Serving's limit.
 MAX_RECORDS = 1000
-# Images per request. On a CPU the first request prepares all sizes; on a GPU
-# each size that clients send has to be prepared.
+# Images per request. On a CPU one request is enough for all batch sizes; on a
+# GPU every batch size that clients send needs a request of its own.
 BATCH_SIZES = (1,)
 
 
 def write(model, *, image_size, batch_sizes=BATCH_SIZES):
-    """Writes the requests of an exported model.
+    """Write the warm-up requests of an exported model.
 
     Args:
         model: directory of the SavedModel, with the signatures of
             `export.model.served`.
         image_size: side of the encoder's images in px.
-        batch_sizes: images in each request of `serving_default`. A server that
-            batches refuses to load a model with a larger one than its
+        batch_sizes: images in each request to `serving_default`. A server with
+            batching cannot load a model if one of them exceeds its
             `max_batch_size`.
     """
     path = os.path.join(model, PATH)
@@ -41,17 +41,17 @@ def write(model, *, image_size, batch_sizes=BATCH_SIZES):
 
 
 def read(path):
-    """Reads requests.
+    """Read warm-up requests.
 
     Args:
-        path: of the TFRecord.
+        path: path of the TFRecord file.
 
     Yields:
         `predict_pb2.PredictRequest`.
 
     Raises:
         ValueError: a record is not a `PredictionLog` of a prediction, or there
-            are more than `MAX_RECORDS`, or the file is cut off.
+            are more than `MAX_RECORDS`, or the file is truncated.
         tf.errors.DataLossError: the file is damaged.
     """
     _check_records(path)
@@ -60,37 +60,37 @@ def read(path):
             raise ValueError(f"more than {MAX_RECORDS} records")
         try:
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
-        except Exception as e:  # protobuf's, whose class depends on its kind
+        except Exception as e:  # the class depends on protobuf's backend
             raise ValueError(f"record {count} cannot be parsed: {e}") from e
         if not log.HasField("predict_log"):
-            raise ValueError(f"record {count} is not of a prediction")
+            raise ValueError(f"record {count} is not a prediction")
         yield log.predict_log.request
 
 
 def _check_records(path):
-    """Raises `ValueError` where a record is said to end after the file.
+    """Raise `ValueError` if a record would extend beyond the end of the file.
 
-    TensorFlow's reader takes as much memory as it is told to.
+    TensorFlow's reader allocates the length that a record claims.
 
     Source: tensorflow/core/lib/io/record_writer.h: 8 bytes of length, 4 of
     its checksum, the data, 4 of its checksum.
     """
-    left = tf.io.gfile.stat(path).length
+    remaining = tf.io.gfile.stat(path).length
     with tf.io.gfile.GFile(path, "rb") as file:
-        while left:
+        while remaining:
             header = file.read(12)
             if len(header) < 12:
-                raise ValueError("the end is missing")
+                raise ValueError("the file is truncated")
             (length,) = struct.unpack("<Q", header[:8])
-            if length + 16 > left:
-                raise ValueError("not a TFRecord, or the end is missing")
-            left -= length + 16
+            if length + 16 > remaining:
+                raise ValueError("not a TFRecord file, or truncated")
+            remaining -= length + 16
             file.seek(file.tell() + length + 4)
 
 
 def _requests(size, batch_sizes):
-    """Pairs of signature and inputs."""
-    # As large as photographs on the web: time goes into decoding, too.
+    """Yield pairs of a signature and its inputs."""
+    # Decoding takes time, too: as large as photographs on the web.
     images = _photographs(max(batch_sizes), 2 * size)
     encoded = [tf.io.encode_jpeg(image).numpy() for image in images]
     for count in batch_sizes:
@@ -101,7 +101,7 @@ def _requests(size, batch_sizes):
 
 
 def _photographs(count, size):
-    """Smooth images uint8 `[count, size, size, 3]`, the same every time."""
+    """Return smooth, reproducible images, uint8 `[count, size, size, 3]`."""
     coarse = np.random.default_rng(0).uniform(0, 255, [count, 8, 8, 3])
     smooth = tf.image.resize(coarse, [size, size], "bicubic")
     return tf.cast(tf.clip_by_value(smooth, 0, 255), tf.uint8).numpy()

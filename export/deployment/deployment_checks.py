@@ -1,11 +1,11 @@
-"""Checks of a deployment, as TensorFlow Serving itself would read it."""
+"""Check the files of a deployment by the rules of TensorFlow Serving."""
 
 import os
 
 import yaml
 
 from clsa_tf.errors import UserError
-from export.serving import settings
+from export.serving import config_files
 
 # The flags of tensorflow_model_server 2.15.1.
 # Source: tensorflow_serving/model_servers/main.cc at tag 2.15.1.
@@ -32,29 +32,33 @@ FLAGS = frozenset(
     """.split()
 )
 SETTINGS = ("models.config", "batching_parameters.txt", "monitoring.config")
+_ADVICE = "write the deployment again with `export.deploy`"
 
 
 def check_deployment(folder):
-    """Reads a deployment as servers will; says what they would refuse.
+    """Check a deployment by the rules of the server.
 
     Args:
-        folder: directory that `export.deploy` writes to.
+        folder: output directory of `export.deploy`.
 
     Raises:
         UserError: a file is missing or cannot be parsed, a label has no
-            version, or a flag does not exist or names a file that is not there.
+            version, or a flag does not exist or names a missing file.
     """
     path = os.path.join(folder, "models.config")
-    for model in settings.read_model_configs(path):
+    for model in config_files.read_model_configs(path):
         versions = model.model_version_policy.specific.versions
         if not set(model.version_labels.values()) <= set(versions):
-            raise UserError(_not("labels of listed versions", path, model))
-    settings.read_batching_parameters(
+            labels = dict(model.version_labels)
+            expected = f"labels of the versions {list(versions)}"
+            raise UserError(_message(expected, path, labels))
+    config_files.read_batching_parameters(
         os.path.join(folder, "batching_parameters.txt")
     )
     path = os.path.join(folder, "monitoring.config")
-    if not settings.read_monitoring_path(path):
-        raise UserError(_not("prometheus_config.enable: true", path, "false"))
+    if not config_files.read_monitoring_path(path):
+        expected = "prometheus_config.enable: true"
+        raise UserError(_message(expected, path, "false"))
     _check_compose(folder)
     _check_kubernetes(folder)
 
@@ -67,7 +71,8 @@ def _check_compose(folder):
         arguments = service["command"]
         targets = [volume["target"] for volume in service["volumes"]]
     except (KeyError, TypeError) as e:
-        raise UserError(_not("a service with a command", path, repr(e))) from e
+        expected = "services.serving with command and volumes"
+        raise UserError(_message(expected, path, repr(e))) from e
     _check_arguments(arguments, targets, path)
 
 
@@ -81,41 +86,43 @@ def _check_kubernetes(folder):
         targets = [mount["mountPath"] for mount in container["volumeMounts"]]
         data = kinds["ConfigMap"]["data"]
     except (KeyError, TypeError, ValueError) as e:
-        raise UserError(_not("a Deployment, a ConfigMap", path, repr(e))) from e
+        expected = "a Deployment with one container and a ConfigMap"
+        raise UserError(_message(expected, path, repr(e))) from e
     _check_arguments(arguments, targets, path)
     for name in SETTINGS:
         if data.get(name) != _text(os.path.join(folder, name)):
-            raise UserError(_not(f"{name} as it is beside it", path, "another"))
+            expected = f"the content of {os.path.join(folder, name)}"
+            raise UserError(_message(expected, path, f"another {name}"))
 
 
 def _check_arguments(arguments, targets, path):
-    """Checks the flags of tensorflow_model_server."""
+    """Check the flags of tensorflow_model_server."""
     names = {}
     for argument in arguments:
         name, _, value = argument.partition("=")
         if name[:2] != "--" or name[2:] not in FLAGS or name[2:] in names:
-            raise UserError(
-                _not("flags of tensorflow_model_server, each once", path, name)
-            )
+            expected = "flags of tensorflow_model_server, each once"
+            raise UserError(_message(expected, path, name))
         names[name[2:]] = value
     for name, value in names.items():
         if name.endswith("_file") and (
             os.path.dirname(value) not in targets
             or os.path.basename(value) not in SETTINGS
         ):
-            raise UserError(_not("a file that is mounted", path, value))
+            expected = f"one of {', '.join(SETTINGS)} in a mounted directory"
+            raise UserError(_message(expected, path, f"--{name}={value}"))
     # Source: tensorflow_serving/model_servers/server.cc, Server::BuildAndStart.
     if ("batching_parameters_file" in names) != ("enable_batching" in names):
-        raise UserError(
-            _not("both flags of batching or none", path, "one of them")
-        )
+        expected = "--enable_batching and --batching_parameters_file or neither"
+        raise UserError(_message(expected, path, "only one of them"))
 
 
 def _documents(path):
     try:
         return list(yaml.safe_load_all(_text(path)))
     except yaml.YAMLError as e:
-        raise UserError(_not("YAML", path, " ".join(str(e).split()))) from e
+        problem = " ".join(str(e).split())
+        raise UserError(_message("YAML", path, problem)) from e
 
 
 def _text(path):
@@ -123,11 +130,8 @@ def _text(path):
         with open(path, encoding="utf-8") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(_not("a readable file", path, e)) from e
+        raise UserError(f"Cannot read {path}: {e}; {_ADVICE}.") from e
 
 
-def _not(expected, path, received):
-    return (
-        f"Expected {expected} in {path}, received {received}; write the "
-        "deployment again with `export.deploy`."
-    )
+def _message(expected, path, received):
+    return f"Expected {expected} in {path}, received {received}; {_ADVICE}."
