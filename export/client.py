@@ -6,7 +6,7 @@ The command prints one JSON object per photograph, `{"file": …, "embedding":
 […], "projection": […]}`, or `{"file": …, "error": …}` if the model rejected it.
 With --output it writes a file instead, see `export.embedding.embeddings`. The
 protocol is gRPC for `host:port` and `grpc://host:port`, and REST for
-`http://host:port`.
+`http://host:port`. With TLS it is `grpcs://host:port` and `https://host:port`.
 
 In Python:
 
@@ -37,9 +37,9 @@ class Client:
     failures are not retried. Thread-safe.
 
     Args:
-        server: `"host:port"` or `"grpc://host:port"` for gRPC, or
-            `"http://host:port"` (or https) for REST. The address may contain
-            the model: `"grpc://host:port/NAME"`,
+        server: `"host:port"` or `"grpc://host:port"` for gRPC,
+            `"grpcs://host:port"` for gRPC over TLS, or `"http://host:port"`
+            (or https) for REST. The address may contain the model: `"grpc://host:port/NAME"`,
             `"http://host:port/v1/models/NAME[/versions/N|/labels/L]"`.
         model: name of the model, if it is not part of the address.
         version: number of the version; None: the newest.
@@ -48,10 +48,12 @@ class Client:
         timeout: seconds per attempt.
         attempts: attempts per call, >= 1.
         batch_size: maximum number of images per request.
+        certificates: PEM file of the certificate authorities to trust with
+            TLS; "": those that gRPC or `requests` trusts.
 
     Raises:
-        UserError: the address has none of these forms, or both a version and
-            a label were given.
+        UserError: the address has none of these forms, both a version and a
+            label were given, or the certificates cannot be read.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Client:
         timeout=60.0,
         attempts=5,
         batch_size=32,
+        certificates="",
     ):
         """See the class."""
         place, reference = address.parse(server)
@@ -79,8 +82,7 @@ class Client:
         self._batch_size = batch_size
         self._has_signature = False  # whether that is known
         self._pinned = False
-        protocol = transports.Rest if "://" in place else transports.Grpc
-        self._transport = protocol(place, timeout=timeout)
+        self._transport = _connect(place, timeout, certificates)
         self._call = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_transient),
             wait=tenacity.wait_random_exponential(0.5, min=0.05, max=10),
@@ -225,6 +227,25 @@ class Client:
         self._has_signature = True
 
 
+def _connect(place, timeout, certificates):
+    rest = place.startswith(("http://", "https://"))
+    if certificates and not place.startswith((address.TLS, "https://")):
+        raise UserError(
+            "Expected a server with TLS, grpcs:// or https://, for "
+            f"certificates, received {place!r} with {certificates}; correct "
+            "the address or omit them."
+        )
+    try:
+        return (transports.Rest if rest else transports.Grpc)(
+            place, timeout=timeout, certificates=certificates
+        )
+    except OSError as e:
+        raise UserError(
+            f"Expected a PEM file of certificates, received {certificates} "
+            f"({e.strerror}); check the path."
+        ) from e
+
+
 def _is_transient(error):
     return isinstance(error, ModelError) and error.transient
 
@@ -240,7 +261,7 @@ def define_flags(flag_values):
         "server",
         None,
         "address of the server: host:port or grpc://host:port for gRPC, "
-        "http://host:port for REST",
+        "http://host:port for REST; with TLS grpcs:// or https://",
     )
     define(flags.DEFINE_string, "model", "default", "name of the model")
     define(
@@ -266,6 +287,13 @@ def define_flags(flag_values):
         None,
         "file to write: .npz, .parquet or .tfrecord; empty: print the "
         "embeddings",
+    )
+    define(
+        define_path,
+        "ca_certificates",
+        "",
+        "PEM file of the certificate authorities to trust with TLS; empty: "
+        "the usual ones",
     )
     define(
         flags.DEFINE_bool,
@@ -305,6 +333,7 @@ def main(photographs):
         timeout=values.timeout,
         attempts=values.attempts,
         batch_size=values.batch_size,
+        certificates=values.ca_certificates,
     ) as client:
         if values.status:
             print(json.dumps(client.status(), indent=2))

@@ -265,6 +265,13 @@ def define_flags(flag_values):
         1,
     )
     define(
+        define_path,
+        "ca_certificates",
+        "",
+        "PEM file of the certificate authorities to trust for grpcs:// and "
+        "https://; empty: the usual ones",
+    )
+    define(
         flags.DEFINE_bool,
         "exif_rotation",
         True,
@@ -319,6 +326,7 @@ def main():
                 batch_size=values.batch_size,
                 timeout=values.timeout,
                 attempts=values.attempts,
+                certificates=values.ca_certificates,
             )
         stack.callback(encoder.close)
         manifest = {

@@ -5,6 +5,8 @@ import http.server
 import json
 import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import zlib
@@ -198,17 +200,28 @@ class RestHandler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(protocol, service, port=0):
-    """Serves on loopback; yields the address."""
+def serving(protocol, service, port=0, tls=None):
+    """Serves on loopback; yields the address.
+
+    Args:
+        tls: paths of the private key and the certificate; None: without TLS.
+    """
     if protocol == "grpc":
         server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             GrpcService(service), server
         )
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        if tls:
+            pair = tuple(path.read_bytes() for path in tls)
+            port = server.add_secure_port(
+                f"localhost:{port}", grpc.ssl_server_credentials([pair])
+            )
+        else:
+            port = server.add_insecure_port(f"127.0.0.1:{port}")
         server.start()
         try:
-            yield f"grpc://127.0.0.1:{port}"
+            place = f"grpcs://localhost:{port}"
+            yield place if tls else f"grpc://127.0.0.1:{port}"
         finally:
             server.stop(0).wait()
         return
@@ -216,9 +229,18 @@ def serving(protocol, service, port=0):
         ("127.0.0.1", port), RestHandler
     ) as server:
         server.service = service
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls[1], tls[0])
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever).start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            port = server.server_address[1]
+            yield (
+                f"https://localhost:{port}"
+                if tls
+                else f"http://127.0.0.1:{port}"
+            )
         finally:
             server.shutdown()
 
@@ -256,6 +278,53 @@ def test_embeds_in_batches_and_in_order(protocol):
     np.testing.assert_array_equal(rows["projection"], -want)
     assert set(some) == {"projection"}
     np.testing.assert_array_equal(some["projection"], -want[:1])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A private key, and a certificate for localhost that it signed itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes"]
+        + ["-keyout", key, "-out", certificate, "-days", "2"]
+        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+        check=True,
+        capture_output=True,
+    )
+    return key, certificate
+
+
+def test_speaks_tls(protocol, certificate, tmp_path):
+    service = Service()
+    with serving(protocol, service, tls=certificate) as server:
+        trusted = dict(certificates=str(certificate[1]))
+        with Client(server, **trusted) as client:
+            rows = client.embed(IMAGES)["embedding"]
+        np.testing.assert_array_equal(
+            rows, np.stack([expected(image) for image in IMAGES])
+        )
+        # A stranger's certificate is not trusted, nor a server without TLS.
+        asked = len(service.asked)
+        with Client(server, attempts=1, timeout=5) as client:
+            with pytest.raises(ModelError):
+                client.embed(IMAGES)
+        assert len(service.asked) == asked
+        with pytest.raises(UserError, match="TLS"):
+            Client("localhost:1", **trusted)
+        with pytest.raises(UserError, match="none.pem"):
+            Client(server, certificates=str(tmp_path / "none.pem"))
+        photo = tmp_path / "photo.jpg"
+        photo.write_bytes(b"one")
+        found = call(
+            command(
+                "export.client",
+                f"--server={server}",
+                f"--ca_certificates={certificate[1]}",
+                photo,
+            )
+        )
+        assert json.loads(found.stdout)["file"] == str(photo)
 
 
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from clsa_tf import losses
 from clsa_tf.losses import products
+from clsa_tf.losses.contrast import top1
 from tests import golden as g
 
 
@@ -279,3 +280,13 @@ def test_gradients_of_split_products_are_those_of_products():
         gradients.append(tape.gradient(loss, [one, two]))
     for mine, plain in zip(*gradients):
         np.testing.assert_allclose(mine, plain, atol=1e-6)
+
+
+def test_a_tie_is_a_miss():
+    """Embeddings that are all the same find nothing."""
+    same = tf.ones([3, 5])
+    positive = tf.constant([0, 2, 4])
+    np.testing.assert_array_equal(top1(same, positive), [0, 0, 0])
+    better = same + 0.1 * tf.one_hot(positive, 5)
+    np.testing.assert_array_equal(top1(better, positive), [1, 1, 1])
+    np.testing.assert_array_equal(top1(same * np.nan, positive), [0, 0, 0])

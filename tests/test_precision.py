@@ -114,12 +114,25 @@ def test_float16_steps_are_those_of_float32():
 
 
 def test_float16_leaves_out_a_step_whose_gradients_are_not_finite():
-    """... and counts it, for the position in the data follows from that."""
+    """As a whole: momentum encoder, queue and running statistics, too.
+
+    It counts, because the position in the data and the learning rate follow
+    from that.
+    """
     method = scaled()
     method.optimizer._loss_scale._current_loss_scale.assign(1e38)
-    before = [v.numpy() for v in method.learned]
+    parts = [method.encoder, method.momentum_encoder, method.queue]
+    state = [v for part in parts for v in part.variables]
+    before = [v.numpy() for v in state]
     tiny.fit(method, tiny.batches(method.config, 1))
-    for variable, old in zip(method.learned, before):
-        np.testing.assert_array_equal(variable, old)
-    assert method.steps_taken == 1
+    for variable, old in zip(state, before):
+        np.testing.assert_array_equal(variable, old, err_msg=variable.name)
+    assert method.steps_taken == method.optimizer.iterations == 1
+    # The next one, with a scale that fits, changes all of it.
+    method.optimizer._loss_scale._current_loss_scale.assign(1.0)
+    tiny.fit(method, tiny.batches(method.config, 1, first=1))
+    for variable, old in zip(state, before):
+        if "bias" not in variable.name:
+            assert np.any(variable != old), variable.name
+    assert method.steps_taken == method.optimizer.iterations == 2
     assert float(method.optimizer.loss_scale) == pytest.approx(5e37)

@@ -5,10 +5,14 @@ from typing import NamedTuple, Optional
 
 from clsa_tf.errors import UserError
 
-_ADDRESS = re.compile(r"(?:(grpc|https?)://)?([^/\s]*[^/\s:])(/\S*)?")
+_ADDRESS = re.compile(r"(?:(grpcs?|https?)://)?([^/\s]*[^/\s:])(/\S*)?")
 _MODEL_PATH = re.compile(
     r"(.*)/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 )
+
+
+# Begins the place of a server that is reached by gRPC over TLS.
+TLS = "grpcs://"
 
 
 class ModelReference(NamedTuple):
@@ -30,12 +34,14 @@ def parse(server):
     """Split an address into server and model.
 
     Args:
-        server: `host:port`, `grpc://host:port[/MODEL]` or
-            `http[s]://host:port[/v1/models/MODEL[/versions/N|/labels/L]]`.
+        server: `host:port`, `grpc[s]://host:port[/MODEL]` or
+            `http[s]://host:port[/v1/models/MODEL[/versions/N|/labels/L]]`. An
+            s stands for TLS.
 
     Returns:
         (place, `ModelReference` or None). The place is `host:port` for gRPC,
-        and the URL without `/v1` and all after it for REST.
+        `grpcs://host:port` for gRPC over TLS, and the URL without `/v1` and
+        all after it for REST.
 
     Raises:
         UserError: the address has none of these forms.
@@ -43,9 +49,10 @@ def parse(server):
     match = _ADDRESS.fullmatch(server)
     scheme, host, path = match.groups() if match else (None, None, None)
     path = (path or "").rstrip("/")
-    if scheme in (None, "grpc"):
+    if scheme in (None, "grpc", "grpcs"):
         if host and "/" not in path[1:]:
-            return host, ModelReference(path[1:]) if path else None
+            place = f"{TLS}{host}" if scheme == "grpcs" else host
+            return place, ModelReference(path[1:]) if path else None
         raise _error(server)
     model_path = _MODEL_PATH.fullmatch(path)
     if model_path:
@@ -70,14 +77,14 @@ def of_model(server):
     match = _ADDRESS.fullmatch(server)
     scheme, host, path = match.groups() if match else (None, None, None)
     prefix, _, model = (path or "").rstrip("/").rpartition("/")
-    if scheme in (None, "grpc") or not model or "/v1/" in f"{path}/":
+    if scheme in (None, "grpc", "grpcs") or not model or "/v1/" in f"{path}/":
         return server
     return f"{scheme}://{host}{prefix}/v1/models/{model}"
 
 
 def _error(server):
     return UserError(
-        "Expected a server as host:port, grpc://host:port[/MODEL] or "
-        f"http://host:port[/v1/models/MODEL], received {server!r}; use one of "
-        "these forms."
+        "Expected a server as host:port, grpc://host:port[/MODEL], "
+        "http://host:port[/v1/models/MODEL] or, with TLS, grpcs:// or "
+        f"https://, received {server!r}; use one of these forms."
     )

@@ -20,7 +20,9 @@ _IDENTITY = ("fingerprint", "image_size", "keep", "precision")
 _BLOCK = 2**20  # bytes per read when hashing
 
 
-def open_encoder(name, *, outputs, batch_size, timeout, attempts):
+def open_encoder(
+    name, *, outputs, batch_size, timeout, attempts, certificates=""
+):
     """Open an encoder.
 
     Args:
@@ -31,6 +33,7 @@ def open_encoder(name, *, outputs, batch_size, timeout, attempts):
         batch_size: images per request to a server.
         timeout: seconds per request to a server.
         attempts: attempts per request to a server.
+        certificates: see `export.client.Client`.
 
     Returns:
         `SavedModelEncoder`, `CheckpointEncoder` or `RemoteEncoder`.
@@ -38,10 +41,14 @@ def open_encoder(name, *, outputs, batch_size, timeout, attempts):
     Raises:
         UserError: it does not exist or does not have the outputs.
     """
-    if re.match(r"(grpc|https?)://", name):
+    if re.match(r"(grpcs?|https?)://", name):
         name = address.of_model(name)
         client = Client(
-            name, batch_size=batch_size, timeout=timeout, attempts=attempts
+            name,
+            batch_size=batch_size,
+            timeout=timeout,
+            attempts=attempts,
+            certificates=certificates,
         )
         return RemoteEncoder(client, name, outputs)
     path = newest_savedmodel(name)

@@ -10,6 +10,7 @@ import urllib.parse
 import numpy as np
 
 from clsa_tf.errors import first_line
+from export.embedding.address import TLS
 from export.embedding.rejected import ModelError
 from export.messages import reason
 
@@ -40,18 +41,34 @@ class Grpc:
     """Client of the gRPC protocol.
 
     Args:
-        place: `host:port`.
+        place: `host:port`, or `grpcs://host:port` for TLS.
         timeout: seconds per call.
+        certificates: PEM file of the authorities to trust; "": those that gRPC
+            trusts.
+
+    Raises:
+        OSError: the file cannot be read.
     """
 
-    def __init__(self, place, *, timeout):
+    def __init__(self, place, *, timeout, certificates=""):
         """See the class."""
         import grpc
         from tensorflow_serving.apis import prediction_service_pb2_grpc
 
         self.place = place
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(place, _CHANNEL)
+        if place.startswith(TLS):
+            trusted = None
+            if certificates:
+                with open(certificates, "rb") as file:
+                    trusted = file.read()
+            self._channel = grpc.secure_channel(
+                place.removeprefix(TLS),
+                grpc.ssl_channel_credentials(trusted),
+                _CHANNEL,
+            )
+        else:
+            self._channel = grpc.insecure_channel(place, _CHANNEL)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(
             self._channel
         )
@@ -153,15 +170,24 @@ class Rest:
     Args:
         place: URL without `/v1` and all after it.
         timeout: seconds to wait for a response.
+        certificates: see `Grpc`; "": those that `requests` trusts.
+
+    Raises:
+        OSError: the file cannot be read.
     """
 
-    def __init__(self, place, *, timeout):
+    def __init__(self, place, *, timeout, certificates=""):
         """See the class."""
         import requests
 
         self.place = place
         self._timeout = timeout
         self._session = requests.Session()
+        if certificates:
+            open(certificates, "rb").close()
+        # Given with each request: variables of the environment come before
+        # those of the session.
+        self._verify = certificates or None
 
     def predict(self, model, signature, images, outputs):
         """Embed images, see `Grpc.predict`.
@@ -206,7 +232,11 @@ class Rest:
 
         try:
             response = self._session.request(
-                verb, self.place + path, json=body, timeout=self._timeout
+                verb,
+                self.place + path,
+                json=body,
+                timeout=self._timeout,
+                verify=self._verify,
             )
             if response.ok:
                 return response.json()
