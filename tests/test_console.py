@@ -161,6 +161,18 @@ def test_a_damaged_image_is_left_to_us(tmp_path, length, words):
     assert b"jpeg" not in result.stderr.lower()
 
 
+def test_commands_take_no_more_of_a_gpu_than_they_need():
+    """The processes that they start need some of its memory, too."""
+    name = "TF_FORCE_GPU_ALLOW_GROWTH"
+    show = f"print(os.environ.get('{name}'))"
+    begin = "from clsa_tf.terminal import console; console.begin()\n"
+    assert run(begin + show).stdout == b"true\n"
+    assert run(f"os.environ['{name}'] = 'false'\n" + begin + show).stdout == (
+        b"false\n"
+    )
+    assert run("import clsa_tf\n" + show).stdout == b"None\n"
+
+
 def test_errors_of_python_stay_visible():
     result = run(QUIETEN + WRITE + "raise ValueError('of ours')")
     assert result.returncode == 1

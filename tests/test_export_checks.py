@@ -32,6 +32,18 @@ def copy(exported, tmp_path):
     return tmp_path / "1"
 
 
+def test_the_other_process_computes_on_the_cpu(exported, expected, monkeypatch):
+    met, call = [], subprocess.run
+
+    def run(*arguments, **options):
+        met.append(options["env"]["CUDA_VISIBLE_DEVICES"])
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(savedmodel_checks.subprocess, "run", run)
+    savedmodel_checks.check_c_loader(exported.path, expected)
+    assert met == ["-1"]
+
+
 LOADERS = [
     savedmodel_checks.check_clean_process,
     savedmodel_checks.check_c_loader,

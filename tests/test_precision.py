@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+from clsa_tf.cli import launch
 from clsa_tf.networks import precision
 from clsa_tf.networks.encoder import make_encoder
 from clsa_tf.options.fields import Crop
@@ -128,6 +129,7 @@ def test_float16_leaves_out_a_step_whose_gradients_are_not_finite():
     for variable, old in zip(state, before):
         np.testing.assert_array_equal(variable, old, err_msg=variable.name)
     assert method.steps_taken == method.optimizer.iterations == 1
+    assert float(method.optimizer.loss_scale) == pytest.approx(5e37)
     # The next one, with a scale that fits, changes all of it.
     method.optimizer._loss_scale._current_loss_scale.assign(1.0)
     tiny.fit(method, tiny.batches(method.config, 1, first=1))
@@ -135,4 +137,17 @@ def test_float16_leaves_out_a_step_whose_gradients_are_not_finite():
         if "bias" not in variable.name:
             assert np.any(variable != old), variable.name
     assert method.steps_taken == method.optimizer.iterations == 2
-    assert float(method.optimizer.loss_scale) == pytest.approx(5e37)
+
+
+def test_tf32_is_allowed_by_its_name_only():
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    before = enabled()
+    try:
+        for name in precision.TRAINING_PRECISIONS:
+            precision.set_tf32(name)
+            assert enabled() == (name == "tf32")
+        assert precision.resolve("tf32") == "float32"
+        launch._forbid_tf32()  # as every command does at its start
+        assert not enabled()
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)

@@ -152,3 +152,19 @@ def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
 )
 def test_batches_that_do(replicas, device, changes):
     run_lib.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))
+
+
+@pytest.mark.parametrize(
+    "kind, message, lost",
+    [
+        (tf.errors.UnavailableError, "anything", True),
+        (tf.errors.InternalError, "Collective ops is aborted by: …", True),
+        (tf.errors.InternalError, "Connection reset by peer", True),
+        (tf.errors.InternalError, "Blas GEMM launch failed", False),
+        (tf.errors.InvalidArgumentError, "Connection reset by peer", False),
+    ],
+)
+def test_an_internal_error_is_a_lost_worker_only_if_it_says_so(
+    kind, message, lost
+):
+    assert strategy.is_lost_worker(kind(None, None, message)) == lost

@@ -1,11 +1,13 @@
 """Whose directory it is, and what may change when a run is resumed."""
 
 import json
+import os
 
 import pytest
 import tensorflow as tf
 
 from clsa_tf import config as config_lib
+from clsa_tf import files
 from clsa_tf.data.open import open_source
 from clsa_tf.data.sources import fingerprint
 from clsa_tf.errors import UserError
@@ -50,6 +52,18 @@ def test_a_directory_of_a_network_is_refused(tmp_path, monkeypatch, place):
 
 
 # ---- Other flags
+
+
+def test_it_is_locked_before_it_is_compared(config):
+    """Another process may be about to write what would be compared."""
+    claim(config)
+    path = os.path.join(config.workdir, workdir.LOCK)
+    with files.lock(path), pytest.raises(UserError) as error:
+        claim(config.replace(seed=7))
+    assert f"process {os.getpid()}" in str(error.value)
+    # A refusal gives the lock back.
+    assert "--seed=7" in refusal(config.replace(seed=7))
+    claim(config)
 
 
 def test_a_refusal_lists_the_differences_and_the_way_on(config):

@@ -211,7 +211,13 @@ def _compare(kind, model, expected, precision):
             [sys.executable, "-I", _VERIFY, kind, model, path],
             capture_output=True,
             text=True,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+            env=os.environ
+            | {
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                # On the CPU: this process may hold the GPUs, and theirs would
+                # be other arithmetic.
+                "CUDA_VISIBLE_DEVICES": "-1",
+            },
         )
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no message"]
