@@ -8,6 +8,7 @@ pixels are left out: encoders normalise images themselves.
 
 import difflib
 import inspect
+import warnings
 
 import tensorflow as tf
 from tensorflow import keras
@@ -132,8 +133,12 @@ def build(
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy(precision)
     try:
-        model = _replace(_made(name), name, bn_kind, bn_splits)
-        _seed(model, seed)
+        with warnings.catch_warnings():
+            # Keras warns of initializers without a seed; `_seed` replaces
+            # them.
+            warnings.simplefilter("ignore", UserWarning)
+            model = _replace(_made(name), name, bn_kind, bn_splits)
+            _seed(model, seed)
     finally:
         keras.mixed_precision.set_global_policy(before)
     x = model.output
