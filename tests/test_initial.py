@@ -90,7 +90,7 @@ def test_a_queue_of_another_length_is_left_out(source):
             "all",
             {
                 "encoder, projection head",
-                "key_encoder, projection head",
+                "momentum_encoder, projection head",
                 "queue",
             },
         ),

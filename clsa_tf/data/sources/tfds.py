@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from clsa_tf.data.shapes import dataset as shapes
 from clsa_tf.data.source import Absent, Source
 from clsa_tf.data.sources import fingerprint
 from clsa_tf.data.sources.records import (
@@ -99,7 +100,7 @@ def _builder(dataset, data_dir, download):
         or posixpath.join("~", "tensorflow_datasets")
     )
     if dataset == "shapes":
-        return dataset.prepare(data_dir)
+        return shapes.prepare(data_dir)
     if _is_prepared(dataset):
         return tfds.builder_from_directory(dataset)
     match = NAME.fullmatch(dataset)
