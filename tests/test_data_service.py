@@ -127,7 +127,12 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     for services in (None, Services(addresses[1:])):
         faults = Faults(max_bad_share=0.5)
         steps = batches(
-            source, 4, faults=faults, services=services, completed=False
+            source,
+            4,
+            faults=faults,
+            services=services,
+            completed=False,
+            whole_epochs=False,  # all of the images
         )
         results.append((steps, faults.count))
     (expected, count), (steps, counted) = results
@@ -135,7 +140,14 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     assert_same(steps, expected)
     strict = Faults(max_bad_share=0.1, advice="look")
     with pytest.raises(tf.errors.OpError):
-        batches(source, 4, faults=strict, services=services, completed=False)
+        batches(
+            source,
+            4,
+            faults=strict,
+            services=services,
+            completed=False,
+            whole_epochs=False,
+        )
     text = one_sentence(strict.error())
     assert "2 among 14" in text and "; look, repair" in text
 
@@ -143,7 +155,7 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
 def test_what_cannot_be_offloaded_is_refused():
     """Without asking the service, which would fail or read other records."""
     form = Format("image", "")
-    get = [record(contents(picture(n), "PNG")) for n in range(6)].__getitem__
+    get = [record(contents(picture(n), "PNG"), n) for n in range(6)].__getitem__
     options = dict(name="few", size=6, form=form)
     looked_up = from_getter(get, memory=False, **options)
     with pytest.raises(UserError, match="few") as caught:

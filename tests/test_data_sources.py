@@ -171,27 +171,37 @@ def test_workers_make_parts_of_the_same_batches(source, count):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_batch_holds_an_image_twice(source, count):
-    """Epochs of 20 images in batches of 8: the last 4 wait for another one."""
-    assert source.size == 20
-    found = [read_part(source, i, count, 12, whole=True) for i in range(count)]
-    steps = [
-        sum((part[8 // count * i :][: 8 // count] for _, part in found), [])
-        for i in range(12)
-    ]
-    assert all(len(set(step)) == 8 for step in steps)
-    for first, second in zip(steps[::2], steps[1::2]):
-        assert len(set(first + second)) == 16  # an epoch
-    # Others are left out in other epochs, and a restart changes nothing.
-    assert len(set(sum(steps, []))) == 20
-    tail = [
-        read_part(source, i, count, 7, start=5, whole=True)
+    """An epoch ends with its last whole batch; the rest is left out."""
+    size = 14  # leaves a rest of 40 and of 60 images
+    each = source.size // size
+    assert source.size % size
+    options = dict(batch_size=size)
+    found = [
+        read_part(source, i, count, 8 * each, whole=True, **options)[1]
         for i in range(count)
     ]
-    for (_, part), (_, again) in zip(found, tail):
-        assert part[5 * 8 // count :] == again
-    # As it was before: some batches reach into the next epoch.
-    (_, names) = read_part(source, 0, 1, 12)
-    assert any(len(set(names[i : i + 8])) < 8 for i in range(0, len(names), 8))
+    share = size // count
+    steps = [
+        sum((part[share * i :][:share] for part in found), [])
+        for i in range(8 * each)
+    ]
+    if source.random_access or count == 1:
+        for epoch in range(8):
+            names = sum(steps[epoch * each :][:each], [])
+            assert len(set(names)) == size * each
+        # Other images are left out in other epochs.
+        assert len(set(sum(steps, []))) == source.size
+        # As it was before: some batch reaches into the next epoch.
+        _, names = read_part(source, 0, 1, 8 * each, **options)
+        assert any(
+            len(set(names[i : i + size])) < size
+            for i in range(0, len(names), size)
+        )
+    for i, part in enumerate(found):  # a restart changes nothing
+        _, tail = read_part(
+            source, i, count, each, start=each + 1, whole=True, **options
+        )
+        assert tail == part[(each + 1) * share :][: each * share]
 
 
 def test_workers_read_files_of_their_own(records):
