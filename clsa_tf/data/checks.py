@@ -65,6 +65,21 @@ def check_drawn_sizes(dataset, views, *, allow_upscaling):
         )
 
 
+def check_readable_elsewhere(source, where, advice):
+    """Raises `UserError` for a source that only this process can read.
+
+    Args:
+        source: where the images come from.
+        where: other processes that would read it, for the message.
+        advice: another way, in the imperative.
+    """
+    if source.local:
+        raise UserError(
+            f"Expected files that TensorFlow reads by itself {where}, received "
+            f"{source.name}, {source.local} {advice}."
+        )
+
+
 def _check_crops(sizes, name, views, allow_upscaling, advice=""):
     """Raises `UserError` if crops are larger than most images, `[n, 2]`."""
     largest = max(view.size for view in views)

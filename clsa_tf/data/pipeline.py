@@ -21,6 +21,7 @@ from clsa_tf.augment.views import (
     split_packed,
 )
 from clsa_tf.data import headers
+from clsa_tf.data.checks import check_readable_elsewhere
 from clsa_tf.data.decode import (
     REDUCIBLE,
     try_decode,
@@ -144,7 +145,7 @@ def training_batches(
         before = start_step * (share // rows)  # parts of earlier steps
         owner = (first + before) % stride
         reader = Worker(worker.index * stride + owner, worker.count * stride)
-        size = source.size - (source.size % batch_size) * whole_epochs
+        size = source.epoch_size(batch_size, whole_epochs)
         read = max(0, -(-(before - owner) // stride)) * rows
         return source.stream_of(reader, start=read, seed=seed, size=size)
 
@@ -206,7 +207,9 @@ def training_batches(
         return tf.nest.map_structure(_in_parts(replicas), result)
 
     if services:
-        _check_readable_elsewhere(source)
+        check_readable_elsewhere(
+            source, "with --data_service", "leave --data_service out"
+        )
         rows = math.gcd(share, _SENT)
         batches = services.distribute(functools.partial(parts, rows))
         batches = batches.batch(share // rows, drop_remainder=True)
@@ -399,15 +402,6 @@ def _views_of_items(source, views, seed, count, completed, keep_params):
         }
 
     return views_of_items
-
-
-def _check_readable_elsewhere(source):
-    if source.local:
-        raise UserError(
-            "Expected files that TensorFlow reads by itself with "
-            f"--data_service, received {source.name}, {source.local} "
-            "leave --data_service out."
-        )
 
 
 def _expected(batch_size, worker):

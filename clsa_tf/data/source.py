@@ -69,6 +69,11 @@ class Source:
     about: str = ""
     held_out: int = 0
 
+    def epoch_size(self, batch_size: int, whole_epochs: bool) -> int:
+        """Examples that an epoch uses: all, or those of its whole batches."""
+        rest = self.size % batch_size if whole_epochs else 0
+        return self.size - rest
+
     def items(
         self,
         *,
@@ -137,9 +142,7 @@ class Source:
         Returns:
             Dataset of (counter, element for `read`).
         """
-        size = self.size
-        if whole_epochs:
-            size -= size % batch_size
+        size = self.epoch_size(batch_size, whole_epochs)
         items = self.items(
             start=start, seed=seed, shuffle=True, repeat=True, size=size
         )

@@ -9,6 +9,7 @@ from clsa_tf.data.order import Worker
 from clsa_tf.data.pipeline import indexed_batches
 from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
+from clsa_tf.networks.encoder import copy_variables
 
 # Images that a replica encodes at a time.
 _BATCH = 128
@@ -65,8 +66,7 @@ class DatasetFeatures:
         if self._copy is None:
             with self._strategy.scope():
                 self._copy = self._method.make_encoder("dataset_features")
-        for variable, source in zip(self._copy.variables, encoder.variables):
-            variable.assign(source)
+        copy_variables(encoder, self._copy)
 
     def _batches(self, projections):
         """Yields (indices, -1 for none, and rows) of each global batch."""

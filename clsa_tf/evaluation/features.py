@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from clsa_tf.networks.encoder import copy_variables
+
 
 def extract(function, batches):
     """Applies `function` to every batch of images.
@@ -50,10 +52,7 @@ class Snapshot:
 
     def take(self):
         """Copies the present variables; all workers have to call it."""
-        for variable, source in zip(
-            self._copy.variables, self._encoder.variables
-        ):
-            variable.assign(source)
+        copy_variables(self._encoder, self._copy)
 
 
 def pixels(images):

@@ -10,7 +10,7 @@ from clsa_tf.methods.base import Method
 from clsa_tf.methods.key_queue import KeyQueue
 from clsa_tf.networks import heads
 from clsa_tf.networks.batchnorm import splits_on_replica
-from clsa_tf.networks.encoder import unit
+from clsa_tf.networks.encoder import copy_variables, unit
 from clsa_tf.options.fields import AUTO
 
 # Names that checkpoints of earlier versions have for attributes of methods.
@@ -29,10 +29,7 @@ class MomentumMethod(Method):
         """See `Method`."""
         super().__init__(*args)
         self.momentum_encoder = self.make_encoder("momentum_encoder")
-        for average, source in zip(
-            self.momentum_encoder.variables, self.encoder.variables
-        ):
-            average.assign(source)
+        copy_variables(self.encoder, self.momentum_encoder)
 
     def _lookup_dependency(self, name, *args, **kwargs):
         # TensorFlow asks for the names that a checkpoint has.

@@ -166,6 +166,20 @@ def make_heads(head, count, features, *, seed=0, **norm):
     return [build(head, features, seed=seed, name=n, **norm) for n in names]
 
 
+def copy_variables(source, target):
+    """Gives the variables of a network the values of another one's.
+
+    Under a strategy with several workers, all of them have to call it: running
+    statistics are averaged over the replicas when they are read.
+
+    Args:
+        source: `keras.Model`.
+        target: `keras.Model` with the same variables.
+    """
+    for variable, value in zip(target.variables, source.variables):
+        variable.assign(value)
+
+
 def weight_name(variable):
     """Name of a variable of an encoder in exports and digests."""
     return getattr(variable, NAME, None) or variable.name.split(":")[0]

@@ -125,7 +125,7 @@ def first_images(config, source, count, *, start=0, most=None):
         seed=config.seed,
         shuffle=True,
         repeat=True,
-        size=source.size - source.size % count if config.whole_epochs else None,
+        size=source.epoch_size(count, config.whole_epochs),
     )
     found = []
     for example in examples.take(count):

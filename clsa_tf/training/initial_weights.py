@@ -10,7 +10,12 @@ from clsa_tf import config as config_lib
 from clsa_tf import methods
 from clsa_tf.errors import UserError
 from clsa_tf.networks import functional
-from clsa_tf.networks.encoder import Encoder, make_encoder, weight_name
+from clsa_tf.networks.encoder import (
+    Encoder,
+    copy_variables,
+    make_encoder,
+    weight_name,
+)
 from clsa_tf.training import encoder_files
 from clsa_tf.training.checkpoint import restore_method
 
@@ -76,10 +81,7 @@ class _Encoder:
         parts = _take_encoder(method.encoder, self._variables, self._path)
         momentum_encoder = getattr(method, "momentum_encoder", None)
         if momentum_encoder:
-            for average, source in zip(
-                momentum_encoder.variables, method.encoder.variables
-            ):
-                average.assign(source)
+            copy_variables(method.encoder, momentum_encoder)
             parts.append(Part("momentum encoder, a copy of the encoder", ""))
         return parts
 

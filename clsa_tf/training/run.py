@@ -8,7 +8,11 @@ import tensorflow as tf
 import clsa_tf.config
 from clsa_tf import methods
 from clsa_tf.augment.chain import complete_batch
-from clsa_tf.data.checks import check_drawn_sizes, check_sizes
+from clsa_tf.data.checks import (
+    check_drawn_sizes,
+    check_readable_elsewhere,
+    check_sizes,
+)
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
@@ -100,7 +104,11 @@ class _Run:
             advice = "see that the services of --data_service find them there"
         self._remote = loads_elsewhere(self._strategy)
         if self._remote:
-            check_loadable_elsewhere(self._source)
+            check_readable_elsewhere(
+                self._source,
+                "on the hosts of the TPU",
+                "train on a TPU VM with --tpu=local",
+            )
         self._faults = Faults(
             max_bad_share=config.max_bad_share,
             advice=advice,
@@ -332,7 +340,7 @@ class _Run:
 
         Args:
             step: steps taken so far.
-            taken: list of `initial.Part`.
+            taken: list of `initial_weights.Part`.
         """
         config = self._config
         total = config.total_epochs * self._steps_per_epoch
@@ -460,16 +468,6 @@ def check_needs(config, source):
             f"Expected labels for --method={config.method}, received "
             f"{source.name} without any: {source.unlabelled}; train on a "
             "labelled dataset."
-        )
-
-
-def check_loadable_elsewhere(source):
-    """Raises `UserError` for a source that only this process can read."""
-    if source.local:
-        raise UserError(
-            "Expected files that TensorFlow reads by itself on the hosts of "
-            f"the TPU, received {source.name}, {source.local} train on a TPU "
-            "VM with --tpu=local."
         )
 
 
