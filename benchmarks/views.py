@@ -253,7 +253,7 @@ def drained(dataset, count=_PHASE):
 def pipeline(views, folder, completed=True, count=_PHASE, **options):
     """Returns this package's loader, with `count` batches per turn."""
     from clsa_tf.data.pipeline import training_batches
-    from clsa_tf.data.unreadable import Faults
+    from clsa_tf.data.unreadable import UnreadableImages
 
     return drained(
         training_batches(
@@ -262,7 +262,7 @@ def pipeline(views, folder, completed=True, count=_PHASE, **options):
             batch_size=_BATCH,
             seed=0,
             start_step=0,
-            faults=Faults(max_bad_share=0),
+            unreadable=UnreadableImages(max_bad_share=0),
             completed=completed,
             **options,
         ),

@@ -22,7 +22,7 @@ from clsa_tf import losses
 from clsa_tf.augment.views import View
 from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 
 TEMPERATURE = 0.2
 VIEWS = (
@@ -76,7 +76,7 @@ def main(arguments):
         batch_size=arguments.batch_size,
         seed=0,
         start_step=0,
-        faults=Faults(max_bad_share=0.05),
+        unreadable=UnreadableImages(max_bad_share=0.05),
     )
     print("compiling the views and the step …", flush=True)
     for step, batch in enumerate(batches.take(arguments.steps), 1):

@@ -38,7 +38,7 @@ from clsa_tf import files
 from clsa_tf.cli import launch
 from clsa_tf.data.open import FOLDER, open_source, open_train_source
 from clsa_tf.data.pipeline import evaluation_batches
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import plan
@@ -253,7 +253,7 @@ class _Knn(typing.NamedTuple):
 def _knn(trained, limit):
     """Return `_Knn`, or print why it cannot be measured and return None."""
     config = trained.config
-    faults = Faults(max_bad_share=config.max_bad_share)
+    unreadable = UnreadableImages(max_bad_share=config.max_bad_share)
     try:
         evaluation = plan(
             config.replace(knn_bank=min(limit, config.knn_bank)),
@@ -265,7 +265,7 @@ def _knn(trained, limit):
     if evaluation.no_accuracy:
         print(f"kNN accuracy is not measured: {evaluation.no_accuracy}")
         return None
-    task = evaluation.task(faults)
+    task = evaluation.task(unreadable)
     if evaluation.queries:
         # Spread over all queries, which may be sorted by class.
         every = math.ceil(evaluation.queries.size / limit)
@@ -307,9 +307,9 @@ def _int8_images(config, folder):
     batches = evaluation_batches(
         source,
         image_size=config.image_size,
-        keep=config.eval_keep,
+        crop_ratio=config.eval_keep,
         batch_size=32,
-        faults=Faults(max_bad_share=config.max_bad_share),
+        unreadable=UnreadableImages(max_bad_share=config.max_bad_share),
         limit=_CALIBRATION + _COMPARED,
     )
     images = np.concatenate([images for images, _ in batches])

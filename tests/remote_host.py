@@ -14,7 +14,7 @@ import tensorflow as tf
 from clsa_tf.augment.views import View
 from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 
 VIEWS = (View("query", 8, 0.2, 1.0), View("key", 8, 0.2, 1.0, shuffle=True))
 
@@ -32,7 +32,7 @@ def first_batches(photos, remote):
         batch_size=4,
         seed=0,
         start_step=0,
-        faults=Faults(max_bad_share=0.5, remote=remote),
+        unreadable=UnreadableImages(max_bad_share=0.5, remote=remote),
     )
     return list(batches.take(3))
 

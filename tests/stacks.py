@@ -15,7 +15,7 @@ import clsa_tf
 from clsa_tf.augment.views import View
 from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from export import formats
 from tests import exports
 
@@ -64,7 +64,7 @@ def views(photos):
         batch_size=48,
         seed=0,
         start_step=0,
-        faults=Faults(max_bad_share=0.0),
+        unreadable=UnreadableImages(max_bad_share=0.0),
     )
     batch = next(iter(batches))
     return {name: batch[name] for name in ("weak", "strong")}

@@ -78,7 +78,7 @@ def test_a_small_spread_is_not_praised():
     assert "some untrained networks do" in words[1]
     for spread, expected in ((0.2, "some untrained"), (0.9, "have spread out")):
         last = collapse.verdict(entries([0.1, spread]), 32)
-        assert last.state == "open" and not last.useless
+        assert last.state == "open" and not last.unusable
         assert expected in last.words
 
 
@@ -107,7 +107,7 @@ def entries(history, *, steps_per_epoch=10, rank=20.0):
 
 
 @pytest.mark.parametrize(
-    "history, state, useless",
+    "history, state, unusable",
     [
         ([0.6, 0.8], "open", False),
         ([0.02] * 3, "narrow", False),
@@ -116,11 +116,11 @@ def entries(history, *, steps_per_epoch=10, rank=20.0):
         ([0.02, 0.5, 0.9, 0.01], "collapsed", True),
     ],
 )
-def test_a_run_is_judged_by_what_it_logged(history, state, useless):
+def test_a_run_is_judged_by_what_it_logged(history, state, unusable):
     logged = entries(history)
     # Other lines, such as of an evaluation, say nothing about it.
     found = collapse.verdict([*logged, {"step": 999, "knn": 0.5}], 32)
-    assert (found.state, found.useless) == (state, useless)
+    assert (found.state, found.unusable) == (state, unusable)
     assert found.step == logged[-1]["step"]
     assert f"spread {history[-1]:.3f} of 1" in found.words
 

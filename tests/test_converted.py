@@ -17,7 +17,7 @@ from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import evaluation_batches, training_batches
 from clsa_tf.data.service_client import Services
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from tests.test_untrusted import png_of_zeros
 
@@ -225,13 +225,17 @@ def test_training_and_evaluation_read_the_same(folder, tmp_path):
         f"taken for images by their content in {folder}: 3 files: 2 without "
         "extension, 1 .jpe",
     )
-    faults = Faults(max_bad_share=1.0)
-    faults.record(tmp_path)
+    unreadable = UnreadableImages(max_bad_share=1.0)
+    unreadable.record(tmp_path)
     batches = evaluation_batches(
-        source, image_size=32, keep=1.0, batch_size=99, faults=faults
+        source,
+        image_size=32,
+        crop_ratio=1.0,
+        batch_size=99,
+        unreadable=unreadable,
     )
     ((images, _),) = batches.as_numpy_iterator()
-    assert faults.count == len(BAD)
+    assert unreadable.count == len(BAD)
     upright = crop.central(np.asarray(photo()), size=32, crop_ratio=1.0)
     right, left = (
         crop.central(np.rot90(photo(), times), size=32, crop_ratio=1.0)
@@ -245,10 +249,10 @@ def test_training_and_evaluation_read_the_same(folder, tmp_path):
     found = dict(line.split("\t") for line in lines)
     assert found == {str(folder / name): why for name, why in BAD.items()}
 
-    again = Faults(max_bad_share=1.0)
+    again = UnreadableImages(max_bad_share=1.0)
     again.record(tmp_path)
     steps = training_batches(
-        source, VIEWS, batch_size=8, seed=0, start_step=0, faults=again
+        source, VIEWS, batch_size=8, seed=0, start_step=0, unreadable=again
     )
     list(steps.take(4))  # two epochs
     assert again.count == len(BAD)  # and of the same names
@@ -257,22 +261,32 @@ def test_training_and_evaluation_read_the_same(folder, tmp_path):
 
 def test_too_many_say_which_limit(folder):
     source = open_source(f"folder:{folder}")
-    faults = Faults(max_bad_share=0.0)
+    unreadable = UnreadableImages(max_bad_share=0.0)
     batches = evaluation_batches(
-        source, image_size=8, keep=1.0, batch_size=99, faults=faults
+        source,
+        image_size=8,
+        crop_ratio=1.0,
+        batch_size=99,
+        unreadable=unreadable,
     )
     with pytest.raises(tf.errors.OpError):
         list(batches)
-    assert "gone.jpg, which cannot be opened" in str(faults.error())
+    assert "gone.jpg, which cannot be opened" in str(unreadable.error())
     rules = headers.DEFAULT._replace(image_pixels=100)
     source = open_source(f"folder:{folder}", rules=rules)
-    faults = Faults(max_bad_share=0.5)
+    unreadable = UnreadableImages(max_bad_share=0.5)
     batches = evaluation_batches(
-        source, image_size=8, keep=1.0, batch_size=99, faults=faults
+        source,
+        image_size=8,
+        crop_ratio=1.0,
+        batch_size=99,
+        unreadable=unreadable,
     )
     with pytest.raises(tf.errors.OpError):
         list(batches)
-    assert "raise --max_bad_share, or --max_image_pixels" in str(faults.error())
+    assert "raise --max_bad_share, or --max_image_pixels" in str(
+        unreadable.error()
+    )
     with pytest.raises(UserError, match="more than 100 pixels"):
         check_sizes(source, VIEWS, allow_upscaling=True)
 
@@ -291,7 +305,7 @@ def test_services_cannot_convert(folder, tmp_path):
         training_batches(
             source,
             VIEWS,
-            faults=Faults(max_bad_share=0.0),
+            unreadable=UnreadableImages(max_bad_share=0.0),
             services=Services(("grpc://localhost:1",)),
             **options,
         )

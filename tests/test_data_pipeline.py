@@ -15,7 +15,7 @@ from clsa_tf.data.open import open_source
 from clsa_tf.data.order import Worker
 from clsa_tf.data.pipeline import evaluation_batches, training_batches
 from clsa_tf.data.source import Source
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 
 WEAK = View("query", 8, 0.2, 1.0)
@@ -91,14 +91,14 @@ def photo_folder(path, good=12, bad=()):
     return open_source(f"folder:{path}", labels="none")
 
 
-def batches(source, count, *, start=0, share=0.0, faults=None, **options):
+def batches(source, count, *, start=0, share=0.0, unreadable=None, **options):
     settings = dict(batch_size=5, seed=3, views=(WEAK, KEY))
     settings.update(options)
     data = training_batches(
         source,
         settings.pop("views"),
         start_step=start,
-        faults=faults or Faults(max_bad_share=share),
+        unreadable=unreadable or UnreadableImages(max_bad_share=share),
         **settings,
     )
     return list(data.take(count).as_numpy_iterator())
@@ -162,7 +162,7 @@ def test_shapes_are_static_and_the_data_endless(
         batch_size=8,
         seed=1,
         start_step=0,
-        faults=Faults(max_bad_share=0.0),
+        unreadable=UnreadableImages(max_bad_share=0.0),
         completed=completed,
         worker=Worker(0, count),
         replicas=replicas,
@@ -241,7 +241,7 @@ def test_static_shapes(source):
         batch_size=5,
         seed=0,
         start_step=0,
-        faults=Faults(max_bad_share=0.0),
+        unreadable=UnreadableImages(max_bad_share=0.0),
     )
     shapes = {n: tuple(spec.shape) for n, spec in data.element_spec.items()}
     assert shapes["key"] == shapes["query"] == (5, 8, 8, 3)
@@ -355,10 +355,10 @@ def test_every_kind_of_file_at_once(tmp_path):
         (tmp_path / f"{i:02d}.{suffix}").write_bytes(content)
     source = photo_folder(tmp_path, good=0, bad=UNREADABLE)
     assert source.size == len(READABLE) + len(UNREADABLE)
-    faults = Faults(max_bad_share=0.5)
-    steps = batches(source, 8, batch_size=12, faults=faults)
+    unreadable = UnreadableImages(max_bad_share=0.5)
+    steps = batches(source, 8, batch_size=12, unreadable=unreadable)
     assert len(steps) == 8  # four epochs
-    assert faults.count == len(UNREADABLE) and faults.error() is None
+    assert unreadable.count == len(UNREADABLE) and unreadable.error() is None
 
 
 def test_bad_rows_show_the_next_readable_one(tmp_path):
@@ -389,18 +389,18 @@ def test_bad_rows_show_the_next_readable_one(tmp_path):
     assert replaced == 8  # four bad images in each of two epochs
 
 
-def run_until_error(source, faults, **options):
+def run_until_error(source, unreadable, **options):
     with pytest.raises(tf.errors.OpError):
-        batches(source, 20, faults=faults, **options)
-    return one_sentence(faults.error())
+        batches(source, 20, unreadable=unreadable, **options)
+    return one_sentence(unreadable.error())
 
 
 def test_too_many_bad_images(tmp_path):
     source = photo_folder(tmp_path, bad=("b.png", "text.jpg"))
-    tolerant = Faults(max_bad_share=0.15)  # of 14
-    batches(source, 9, faults=tolerant)
+    tolerant = UnreadableImages(max_bad_share=0.15)  # of 14
+    batches(source, 9, unreadable=tolerant)
     assert tolerant.error() is None and tolerant.count == 2
-    strict = Faults(max_bad_share=0.14)
+    strict = UnreadableImages(max_bad_share=0.14)
     text = run_until_error(source, strict)
     assert "2 among 14 (14.3%)" in text
     assert "at most 14.0%" in text and "--max_bad_share" in text
@@ -412,7 +412,9 @@ def test_a_batch_without_any_readable_image(tmp_path):
     source = photo_folder(
         tmp_path, good=1, bad=[f"b-{n}.png" for n in range(9)]
     )
-    text = run_until_error(source, Faults(max_bad_share=1.0), batch_size=2)
+    text = run_until_error(
+        source, UnreadableImages(max_bad_share=1.0), batch_size=2
+    )
     assert "whole batch" in text and "b-" in text
 
 
@@ -428,71 +430,71 @@ def named(names):
 
 def test_names_of_earlier_versions_have_no_reason(tmp_path):
     (tmp_path / "unreadable.txt").write_text("a\n")
-    faults = Faults(max_bad_share=0.5)
-    faults.record(tmp_path)
-    assert faults.report(named("ab"), source=large(100), seen=2)
-    assert faults.count == 2
+    unreadable = UnreadableImages(max_bad_share=0.5)
+    unreadable.record(tmp_path)
+    assert unreadable.report(named("ab"), source=large(100), seen=2)
+    assert unreadable.count == 2
     written = (tmp_path / "unreadable.txt").read_text()
     assert written == "a\nb\tis damaged\n"
 
 
 def test_few_images_are_not_yet_a_share():
-    source, faults = large(10**6), Faults(max_bad_share=0.01)
+    source, unreadable = large(10**6), UnreadableImages(max_bad_share=0.01)
     ten = named(f"{n}" for n in range(10))
-    assert faults.report(ten, source=source, seen=20)
-    assert faults.report(named("34"), source=source, seen=30)  # known ones
-    assert faults.count == 10 and faults.error() is None
-    assert not faults.report(named("x"), source=source, seen=40)
-    assert "11 among 40 (27.5%)" in one_sentence(faults.error())
-    assert not faults.report({}, source=source, seen=10**6)  # it stays so
+    assert unreadable.report(ten, source=source, seen=20)
+    assert unreadable.report(named("34"), source=source, seen=30)  # known ones
+    assert unreadable.count == 10 and unreadable.error() is None
+    assert not unreadable.report(named("x"), source=source, seen=40)
+    assert "11 among 40 (27.5%)" in one_sentence(unreadable.error())
+    assert not unreadable.report({}, source=source, seen=10**6)  # it stays so
 
 
 def test_the_share_is_of_the_distinct_images_of_a_source():
     many = named(f"{n}" for n in range(50))
-    faults = Faults(max_bad_share=0.01)
-    assert faults.report(many, source=large(10**6), seen=5000)
+    unreadable = UnreadableImages(max_bad_share=0.01)
+    assert unreadable.report(many, source=large(10**6), seen=5000)
     small = large(200)  # seen 25 times
-    assert faults.report(named("ab"), source=small, seen=5000)
-    assert not faults.report(named("c"), source=small, seen=5000)
-    text = one_sentence(faults.error())
+    assert unreadable.report(named("ab"), source=small, seen=5000)
+    assert not unreadable.report(named("c"), source=small, seen=5000)
+    text = one_sentence(unreadable.error())
     assert "3 among 200" in text and "of 200" in text
 
 
 def test_ten_names_are_logged(capsys):
-    faults = Faults(max_bad_share=1.0)
+    unreadable = UnreadableImages(max_bad_share=1.0)
     for n in range(15):
         names = named([f"file-{n}", "file-0"])
-        faults.report(names, source=large(100), seen=n + 1)
+        unreadable.report(names, source=large(100), seen=n + 1)
     *logged, last = capsys.readouterr().err.splitlines()
     assert len(logged) == 10 and last.endswith("are only counted.")
     assert (
         logged[-1] == "Cannot read the image file-9, which is damaged; skipped."
     )
-    assert faults.count == 15
+    assert unreadable.count == 15
 
 
 def test_names_follow_a_dataset_that_has_moved(tmp_path):
-    faults = Faults(max_bad_share=1.0)
-    faults.record(tmp_path)
+    unreadable = UnreadableImages(max_bad_share=1.0)
+    unreadable.record(tmp_path)
     names = ["/old/a.jpg", "/older/b.jpg", "/eval/old/c.jpg"]
-    faults.report(named(names), source=large(100), seen=3)
-    faults = Faults(max_bad_share=1.0)
+    unreadable.report(named(names), source=large(100), seen=3)
+    unreadable = UnreadableImages(max_bad_share=1.0)
     moved = [("folder:/old", "folder:/new/place"), ("folder:/eval/", "/e")]
-    faults.record(tmp_path, moved=moved)
+    unreadable.record(tmp_path, moved=moved)
     names = ["/new/place/a.jpg", "/older/b.jpg", "/e/old/c.jpg"]
-    faults.report(named(names), source=large(100), seen=3)
-    assert faults.count == 3
+    unreadable.report(named(names), source=large(100), seen=3)
+    assert unreadable.count == 3
     lines = (tmp_path / "unreadable.txt").read_text().splitlines()
     assert lines == [f"{name}\tis damaged" for name in names]
 
 
 def test_names_are_kept_from_start_to_start(tmp_path, capsys):
     for names in (["a", "b\nc"], ["b\nc", "d\te"]):
-        faults = Faults(max_bad_share=0.02)
-        faults.record(tmp_path)
+        unreadable = UnreadableImages(max_bad_share=0.02)
+        unreadable.record(tmp_path)
         # What was known before says nothing about the share of this start.
-        assert faults.report(named(names), source=large(100), seen=2)
-    assert faults.count == 3 and str(tmp_path) in faults.summary()
+        assert unreadable.report(named(names), source=large(100), seen=2)
+    assert unreadable.count == 3 and str(tmp_path) in unreadable.summary()
     path = tmp_path / "unreadable.txt"
     assert path.read_text() == (
         "a\tis damaged\nb c\tis damaged\nd e\tis damaged\n"
@@ -500,8 +502,8 @@ def test_names_are_kept_from_start_to_start(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 3
     path.unlink()
     path.symlink_to("/dev/full")
-    assert not faults.report(named("e"), source=large(1000), seen=1000)
-    assert "No space left" in one_sentence(faults.error())
+    assert not unreadable.report(named("e"), source=large(1000), seen=1000)
+    assert "No space left" in one_sentence(unreadable.error())
 
 
 def test_device_and_host_make_the_same_views(source, strong):
@@ -542,9 +544,9 @@ def test_strange_files_make_views_or_are_counted(tmp_path):
     for name, data in strange.items():
         (tmp_path / name).write_bytes(data)
     source = open_source(f"folder:{tmp_path}", labels="none")
-    faults = Faults(max_bad_share=0.5)
-    made = batches(source, 3, views=VIEWS, batch_size=8, faults=faults)
-    assert len(made) == 3 and faults.count == 2
+    unreadable = UnreadableImages(max_bad_share=0.5)
+    made = batches(source, 3, views=VIEWS, batch_size=8, unreadable=unreadable)
+    assert len(made) == 3 and unreadable.count == 2
     assert made[0]["query"].shape == (8, 8, 8, 3)
 
 
@@ -559,10 +561,14 @@ def test_evaluation_in_order_with_labels(tmp_path):
         )
     (tmp_path / "a" / "3.png").write_bytes(b"bad")
     source = open_source(f"folder:{tmp_path}", holdout=0.0)
-    faults = Faults(max_bad_share=0.2)
+    unreadable = UnreadableImages(max_bad_share=0.2)
     found = list(
         evaluation_batches(
-            source, image_size=4, keep=0.875, batch_size=3, faults=faults
+            source,
+            image_size=4,
+            crop_ratio=0.875,
+            batch_size=3,
+            unreadable=unreadable,
         ).as_numpy_iterator()
     )
     assert [images.shape[0] for images, _ in found] == [3, 3, 1]
@@ -573,7 +579,7 @@ def test_evaluation_in_order_with_labels(tmp_path):
     np.testing.assert_array_equal(images, expected + np.zeros([4, 4, 3]))
     assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert labels.dtype == np.int64
-    assert faults.count == 1 and faults.error() is None
+    assert unreadable.count == 1 and unreadable.error() is None
 
 
 def test_evaluation_of_a_part(tmp_path):
@@ -588,9 +594,9 @@ def test_evaluation_of_a_part(tmp_path):
         data = evaluation_batches(
             source,
             image_size=2,
-            keep=1.0,
+            crop_ratio=1.0,
             batch_size=5,
-            faults=Faults(max_bad_share=0.0),
+            unreadable=UnreadableImages(max_bad_share=0.0),
             limit=limit,
         )
         found = list(data.unbatch().as_numpy_iterator())
@@ -605,13 +611,17 @@ def test_evaluation_of_a_part(tmp_path):
 
 def test_evaluation_with_too_many_bad_images(tmp_path):
     source = photo_folder(tmp_path, good=3, bad=("text.jpg",))
-    faults = Faults(max_bad_share=0.1)
+    unreadable = UnreadableImages(max_bad_share=0.1)
     data = evaluation_batches(
-        source, image_size=4, keep=1.0, batch_size=2, faults=faults
+        source,
+        image_size=4,
+        crop_ratio=1.0,
+        batch_size=2,
+        unreadable=unreadable,
     )
     with pytest.raises(tf.errors.OpError):
         list(data)
-    assert "1 among 4" in one_sentence(faults.error())
+    assert "1 among 4" in one_sentence(unreadable.error())
 
 
 # Checks

@@ -15,7 +15,7 @@ from clsa_tf.data.open import open_source
 from clsa_tf.data.order import Worker
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.sources.records import Format, from_getter
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from tests.runs import call
 from tests.service import COMMAND, Service
@@ -125,25 +125,25 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     source = photo_folder(tmp_path, bad=("text.jpg", "truncated.png"))
     results = []
     for services in (None, Services(addresses[1:])):
-        faults = Faults(max_bad_share=0.5)
+        unreadable = UnreadableImages(max_bad_share=0.5)
         steps = batches(
             source,
             4,
-            faults=faults,
+            unreadable=unreadable,
             services=services,
             completed=False,
             whole_epochs=False,  # all of the images
         )
-        results.append((steps, faults.count))
+        results.append((steps, unreadable.count))
     (expected, count), (steps, counted) = results
     assert count == counted == 2
     assert_same(steps, expected)
-    strict = Faults(max_bad_share=0.1, advice="look")
+    strict = UnreadableImages(max_bad_share=0.1, advice="look")
     with pytest.raises(tf.errors.OpError):
         batches(
             source,
             4,
-            faults=strict,
+            unreadable=strict,
             services=services,
             completed=False,
             whole_epochs=False,

@@ -16,7 +16,7 @@ from clsa_tf import report
 from clsa_tf.api import load
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.sources import dataset_writer
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.plots import neighbours, sheet
@@ -145,7 +145,7 @@ def test_other_classes_each_among_all_others(flat, animals, labels):
     assert len(names_of(evaluation.bank)) == 10
     (line,) = lines
     assert f"of 10 images of folder:{animals}, each among all others" in line
-    task = evaluation.task(Faults(max_bad_share=0.0))
+    task = evaluation.task(UnreadableImages(max_bad_share=0.0))
     (bank, labels_), _ = task.features(tiny_features)
     right = 0
     for i, row in enumerate(bank):
@@ -153,7 +153,7 @@ def test_other_classes_each_among_all_others(flat, animals, labels):
         cosines[i] = -np.inf
         votes = np.bincount(labels_[np.argsort(-cosines)[:1]], minlength=2)
         right += votes.argmax() == labels_[i]
-    task = evaluation.task(Faults(max_bad_share=0.0))
+    task = evaluation.task(UnreadableImages(max_bad_share=0.0))
     task._k = 1
     assert task.accuracy(tiny_features) == pytest.approx(right / 10)
 

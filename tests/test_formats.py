@@ -11,7 +11,7 @@ import tensorflow as tf
 from clsa_tf import config as config_lib
 from clsa_tf.api import load
 from clsa_tf.data.open import open_train_source
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled
 from clsa_tf.evaluation.task import plan
@@ -198,8 +198,8 @@ def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
 
 def test_accuracy_is_that_of_the_runs_evaluation(exported, run, written):
     config = config_lib.load(str(run))
-    faults = Faults(max_bad_share=0.0)
-    task = plan(config, open_train_source(config)).task(faults)
+    unreadable = UnreadableImages(max_bad_share=0.0)
+    task = plan(config, open_train_source(config)).task(unreadable)
     summary = json.loads((written[0] / "formats.json").read_text())
     embed = tflite(written[0] / "encoder_int8.tflite")[1]
 

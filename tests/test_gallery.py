@@ -11,7 +11,7 @@ from clsa_tf.augment.strong_ops import STRONG_OPS
 from clsa_tf.augment.views import View, unpack
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.plots import sheet
 from clsa_tf.plots import views as views_plot
@@ -170,7 +170,7 @@ def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
         batch_size=8,
         seed=config.seed,
         start_step=0,
-        faults=Faults(max_bad_share=1.0),
+        unreadable=UnreadableImages(max_bad_share=1.0),
         keep_params=True,
     )
     grids = []

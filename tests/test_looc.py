@@ -300,7 +300,7 @@ def test_loaded_encoder_gives_what_the_trained_one_gives():
     model = functional.from_encoder(encoder, config)
     images = exports.noise(3)
     found = model(np.float32(images))
-    features, projections = encoder.embed(images)
+    features, projections = encoder.features_and_projections(images)
     assert features.shape == [3, 4 * 24]
     assert projections.shape == [3, 4 * 16]
     np.testing.assert_allclose(found["embedding"], features, rtol=1e-4)
@@ -330,7 +330,7 @@ def test_export_is_of_all_heads(tmp_path):
     outputs = tf.saved_model.load(path).signatures["images_uint8"](
         tf.constant(pixels)
     )
-    features, projections = method.encoder.embed(pixels)
+    features, projections = method.encoder.features_and_projections(pixels)
     assert outputs["embedding"].shape == features.shape == [2, 96]
     np.testing.assert_allclose(
         outputs["embedding"], features, rtol=1e-3, atol=1e-5

@@ -13,7 +13,7 @@ from clsa_tf.augment.views import packed_width, params_key
 from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.shapes.dataset import encoded_example
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.methods.moco import MoCo
 from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.networks import functional
@@ -152,7 +152,7 @@ def real_batches(source, method, *, completed=True):
         batch_size=method.config.batch_size,
         seed=1,
         start_step=0,
-        faults=Faults(max_bad_share=0.0),
+        unreadable=UnreadableImages(max_bad_share=0.0),
         completed=completed,
     )
 
@@ -284,7 +284,7 @@ def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
     method = tiny.make(config)
     tiny.fit(method, tiny.batches(config, 2))
     images = np.random.default_rng(0).integers(0, 256, [3, 16, 16, 3])
-    expected = method.encoder.embed(np.uint8(images))
+    expected = method.encoder.features_and_projections(np.uint8(images))
     served = ServedEncoder(method.encoder, image_size=16, crop_ratio=1.0)
     tf.saved_model.save(served, str(tmp_path), signatures=served.signatures)
     loaded = tf.saved_model.load(str(tmp_path))

@@ -31,7 +31,7 @@ from clsa_tf.data.decode import (
 from clsa_tf.data.order import ALONE, ROWS, VIEWS, Worker, key
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.source import Source
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 
 # Images that one call makes, at most. A call of a compiled program costs a host
@@ -49,7 +49,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     start_step: int,
-    faults: Faults,
+    unreadable: UnreadableImages,
     completed: bool = True,
     keep_params: bool = False,
     whole_epochs: bool = True,
@@ -63,8 +63,8 @@ def training_batches(
 
     Each example is decoded once; its views follow from (seed, counter).
     Unreadable images are replaced by the next readable one of the batch,
-    cyclically, and reported to `faults`, which ends the dataset with an error
-    if there are too many.
+    cyclically, and reported to `unreadable`, which ends the dataset with an
+    error if there are too many.
 
     Memory, whatever the size of the dataset: `prefetch` finished batches, the
     one being made (up to twice), and per parallel call the decoded images and
@@ -77,8 +77,8 @@ def training_batches(
         batch_size: G, examples in a global batch; fastest if divisible by 4.
         seed: seed of everything random.
         start_step: step of the first batch.
-        faults: told about unreadable images; after an error from the iterator
-            `faults.error()` says whether it was that.
+        unreadable: collects the names of unreadable images. After an error of
+            the iterator, `unreadable.error()` is set if they caused it.
         completed: whether views are complete, or only cropped and resized, for
             `complete_batch` to complete them on the accelerator.
         keep_params: whether batches hold what was drawn. Unfinished ones
@@ -198,7 +198,7 @@ def training_batches(
         step = batch["counter"][0] // batch_size
         batch["valid"] = batch["code"] == headers.OK
         with tf.control_dependencies(
-            [_report(batch, step - start_step + 1, source, faults)]
+            [_report(batch, step - start_step + 1, source, unreadable)]
         ):
             donors = _next_valid(batch["valid"])  # [G]
         result = _arrange(
@@ -236,22 +236,22 @@ def evaluation_batches(
     source: Source,
     *,
     image_size: int,
-    keep: float,
+    crop_ratio: float,
     batch_size: int,
-    faults: Faults,
+    unreadable: UnreadableImages,
     limit: Optional[int] = None,
     names: bool = False,
 ) -> tf.data.Dataset:
     """Returns one pass over a source, always in the same order.
 
-    Unreadable images are left out, and reported to `faults`.
+    Unreadable images are left out, and reported to `unreadable`.
 
     Args:
         source: where the images come from.
         image_size: S, side of the centre crops, in pixels.
-        keep: share of the short side that the crop keeps, in (0, 1].
+        crop_ratio: share of the short side that the crop keeps, in (0, 1].
         batch_size: B; the last batch may be smaller.
-        faults: see `training_batches`.
+        unreadable: see `training_batches`.
         limit: take so many at most, drawn at random but always the same.
         names: whether to say what the images are called.
 
@@ -265,8 +265,8 @@ def evaluation_batches(
     examples = source.examples(start=0, seed=0, shuffle=part, repeat=False)
     if part:
         examples = examples.take(limit)
-    crops = _crops(examples, source, image_size, keep).filter(
-        _readable(source, faults)
+    crops = _crops(examples, source, image_size, crop_ratio).filter(
+        _readable(source, unreadable)
     )
     fields = ("image", "label", "name")[: 3 if names else 2]
     batches = crops.map(lambda e: tuple(e[field] for field in fields))
@@ -277,9 +277,9 @@ def indexed_batches(
     source: Source,
     *,
     image_size: int,
-    keep: float,
+    crop_ratio: float,
     batch_size: int,
-    faults: Faults,
+    unreadable: UnreadableImages,
     worker: Worker = ALONE,
 ) -> tf.data.Dataset:
     """Returns one pass over a source with random access, with indices.
@@ -287,9 +287,9 @@ def indexed_batches(
     Args:
         source: where the images come from.
         image_size: S, side of the centre crops, in pixels.
-        keep: share of the short side that the crop keeps, in (0, 1].
+        crop_ratio: share of the short side that the crop keeps, in (0, 1].
         batch_size: B, of the global batch.
-        faults: told about unreadable images.
+        unreadable: collects the names of unreadable images.
         worker: which part of each global batch is made here.
 
     Returns:
@@ -312,26 +312,26 @@ def indexed_batches(
             deterministic=True,
         )
     )
-    readable = _readable(source, faults)
+    readable = _readable(source, unreadable)
 
     def row(example):
         use = (example["counter"] < source.size) & readable(example)
         index = tf.where(use, tf.cast(example["counter"], tf.int32), -1)
         return example["image"], index
 
-    crops = _crops(examples, source, image_size, keep).map(row)
+    crops = _crops(examples, source, image_size, crop_ratio).map(row)
     share = batch_size // worker.count
     return _finished(crops.batch(share, drop_remainder=True), prefetch=2)
 
 
-def _crops(examples, source, image_size, keep):
+def _crops(examples, source, image_size, crop_ratio):
     """Examples with the centre crop as `image`, and the code of its fate."""
 
     def make_crop(example):
         code, image = try_decode(
             example["bytes"], source.rules, code=example["code"]
         )
-        cropped = crop.central(image, size=image_size, crop_ratio=keep)
+        cropped = crop.central(image, size=image_size, crop_ratio=crop_ratio)
         cropped = tf.ensure_shape(cropped, [image_size, image_size, 3])
         return example | {"image": cropped, "code": code}
 
@@ -340,12 +340,12 @@ def _crops(examples, source, image_size, keep):
     )
 
 
-def _readable(source, faults):
+def _readable(source, unreadable):
     """Returns the function that reports an example if it is unreadable."""
 
     def readable(example):
         def report():
-            noted = faults.report_op(
+            noted = unreadable.report_op(
                 example["name"][None],
                 example["code"][None],
                 source=source,
@@ -532,7 +532,7 @@ def _gather(rows, index):
     return tf.nest.map_structure(lambda x: tf.gather(x, index), rows)
 
 
-def _report(batch, batches_seen, source, faults):
+def _report(batch, batches_seen, source, unreadable):
     valid = batch["valid"]  # [G]
 
     def report():
@@ -540,7 +540,7 @@ def _report(batch, batches_seen, source, faults):
         codes = tf.boolean_mask(batch["code"], ~valid)
         seen = batches_seen * tf.size(valid, tf.int64)
         lost = ~tf.reduce_any(valid)
-        return faults.report_op(
+        return unreadable.report_op(
             names, codes, source=source, seen=seen, lost=lost
         )
 

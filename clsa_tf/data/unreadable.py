@@ -21,7 +21,7 @@ LOGGED = 10  # names that are logged one by one
 NAMED = 3  # names in the error message
 
 
-class Faults:
+class UnreadableImages:
     """The unreadable images of a run. Safe to use from several threads.
 
     A run goes on while, in each source, they are at most `max_bad_share` of
@@ -33,7 +33,7 @@ class Faults:
     def __init__(
         self, *, max_bad_share: float, advice: str = "", remote: bool = False
     ):
-        """Starts with no faults.
+        """Starts with no unreadable image.
 
         Args:
             max_bad_share: tolerated share of unreadable images, in [0, 1].

@@ -22,7 +22,7 @@ class DatasetFeatures:
         method: the `Method` that is trained.
         source: `clsa_tf.data.source.Source` that it is trained on.
         strategy: the strategy it is trained under.
-        unreadable: `clsa_tf.data.unreadable.Faults`.
+        unreadable: `clsa_tf.data.unreadable.UnreadableImages`.
     """
 
     def __init__(self, method, source, strategy, unreadable):
@@ -78,9 +78,9 @@ class DatasetFeatures:
             batches = indexed_batches(
                 self._source,
                 image_size=config.image_size,
-                keep=config.eval_keep,
+                crop_ratio=config.eval_keep,
                 batch_size=_BATCH * replicas,
-                faults=self._unreadable,
+                unreadable=self._unreadable,
                 worker=Worker(context.input_pipeline_id, count),
             )
             return batches.unbatch().batch(_BATCH, drop_remainder=True)

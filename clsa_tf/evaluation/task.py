@@ -32,37 +32,37 @@ class Evaluation:
         labelled = None if self.no_accuracy else self.queries or self.bank
         return labelled and labelled.fingerprint
 
-    def task(self, faults):
+    def task(self, unreadable):
         """Returns the `KnnTask` with these images, labelled or not.
 
         Args:
-            faults: `clsa_tf.data.unreadable.Faults`, for unreadable images.
+            unreadable: `clsa_tf.data.unreadable.UnreadableImages`.
         """
         return KnnTask(
-            self.bank_batches(faults),
-            self.query_batches(faults) if self.queries else None,
+            self.bank_batches(unreadable),
+            self.query_batches(unreadable) if self.queries else None,
             k=self.config.knn_k,
             temperature=self.config.knn_temperature,
         )
 
-    def bank_batches(self, faults, *, names=False):
+    def bank_batches(self, unreadable, *, names=False):
         """The bank as `evaluation_batches`, at most `--knn_bank` images."""
         limit = self.config.knn_bank
-        return self._batches(self.bank, faults, names=names, limit=limit)
+        return self._batches(self.bank, unreadable, names=names, limit=limit)
 
-    def query_batches(self, faults, *, names=False):
+    def query_batches(self, unreadable, *, names=False):
         """The queries as `evaluation_batches`; the bank if it is these."""
         if not self.queries:
-            return self.bank_batches(faults, names=names)
-        return self._batches(self.queries, faults, names=names)
+            return self.bank_batches(unreadable, names=names)
+        return self._batches(self.queries, unreadable, names=names)
 
-    def _batches(self, source, faults, **options):
+    def _batches(self, source, unreadable, **options):
         return evaluation_batches(
             source,
             image_size=self.config.image_size,
-            keep=self.config.eval_keep,
+            crop_ratio=self.config.eval_keep,
             batch_size=256,
-            faults=faults,
+            unreadable=unreadable,
             **options,
         )
 

@@ -95,7 +95,7 @@ class Encoder(keras.Model):
         """Projections float32 `[N, H D]`, unit rows, of images."""
         return self._projections(self._trunk(images, training), training)
 
-    def embed(self, images, training=False):
+    def features_and_projections(self, images, training=False):
         """Features and projections of images, with one pass for both."""
         trunk = self._trunk(images, training)
         return (

@@ -18,7 +18,7 @@ def short_name(name):
 
 
 def neighbours_grid(
-    evaluation, task, found, faults, *, title, rows=6, columns=8
+    evaluation, task, found, unreadable, *, title, rows=6, columns=8
 ):
     """Arranges some queries and their nearest images of the bank.
 
@@ -26,7 +26,7 @@ def neighbours_grid(
         evaluation: `clsa_tf.evaluation.task.Evaluation`.
         task: its `KnnTask`.
         found: result of `task.features` for an encoder.
-        faults: `Faults`, which counts unreadable images.
+        unreadable: `UnreadableImages`, which counts unreadable images.
         title: title of the grid.
         rows: largest number of queries.
         columns: largest number of neighbours of each query.
@@ -46,8 +46,10 @@ def neighbours_grid(
         k=columns,
         own=None if own is None else own[chosen],
     )
-    shown = _pick(evaluation.query_batches(faults, names=True), chosen)
-    others = _pick(evaluation.bank_batches(faults, names=True), nearest.ravel())
+    shown = _pick(evaluation.query_batches(unreadable, names=True), chosen)
+    others = _pick(
+        evaluation.bank_batches(unreadable, names=True), nearest.ravel()
+    )
     names = [name for _, _, name in [*shown.values(), *others.values()]]
     captions = _Captions(evaluation, names)
     cells = [

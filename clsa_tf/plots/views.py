@@ -12,7 +12,7 @@ from clsa_tf.data.checks import check_drawn_sizes
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.plots import sheet
 from clsa_tf.terminal import progress
@@ -88,21 +88,21 @@ def draw_batch(config, source, views, batch, step, path):
 
 def first_batch(config, source, views, size):
     """Makes the first batch of a training with batches of `size` images."""
-    faults = Faults(max_bad_share=config.max_bad_share)
+    unreadable = UnreadableImages(max_bad_share=config.max_bad_share)
     batches = training_batches(
         source,
         views,
         batch_size=size,
         seed=config.seed,
         start_step=0,
-        faults=faults,
+        unreadable=unreadable,
         keep_params=True,
     )
     try:
         return next(iter(batches))
     except tf.errors.InvalidArgumentError as e:
-        if faults.error():
-            raise faults.error() from e
+        if unreadable.error():
+            raise unreadable.error() from e
         raise
 
 

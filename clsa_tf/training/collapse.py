@@ -30,7 +30,7 @@ class Verdict(typing.NamedTuple):
     words: str
 
     @property
-    def useless(self):
+    def unusable(self):
         """Whether the encoder is not worth using, bool."""
         return self.state in ("late", "line", "collapsed")
 

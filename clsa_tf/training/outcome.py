@@ -49,7 +49,7 @@ def _embeddings(directory, trained):
     figures = [e for e in entries if "spread" in e][-1]
     # At the beginning of a run "narrow" is as it should be; an encoder that is
     # taken from there is no better for it.
-    good = not verdict.useless and verdict.state != "narrow"
+    good = not verdict.unusable and verdict.state != "narrow"
     return {
         "state": verdict.state,
         "good": good,

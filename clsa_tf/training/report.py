@@ -5,7 +5,7 @@ import os
 
 from clsa_tf import files, methods
 from clsa_tf.data.open import open_train_source
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.evaluation import features
 from clsa_tf.evaluation.task import plan
 from clsa_tf.networks.encoder import make_encoder
@@ -34,12 +34,12 @@ def report(workdir, *, savedmodel=""):
     with progress.waiting("loading the encoder"):
         trained = load_trained(workdir)
     config = trained.config
-    faults = Faults(max_bad_share=config.max_bad_share)
+    unreadable = UnreadableImages(max_bad_share=config.max_bad_share)
     source = open_train_source(config)
     evaluation = plan(config, source)
     title = f"{config.method}, {config.backbone}, {describe(trained, source)}"
 
-    task = evaluation.task(faults)
+    task = evaluation.task(unreadable)
     with progress.waiting("encoding images, for the neighbours of each"):
         found = task.features(features.compiled(trained.encoder))
     accuracies = {}
@@ -54,7 +54,7 @@ def report(workdir, *, savedmodel=""):
 
     names = ("views.png", "neighbours.png", "curves.png")
     views, neighbours, curves = (os.path.join(workdir, name) for name in names)
-    grid = neighbours_grid(evaluation, task, found, faults, title=title)
+    grid = neighbours_grid(evaluation, task, found, unreadable, title=title)
     sheet.sheet([grid], neighbours)
     method_class = methods.load(config.method).METHOD
     curves_plot.curves(

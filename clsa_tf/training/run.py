@@ -17,7 +17,7 @@ from clsa_tf.data.open import open_train_source
 from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.service_client import Services, parse
-from clsa_tf.data.unreadable import Faults
+from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.distributed.strategy import (
     Workers,
     is_accelerated,
@@ -109,7 +109,7 @@ class _Run:
                 "on the hosts of the TPU",
                 "train on a TPU VM with --tpu=local",
             )
-        self._faults = Faults(
+        self._unreadable = UnreadableImages(
             max_bad_share=config.max_bad_share,
             advice=advice,
             remote=self._remote,
@@ -146,7 +146,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             if self._workers.chief:
                 self._claim = stack.enter_context(self._claimed())
-                self._faults.record(
+                self._unreadable.record(
                     self._config.workdir, moved=self._claim.moved
                 )
             if self._services:
@@ -258,7 +258,7 @@ class _Run:
         callbacks = []
         if type(method).on_epoch_begin is not Method.on_epoch_begin:
             features = DatasetFeatures(
-                method, self._source, self._strategy, self._faults
+                method, self._source, self._strategy, self._unreadable
             )
             callbacks.append(EpochBegin(log, method, features))
         save = Save(
@@ -272,7 +272,7 @@ class _Run:
             return callbacks
         monitor = Monitor(
             log,
-            self._evaluation.task(self._faults),
+            self._evaluation.task(self._unreadable),
             Snapshot(method, self._strategy),
             every=self._config.knn_epochs,
             last=self._config.total_epochs,
@@ -299,7 +299,7 @@ class _Run:
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             start_step=start_step,
-            faults=self._faults,
+            unreadable=self._unreadable,
             completed=self._config.augment_on == "host",
             keep_params=keep_params,
             whole_epochs=self._config.whole_epochs,
@@ -429,15 +429,16 @@ class _Run:
                 step=checkpoints.step,
                 steps_per_epoch=self._steps_per_epoch,
                 seconds=float(checkpoints.seconds.numpy()),
-                unreadable=self._faults.count and self._faults.summary(),
+                unreadable=self._unreadable.count
+                and self._unreadable.summary(),
             )
         )
 
     def _cause(self, error):
         """What an error of TensorFlow came from, if anything is known."""
-        if self._faults.error():
+        if self._unreadable.error():
             # The input pipeline stops the step with an error of its own.
-            return self._faults.error()
+            return self._unreadable.error()
         if self._services and self._services.lost():
             return WorkerLost(self._services.lost())
         if self._services and isinstance(error, tf.errors.NotFoundError):

@@ -92,5 +92,5 @@ def _embeddings(config, entries):
     found = collapse.verdict(entries, config.options.projection_size)
     if found is None:
         return []
-    warning = "  warning: " if found.useless else "  "
+    warning = "  warning: " if found.unusable else "  "
     return [warning + found.words]

@@ -103,7 +103,9 @@ class ServedEncoder(tf.Module):
             check = self._assert_all_good(reason)
             with tf.control_dependencies([check]):
                 images = tf.identity(images)
-        rows = dict(zip(OUTPUTS, self._encoder().embed(images)))
+        rows = dict(
+            zip(OUTPUTS, self._encoder().features_and_projections(images))
+        )
         rows = {name: rows[name] for name in self._outputs}
         if self._bad_images == "error":
             return rows
