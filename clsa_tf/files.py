@@ -1,5 +1,6 @@
 """Files: locks, atomic writes, and search for a SavedModel."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -49,13 +50,44 @@ def lock(path):
     return file
 
 
-def write_atomically(path, text):
-    """Writes a text file atomically: a reader sees all of it or none."""
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)
+@contextlib.contextmanager
+def replacing(path, *, draft=None):
+    """Replaces a file atomically: a reader sees the old or the new one.
+
+    At the end of the block the draft is flushed to disk and renamed. If the
+    block raises, the draft is removed and the old file stays.
+
+    Args:
+        path: of the file.
+        draft: path of the draft on the same file system; the default is `path`
+            with the suffix `.draft`.
+
+    Yields:
+        the path of the draft, which the block has to write.
+    """
+    draft = draft or path + ".draft"
+    try:
+        yield draft
+        flush_to_disk(draft)
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(draft)
+        raise
+
+
+def write_atomically(path, text, *, errors="strict"):
+    """Writes a text file as UTF-8, see `replacing`.
+
+    Args:
+        path: of the file.
+        text: contents.
+        errors: what to do with characters that UTF-8 cannot encode, as in
+            `open`.
+    """
+    with replacing(path) as draft:
+        with open(draft, "w", encoding="utf-8", errors=errors) as file:
+            file.write(text)
 
 
 def read_json_lines(path):

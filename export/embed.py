@@ -31,6 +31,7 @@ from clsa_tf.data import headers
 from clsa_tf.data.open import FOLDER
 from clsa_tf.data.sources.folder import list_folder
 from clsa_tf.errors import Stopped, UserError
+from clsa_tf.files import write_atomically
 from clsa_tf.options.flags import define_path, require
 from clsa_tf.terminal import progress
 from clsa_tf.terminal.signals import Interruption
@@ -205,13 +206,9 @@ def _list_bad(path, bad):
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
         return
-    with open(
-        path + ".draft", "w", encoding="utf-8", errors="surrogateescape"
-    ) as file:
-        for name, reason in bad:
-            # File names may contain line breaks.
-            file.write(f"{name}\t{reason}".replace("\n", "\\n") + "\n")
-    os.replace(path + ".draft", path)
+    # File names may contain line breaks, and bytes that are not UTF-8.
+    lines = [f"{n}\t{reason}".replace("\n", "\\n") + "\n" for n, reason in bad]
+    write_atomically(path, "".join(lines), errors="surrogateescape")
 
 
 def define_flags(flag_values):

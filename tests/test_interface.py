@@ -115,8 +115,8 @@ def test_accumulated(whole, straight, folder, tmp_path):
 @pytest.mark.slow
 def test_two_replicas(straight, folder, tmp_path):
     photos = folder.partition(":")[2]
-    found = train_all("toy", ("1", "2"), photos, tmp_path, ("split",))
-    one, two = (found[name] / "split" for name in ("1", "2"))
+    found = train_all(["toy:split:run"], ("1", "2"), photos, tmp_path)
+    one, two = (found[name][0] / "toy" / "split" for name in ("1", "2"))
     for step in (1, 4, 6):
         assert_same_state(state(two, step), state(one, step))
     for mine, other in zip(runs.lines(two), runs.lines(one)):

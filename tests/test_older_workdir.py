@@ -46,7 +46,9 @@ def test_it_takes_the_steps_that_the_older_version_took(resumed):
 def test_its_flags_stay_those_of_its_version(resumed):
     before = (FIXTURE / "run.flags").read_text().splitlines()
     after = (resumed / "run.flags").read_text().splitlines()
-    moved = ("--dataset=", "--workdir=")
+    # The comment says which version wrote them last.
+    moved = ("--dataset=", "--workdir=", "#")
     assert [x for x in before if not x.startswith(moved)] == [
         x for x in after if not x.startswith(moved)
     ]
+    assert after[0].startswith("# clsa_tf ")

@@ -61,12 +61,16 @@ def straight(photos, tmp_path_factory):
 
 
 def assert_same_end(workdir, straight):
-    assert_same_state(state(workdir, LAST), state(straight, LAST))
+    # A ReLU or a pooling window may decide otherwise after sums in another
+    # order, and then one example's gradient jumps: 2 % have been seen, with
+    # losses and queue equal to the sixth digit.
+    same = dict(share=0.05)
+    assert_same_state(state(workdir, LAST), state(straight, LAST), **same)
     logged, expected = metrics_log.read(workdir), metrics_log.read(straight)
     assert [e["step"] for e in logged] == [e["step"] for e in expected]
     for one, two in zip(logged, expected):
         for name in two.keys() & {"loss", "knn"}:
-            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=0.02)
+            assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import typing
 
 import matplotlib
@@ -14,6 +13,7 @@ matplotlib.use("Agg")  # draws to files, without a display
 from matplotlib import font_manager  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from clsa_tf.files import replacing  # noqa: E402
 from clsa_tf.text import abbreviated  # noqa: E402
 
 _DPI = 100
@@ -177,7 +177,6 @@ def _draw_grid(axes, grid, top):
 
 def write_png(figure, path):
     """Writes a figure atomically; returns the picture as uint8 `[H, W, 3]`."""
-    draft = path + ".tmp"
-    figure.savefig(draft, format="png", dpi=_DPI)
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", dpi=_DPI)
     return tf.io.decode_png(tf.io.read_file(path), channels=3).numpy()

@@ -10,7 +10,7 @@ import os
 import tensorflow as tf
 
 from clsa_tf.errors import UserError, first_line
-from clsa_tf.files import flush_to_disk, read_json_lines, write_atomically
+from clsa_tf.files import read_json_lines, replacing, write_atomically
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -66,12 +66,14 @@ def _rewind_events(path, step):
     if not values:
         os.remove(path)
         return
+    # Not a name that TensorBoard reads.
     unfinished = os.path.join(os.path.dirname(path), ".unfinished")
-    with tf.io.TFRecordWriter(unfinished) as writer:
+    with (
+        replacing(path, draft=unfinished),
+        tf.io.TFRecordWriter(unfinished) as writer,
+    ):
         for record in kept:
             writer.write(record)
-    flush_to_disk(unfinished)
-    os.replace(unfinished, path)
 
 
 def append(workdir, entry):

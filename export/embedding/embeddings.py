@@ -20,7 +20,6 @@ bytes if any name is invalid UTF-8. `os.fsencode` converts both to bytes. In
 .tfrecord files `file` is bytes.
 """
 
-import contextlib
 import errno
 import itertools
 import os
@@ -29,6 +28,7 @@ import zipfile
 import numpy as np
 
 from clsa_tf.errors import UserError
+from clsa_tf.files import replacing
 
 SUFFIXES = (".npz", ".parquet", ".tfrecord")
 _NAMES_PER_WRITE = 2**16
@@ -77,16 +77,8 @@ def write(path, files, widths, blocks):
             to be in memory.
     """
     suffix = os.path.splitext(path)[1]
-    draft = path + ".draft"
-    try:
+    with replacing(path) as draft:
         _WRITERS[suffix](draft, files, widths, blocks)
-        with open(draft, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(draft)
-        raise
 
 
 def _write_npz(path, files, widths, blocks):

@@ -88,11 +88,8 @@ class Parts:
             reasons=np.array(list(bad.values()), np.str_),
             **outputs,
         )
-        with open(path + ".draft", "wb") as file:
+        with files.replacing(path) as draft, open(draft, "wb") as file:
             file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + ".draft", path)
         self._paths.append(path)
         self._batches = []
         self.done = stop
