@@ -1,8 +1,7 @@
 """Makes batches on another host, as for the hosts of a remote TPU.
 
-`python -m tests.remote_host PHOTOS REMOTE`: a server of TensorFlow, a process
-of its own, stands for the host. REMOTE, 0 or 1, says whether the pipeline is
-told so; prints what came back.
+`python -m tests.remote_host PHOTOS`: a server of TensorFlow, a process of its
+own, stands for the host. Prints which views are equal to those made here.
 """
 
 import multiprocessing
@@ -37,7 +36,7 @@ def first_batches(photos, remote):
     return list(batches.take(3))
 
 
-def main(photos, remote):
+def main(photos):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -46,7 +45,7 @@ def main(photos, remote):
     process.start()
     tf.config.experimental_connect_to_host(f"grpc://localhost:{port}")
     with tf.device("/job:worker/replica:0/task:0/device:CPU:0"):
-        there = first_batches(photos, remote)
+        there = first_batches(photos, remote=True)
         print({k: v.device.split("/")[1] for k, v in there[0].items()})
     here = first_batches(photos, remote=False)
     for view in VIEWS:
@@ -56,4 +55,4 @@ def main(photos, remote):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] == "1")
+    main(sys.argv[1])

@@ -1,0 +1,62 @@
+"""Hosts of a remote TPU read the images: no Python may be in the pipeline.
+
+Not tried on a TPU.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from clsa_tf.data.open import open_source
+from clsa_tf.data.pipeline import training_batches
+from clsa_tf.data.unreadable import UnreadableImages
+from tests import exports
+from tests.remote_host import VIEWS
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i, image in enumerate(exports.noise(11, size=20)):
+        Image.fromarray(image).save(folder / f"{i:02}.png")
+    (folder / "damaged.jpg").write_bytes(exports.encode(image, "JPEG")[:300])
+    return folder
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_python_in_the_pipeline(remote, photos):
+    batches = training_batches(
+        open_source(f"folder:{photos}", labels="none"),
+        VIEWS,
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        unreadable=UnreadableImages(max_bad_share=0.5, remote=remote),
+    )
+    serialized = batches._as_serialized_graph().numpy()
+    graph = tf.compat.v1.GraphDef.FromString(serialized)
+    ops = {node.op for node in graph.node}
+    ops |= {n.op for f in graph.library.function for n in f.node_def}
+    assert "DecodeImage" in ops or "DecodePng" in ops
+    assert ("PyFunc" in ops) == (not remote)
+
+
+@pytest.mark.slow
+def test_a_remote_host_makes_the_same_batches(photos):
+    """With a damaged file, which is replaced there without a report.
+
+    A server of TensorFlow in another process stands for the host.
+    """
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.remote_host", photos],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    devices, *same = result.stdout.splitlines()
+    assert "'key'" in devices and "job:worker" in devices
+    assert len(same) == 6 and all(x.endswith(" True") for x in same)
