@@ -28,16 +28,15 @@ from clsa_tf.distributed.strategy import (
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.evaluation.features import Snapshot
-from clsa_tf.evaluation.task import announcement, plan
+from clsa_tf.evaluation.task import plan
 from clsa_tf.methods.base import Method, RunInfo
 from clsa_tf.networks import precision
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
 from clsa_tf.plots import views
 from clsa_tf.terminal.signals import Interruption, ends_process
-from clsa_tf.text import counted
 from clsa_tf.training import (
-    advice,
+    announcement,
     auto,
     collapse,
     initial_weights,
@@ -133,11 +132,11 @@ class _Run:
 
     def _resolve(self, config):
         """`config` with a value for every `auto`, of which `_chosen` tells."""
-        self._facts = dict(
+        known = dict(
             images=self._source.size,
             replicas=self._strategy.num_replicas_in_sync,
+            recorded=auto.recorded(config),
         )
-        known = self._facts | {"recorded": auto.recorded(config)}
         resolved = auto.resolve(config, **known)
         self._chosen = auto.reasons(config, resolved, **known)
         return resolved
@@ -212,7 +211,19 @@ class _Run:
         if workers.chief:
             self._check_still_complete(step)
             metrics_log.rewind(config.workdir, step)
-            self._announce(step, taken)
+            announcement.announce(
+                config,
+                source=self._source,
+                evaluation=self._evaluation,
+                claim=self._claim,
+                step=step,
+                steps_per_epoch=self._steps_per_epoch,
+                replicas=self._strategy.num_replicas_in_sync,
+                chosen=self._chosen,
+                taken=taken,
+                remote=self._remote,
+                accelerated=is_accelerated(self._strategy),
+            )
 
         # ---- Train
         log = Log(
@@ -334,93 +345,7 @@ class _Run:
                 )
                 log.picture("views", picture)
 
-    # ---- Words
-
-    def _announce(self, step, taken):
-        """Prints what is about to happen.
-
-        Args:
-            step: steps taken so far.
-            taken: list of `initial_weights.Part`.
-        """
-        config = self._config
-        total = config.total_epochs * self._steps_per_epoch
-        print(
-            f"{config.method}: {config.backbone} on {self._source.size} images "
-            f"of {self._source.name}, {counted(config.total_epochs, 'epoch')} "
-            f"of {counted(self._steps_per_epoch, 'step')} of "
-            f"{config.batch_size} images on "
-            + counted(self._strategy.num_replicas_in_sync, "device")
-        )
-        for note in self._source.notes:
-            print(f"  {note}")
-        if self._remote:
-            print(
-                "  the hosts of the TPU read the images: unreadable ones are "
-                "replaced by others of the batch, neither named nor counted"
-            )
-        begun = clsa_tf.config.older_in(config.workdir)
-        if begun:
-            flags_then = clsa_tf.config.as_flags(begun)
-            print(f"  begun by an earlier version, so it keeps {flags_then}")
-        method_class = methods.load(config.method).METHOD
-        chance = method_class.chance_loss(config)
-        print(f"  {method_class.chance_text.format(chance)}")
-        for sentence in self._chosen:
-            print(f"  auto: {sentence}")
-        for sentence in self._advice() if step < total else ():
-            print(f"  warning: {sentence}")
-        for line in announcement(config, self._source, self._evaluation):
-            print(f"  {line}")
-        if step >= total:
-            done = counted(step, "step")
-            if step > total:
-                done += f", more than the {total} asked for"
-            print(
-                f"  {config.workdir} is complete ({done}); raise "
-                "--total_epochs to go on, or choose another --workdir to train "
-                "again"
-            )
-        elif step:
-            print(f"  resuming {config.workdir} at step {step} of {total}")
-        else:
-            print(f"  writing to {config.workdir}")
-        for part in taken:
-            print(f"  weights of {config.init_from}: {part}")
-        for note in self._claim.notes:
-            print(f"  note: {note}")
-        for change in self._claim.changes:
-            print(f"  changed: {change}{self._consequence(change, step)}")
-
-    def _advice(self):
-        return advice.advice(
-            self._config,
-            **self._facts,
-            bank=self._evaluation.bank.size if self._has_accuracy() else 0,
-            accelerated=is_accelerated(self._strategy),
-        )
-
-    def _consequence(self, change, step):
-        """What another --total_epochs does, in words."""
-        if change.flag != "total_epochs" or not step:
-            return ""
-        config = self._config
-        before = config.replace(total_epochs=int(change.before))
-        rates = [
-            float(make_schedule(c, self._steps_per_epoch)(s))
-            for c, s in ((before, step - 1), (config, step))
-        ]
-        schedule = getattr(config.options, "key_momentum_schedule", "constant")
-        momentum = (
-            f"; so does --key_momentum with its {schedule} schedule"
-            if schedule != "constant"
-            else ""
-        )
-        return (
-            f"; from step {step} on, the learning rate follows --lr_schedule="
-            f"{config.lr_schedule} over {change.now} epochs: {rates[1]:.4g} in "
-            f"the next step, after {rates[0]:.4g} in step {step}" + momentum
-        )
+    # ---- End
 
     def _sum_up(self, checkpoints):
         """Prints what the run reached, and what to type next."""
