@@ -114,7 +114,7 @@ class Replicas:
 @pytest.mark.parametrize(
     "replicas, changes, words",
     [
-        (3, {}, ["divides", "3 replica(s)"]),
+        (3, {}, ["divisible", "--batch_size=", "3 replica(s)"]),
         (2, {"accumulation_steps": 3}, ["--accumulation_steps=3"]),
         (
             4,

@@ -32,8 +32,8 @@ def announce(
         step: steps taken so far.
         steps_per_epoch: int.
         replicas: number of devices that share each batch.
-        chosen: sentences about `auto` values, see `auto.reasons`.
-        taken: list of `initial_weights.Part`.
+        chosen: list of sentences about `auto` values, see `auto.reasons`.
+        taken: list of `initial_weights.Part`; empty without --init_from.
         remote: whether the hosts of a TPU read the images.
         accelerated: whether the replicas are GPUs or TPUs.
     """
