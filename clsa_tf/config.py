@@ -1,7 +1,7 @@
-"""Flags and flagfiles to a `Config` and back, and what two of them differ in.
+"""Converts flags and flagfiles to a `Config` and back; compares two of them.
 
 `Config` is defined in `config_fields.py`. `to_flagfile` writes a configuration
-that `--flagfile` reads.
+in the format that `--flagfile` reads.
 """
 
 import copy
@@ -21,20 +21,25 @@ from clsa_tf.optimizers.schedule import check_schedule
 from clsa_tf.options.fields import AUTO
 from clsa_tf.options.flags import Flag, spell
 
-# Name of the flagfile in a run's directory. It repeats the run.
+# Name of the flagfile in a run's directory, which repeats the run.
 RUN_FLAGS = "run.flags"
-# Begins its first line, before the version that wrote it.
+# Start of its first line; the version that wrote it follows.
 _HEADER = "# clsa_tf "
 
 
 def default(method="clsa", **changes):
-    """Returns the default configuration of `method`, some fields changed."""
+    """Returns the default configuration of `method`.
+
+    Args:
+        method: name of the method.
+        **changes: fields or options with other values.
+    """
     options = methods.load(method).Options()
     return Config(method=method, options=options).replace(**changes)
 
 
 def default_of(name):
-    """The default of a field of `Config`, as flags spell it."""
+    """Returns the default of a field of `Config`, as text of a flag."""
     return spell(Config.__dataclass_fields__[name].default)
 
 
@@ -49,14 +54,14 @@ def define_flags(flag_values=flags.FLAGS):
 
 
 def from_flags(flag_values=flags.FLAGS):
-    """Returns the `Config` that the parsed flags spell.
+    """Returns the `Config` of the parsed flags.
 
-    What a recipe says in epochs is fitted to another `--total_epochs`, and
-    printed, see `clsa_tf.cli.recipe_length`.
+    A recipe's warm-up and milestones are scaled to `--total_epochs`, and a
+    line about it is printed, see `clsa_tf.cli.recipe_length`.
 
     Raises:
-        UserError: a flag that belongs to another method, or values that do not
-            go together.
+        UserError: a flag of another method, or values that contradict each
+            other.
     """
     method = flag_values["method"].value
     options = methods.load(method).Options
@@ -68,8 +73,8 @@ def from_flags(flag_values=flags.FLAGS):
     ]
     if foreign:
         raise UserError(other_method.rejected_flags(flag_values, foreign))
-    # A flag that two methods share has one default per method: only what the
-    # person wrote overrides it.
+    # A flag that several methods share has one default per method. Only values
+    # that were set override it.
     own = {n: flag_values[n].value for n in mine if flag_values[n].present}
     common = {f.name: flag_values[f.name].value for f in flag_fields(Config)}
     fitted, sentence = recipe_length.adapt(flag_values)
@@ -82,10 +87,13 @@ def from_flags(flag_values=flags.FLAGS):
 
 
 def _overridden(flag_values):
-    """Sentences about typed flags whose values a flagfile behind them changes.
+    """Warns of flags whose values a later flagfile overrides.
 
     Args:
         flag_values: the parsed flags.
+
+    Returns:
+        list of sentences.
     """
     found = []
     for flag in map(flag_values.__getitem__, flag_values):
@@ -101,15 +109,15 @@ def _overridden(flag_values):
 
 
 def parse(arguments):
-    """Returns the `Config` that a list of flags spells.
+    """Returns the `Config` of a list of flags.
 
     Args:
         arguments: list of str, such as `"--total_epochs=9"`.
 
     Raises:
-        command_line.FlagError: an unknown flag or an ill-typed value, or
-            something that is no flag.
-        UserError: no such flagfile, or see `from_flags`.
+        parser.FlagError: an unknown flag, a value of the wrong type, or an
+            argument that is not a flag.
+        UserError: a flagfile is missing, or see `from_flags`.
     """
     values = flags.FlagValues()
     define_flags(values)
@@ -118,12 +126,12 @@ def parse(arguments):
 
 
 def names():
-    """Names of all flags, of whatever method."""
+    """Names of all flags, including those of all methods."""
     return [f.name for f in flag_fields(Config)] + list(_method_fields())
 
 
 def check(config):
-    """Raises `UserError` for values that do not go together."""
+    """Raises `UserError` for invalid values or combinations of values."""
     for option_value in (config, config.options):
         for field in flag_fields(type(option_value)):
             problem = field.metadata["check"](getattr(option_value, field.name))
@@ -145,7 +153,7 @@ def check(config):
 
 
 def to_flagfile(config, *, without=()):
-    """Returns the text of a flagfile that spells `config`.
+    """Returns the text of a flagfile with all values of `config`.
 
     Args:
         config: `Config`.
@@ -161,18 +169,21 @@ def to_flagfile(config, *, without=()):
 
 
 def header():
-    """The line above the flags in a run's flagfile: who wrote it."""
+    """The first line of a run's flagfile, with the version of clsa_tf."""
     return f"{_HEADER}{clsa_tf.__version__}\n"
 
 
 def older(text):
-    """What a run does whose flagfile was written before there were some flags.
+    """Values of flags that are missing from the flagfile of an older version.
+
+    These flags have a value `before`, see `option`: how clsa_tf worked before
+    the flag existed.
 
     Args:
-        text: the flagfile.
+        text: content of the flagfile.
 
     Returns:
-        dictionary from the names of these flags to values.
+        dict, name of a missing flag -> value.
     """
     names = _values(text)
     return {
@@ -183,12 +194,12 @@ def older(text):
 
 
 def as_flags(values):
-    """Spells a dictionary from names of flags to values."""
+    """Formats a dict, name of a flag -> value, as `--name=value …`."""
     return " ".join(f"--{name}={spell(x)}" for name, x in values.items())
 
 
 def older_in(workdir):
-    """What `older` says of the run in `workdir`; {} if there is none."""
+    """Calls `older` for the run in `workdir`; {} if there is no run."""
     try:
         with open(os.path.join(workdir, RUN_FLAGS), encoding="utf-8") as file:
             return older(file.read())
@@ -197,7 +208,7 @@ def older_in(workdir):
 
 
 def _values(text):
-    """Flag -> value, of a flagfile that `to_flagfile` wrote."""
+    """Reads a text of `to_flagfile`; dict, flag -> value as text."""
     lines = [line[2:] for line in text.split("\n") if line.startswith("--")]
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
@@ -206,7 +217,7 @@ def load(workdir):
     """Returns the `Config` of the run in `workdir`.
 
     Raises:
-        UserError: no run was started there, or by another version.
+        UserError: there is no run, or another version wrote its flags.
     """
     path = os.path.join(workdir, RUN_FLAGS)
     try:
@@ -216,23 +227,24 @@ def load(workdir):
         raise UserError(
             f"Expected the directory of a run, received {workdir!r} without "
             f"{RUN_FLAGS} ({e.strerror}); set --workdir to the directory of a "
-            "training."
+            "run."
         ) from e
     return recorded(text, path)
 
 
 def recorded(text, path):
-    """Returns the `Config` that a run's flagfile spells.
+    """Returns the `Config` of a run's flagfile.
 
-    Flags that did not exist when it was written have the values of `older`, or
+    Flags that did not exist when it was written get the values of `older`, or
     their defaults.
 
     Args:
-        text: what `to_flagfile` once returned.
-        path: of the file, for messages.
+        text: content of the file, see `to_flagfile`.
+        path: path of the file, for messages.
 
     Raises:
-        UserError: it has flags or values that this version does not know.
+        UserError: the file has flags or values that this version does not
+            support.
     """
     try:
         lines = [x for x in text.splitlines() if not x.startswith("#")]
@@ -253,17 +265,19 @@ def _version(text):
 
 
 def differences(before, now):
-    """Fields that make two configurations different runs.
+    """Compares two configurations.
+
+    Flags that may change between two starts of one run, such as
+    `--log_steps`, are ignored.
 
     Args:
-        before: `Config` of the one run.
-        now: `Config` of the other.
+        before: `Config` of the first run.
+        now: `Config` of the second run.
 
     Returns:
-        list of `(flag, value before, value now)`, as flags spell them,
-        `--method` first, then in the order of the fields; None where the
-        method has no such flag. Flags that may change between two starts of
-        one run, such as `--log_steps`, are left out.
+        list of `(flag, value before, value now)` of the flags that differ,
+        `--method` first, then in the order of the fields. Values are text, or
+        None if the method does not have the flag.
     """
     one, two = _compared(before), _compared(now)
     return [
@@ -274,7 +288,7 @@ def differences(before, now):
 
 
 def _compared(config):
-    """Flag -> value as spelled, of those that make a run what it is."""
+    """Flags that `differences` compares; dict, flag -> value as text."""
     return {
         field.name: spell(getattr(holder, field.name))
         for holder in (config, config.options)
@@ -287,7 +301,7 @@ def changeable():
     """Flags that may differ between two starts of one run.
 
     Returns:
-        dictionary, flag -> condition in words; empty: none.
+        dict, flag -> condition in words; "" if there is no condition.
     """
     return {
         f.name: f.metadata["on_resume"]
@@ -297,13 +311,13 @@ def changeable():
 
 
 def identity(config):
-    """A 31-bit number that tells different runs apart; see `differences`."""
+    """A 31-bit hash of the flags that `differences` compares."""
     values = [f"{name}={value}" for name, value in _compared(config).items()]
     return zlib.crc32("\n".join(values).encode()) >> 1
 
 
 def _method_fields():
-    """Flag name -> method that has it -> field."""
+    """Options of all methods; dict, flag -> dict, method -> its field."""
     found = {}
     for method in methods.names():
         for field in flag_fields(methods.load(method).Options):
@@ -312,15 +326,23 @@ def _method_fields():
 
 
 def _shown(owned):
-    """Of the methods that have a flag the one whose default is shown."""
+    """Returns the method whose default of a flag is shown in the help.
+
+    Args:
+        owned: dict, method -> its field.
+    """
     usual = Config.__dataclass_fields__["method"].default
     return usual if usual in owned else next(iter(owned))
 
 
 def _for_all(owned):
-    """A field with the shown default that takes what any method accepts.
+    """Returns a field that accepts the values of every method with this flag.
 
-    `check` asks the run's own method.
+    Its default is the one that is shown. The function `check` of this module
+    then applies the check of the run's own method.
+
+    Args:
+        owned: dict, method -> its field.
     """
 
     def check(value):

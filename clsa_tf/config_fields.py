@@ -1,7 +1,7 @@
-"""The options of every run, as a frozen dataclass.
+"""Defines the options that all methods share, the dataclass `Config`.
 
-`Config` holds them. Each method adds the dataclass `Options` of its own file.
-Every field is a flag of the same name and is defined in one place only.
+Each method adds the dataclass `Options` of its own file. Every field is a flag
+of the same name and is defined in one place only.
 """
 
 import dataclasses
@@ -165,7 +165,7 @@ class Config:
         mutable_on_resume=True,
         group="data",
     )
-    # What is learned
+    # Method and network
     method: str = option(
         "clsa",
         "training method; --list_methods describes them",
@@ -212,7 +212,7 @@ class Config:
         published=8,
         group="network",
     )
-    # How it is learned
+    # Optimization
     total_epochs: int = option(
         200,
         "epochs to train, passes over the dataset",
@@ -364,7 +364,7 @@ class Config:
         mutable_on_resume=True,
         group="evaluation",
     )
-    # Where and with what
+    # Run and devices
     workdir: str = option(
         "",
         "directory of the run, for checkpoints, metrics and pictures; has to "
