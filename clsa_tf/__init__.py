@@ -15,11 +15,11 @@ __version__ = "0.2.0"
 
 stack.choose()
 
-# A program of somebody else keeps its log and its signals as they are.
+# Only commands change log and signals, not programs that import the library.
 if console.is_command():
     console.begin()
 
-# TensorFlow takes seconds to import: only for those who need it.
+# Imported on first use, because TensorFlow takes seconds to import.
 _LAZY = {
     "image_size": "clsa_tf.api.load",
     "load_encoder": "clsa_tf.api.load",

@@ -1,14 +1,14 @@
-"""Reads images and makes views for trainings on other machines.
+"""Reads images and makes views for training runs on other machines.
 
     python -m clsa_tf.data_service --expose
     python -m clsa_tf.train --flagfile=clsa --data_service=grpc://HOST:5050
 
-A training with --data_service has its images read, decoded and augmented here.
-Start one service per machine, or several with other ports; none knows of the
-others. They have to see the dataset under the same paths as the training, and
-run the same version of TensorFlow on the same kind of processor.
+For a run with --data_service, this process reads, decodes and augments the
+images. Start one service per machine, or several with different ports; they are
+independent. They need the dataset under the same paths as the run, and the same
+version of TensorFlow on the same kind of processor.
 
-SIGTERM and SIGINT (Ctrl-C) end it, with exit status 0.
+SIGTERM and SIGINT (Ctrl-C) end it with exit status 0.
 """
 
 import os
@@ -21,7 +21,7 @@ from absl import flags
 from clsa_tf.cli import launch
 from clsa_tf.errors import UserError, first_line
 
-# What a training that was killed had ordered is thrown away after so long.
+# Time after which the data of a run that was killed are discarded.
 _ABANDONED_MS = 30_000
 
 
@@ -30,8 +30,8 @@ def define_flags(flag_values):
     flags.DEFINE_integer(
         "port",
         5050,
-        "port that trainings ask for datasets; they get them from the next "
-        "one. 0: any two free ports",
+        "port where runs request datasets; the next port delivers them. 0: any "
+        "two free ports",
         lower_bound=0,
         upper_bound=2**16 - 2,
         flag_values=flag_values,
@@ -39,27 +39,28 @@ def define_flags(flag_values):
     flags.DEFINE_string(
         "host",
         "",
-        "name or address by which trainings reach this machine; empty: its "
-        "host name",
+        "name or address under which runs reach this machine; empty: its host "
+        "name",
         flag_values,
     )
     flags.DEFINE_bool(
         "expose",
         False,
         "agree that both ports are open on all network interfaces, to everyone "
-        "who can reach them, and that whatever dataset is sent there is run: "
-        "it can read any file that this process can. For private networks only",
+        "who can reach them, and that every dataset sent there is executed: it "
+        "can read any file that this process can. For private networks only",
         flag_values,
     )
 
 
 def check_free(port):
-    """Raises `OSError` if a port is taken.
+    """Raises `OSError` if a port is in use.
 
-    TensorFlow would share it with whoever has it, each taking some calls.
+    TensorFlow would share the port with the other process, and each would get
+    some of the calls.
     """
     with socket.socket() as probe:
-        # But not for a minute after the last service there has ended.
+        # Allow a port whose last service ended within the last minute.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("", port))
 
@@ -68,9 +69,9 @@ def serve():
     """Serves until SIGTERM or SIGINT.
 
     Raises:
-        UserError: without `--expose`, or a port is taken.
+        UserError: `--expose` is missing, or a port is in use.
     """
-    # A signal writes a byte here, whichever thread it reaches.
+    # A signal writes a byte to this pipe, in whichever thread it arrives.
     end, signalled = os.pipe()
     os.set_blocking(signalled, False)
     signal.set_wakeup_fd(signalled)
@@ -79,12 +80,12 @@ def serve():
     if not flags.FLAGS.expose:
         raise UserError(
             "Expected --expose, received none: tf.data's servers listen on all "
-            "network interfaces and run whatever they are sent, which can read "
-            "any file of this user; pass --expose if only you and those you "
-            "trust can reach this machine."
+            "network interfaces and execute any dataset that they receive, "
+            "which can read any file of this user; pass --expose if only "
+            "people whom you trust can reach this machine."
         )
     service = tf.data.experimental.service
-    # Not for the services, which leave them to the trainings.
+    # Services leave the GPUs to training runs.
     tf.config.set_visible_devices([], "GPU")
     host = flags.FLAGS.host or socket.gethostname()
     port = flags.FLAGS.port
@@ -99,7 +100,7 @@ def serve():
             )
         )
         address = dispatcher.target.split("//")[1]
-        # (It serves for as long as something refers to it.)
+        # The reference keeps the server alive.
         _worker = service.WorkerServer(
             service.WorkerConfig(
                 dispatcher_address=address,
@@ -118,8 +119,8 @@ def serve():
         flush=True,
     )
     os.read(end, 1)
-    # Not by `stop`, which waits for calls in progress, now and then for ever.
-    # There is nothing to lose here: trainings see a closed connection.
+    # `stop` waits for calls in progress, sometimes for ever. Nothing is lost
+    # without it: runs see a closed connection.
     os._exit(0)
 
 

@@ -1,10 +1,11 @@
-"""Shows what training images are made into, on one sheet.
+"""Draws training images, their views and the strong operations on one sheet.
 
     python -m clsa_tf.gallery --flagfile=clsa --dataset=folder:/photos \\
         --output=views.png
 
-Takes the flags of a training and draws its first images, each of their views,
-and what every strong operation does. Nothing of a run is read or written.
+Takes the flags of a run and draws its first images, each of their views, and
+the effect of every strong operation. It neither reads nor writes files of a
+run.
 """
 
 import os
@@ -20,7 +21,7 @@ from clsa_tf.terminal import progress
 
 
 def check_output(path):
-    """Raises `UserError` unless `path` can become a PNG file."""
+    """Raises `UserError` unless a PNG file can be written to `path`."""
     try:
         if not path.endswith(".png") or os.path.isdir(path):
             raise UserError(
@@ -39,12 +40,12 @@ def check_output(path):
 
 
 def define_flags(flag_values):
-    """Defines this command's flags: those of a training, and two more."""
+    """Defines this command's flags: those of a run, --output and --images."""
     define_path("output", None, "PNG file to write", flag_values)
     flags.DEFINE_integer(
         "images",
         6,
-        "images to show, in 1..64; of fewer in the dataset, all",
+        "number of images to show, in 1..64; at most all images of the dataset",
         lower_bound=1,
         upper_bound=64,
         flag_values=flag_values,
@@ -54,7 +55,7 @@ def define_flags(flag_values):
 
 
 def main():
-    """Reads the flags, draws and prints the path."""
+    """Reads the flags, draws the sheet and prints its path."""
     values = flags.FLAGS
     check_output(values.output)
     config = clsa_tf.config.from_flags()

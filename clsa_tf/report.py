@@ -1,9 +1,9 @@
-"""Sums up a run: evaluates it, draws pictures and writes summary.json.
+"""Evaluates a run, draws pictures and writes summary.json.
 
     python -m clsa_tf.report --workdir=runs/quickstart
 
-Prints nearest-neighbour accuracies and the paths of the pictures, which are in
-the run's directory.
+Prints nearest-neighbour accuracies and the paths of the pictures. All files are
+in the run's directory.
 """
 
 import os
@@ -18,11 +18,11 @@ from clsa_tf.training.report import report, show
 
 def define_flags(flag_values):
     """Defines this command's flags."""
-    define_path("workdir", None, "directory of the run to sum up", flag_values)
+    define_path("workdir", None, "directory of the run", flag_values)
     define_path(
         "savedmodel",
         "",
-        "path of its export, named in the summary; empty: the newest in "
+        "path of the run's export, for the summary; empty: the newest in "
         "<workdir>/savedmodel",
         flag_values,
     )
@@ -30,7 +30,7 @@ def define_flags(flag_values):
 
 
 def main():
-    """Reads the flags, reports and prints."""
+    """Reads the flags, evaluates and prints."""
     values = flags.FLAGS
     summary = report(values.workdir, savedmodel=values.savedmodel)
     show(summary)

@@ -6,11 +6,11 @@
     python -m clsa_tf.train --flagfile=clsa --dataset=folder:/photos \\
         --workdir=runs/photos
 
-The first trains on small pictures that are drawn for it (minutes on a CPU), the
-second on your own images with a small network (for a CPU), the third with that
-of the paper (for GPUs). The same command again resumes where it stopped.
-Everything that a run leaves is in --workdir; --flagfile=WORKDIR/run.flags
-repeats it.
+The first command trains on small pictures that the library draws (minutes on a
+CPU), the second on your own images with a small network (for a CPU), the third
+with the network of the paper (for GPUs). The same command resumes a run that
+was stopped. All files of a run are in --workdir; --flagfile=WORKDIR/run.flags
+repeats the run.
 """
 
 from absl import flags
@@ -22,7 +22,7 @@ from clsa_tf.training.run import run
 
 
 def define_flags(flag_values):
-    """Defines this command's flags: those of a run, and one more."""
+    """Defines this command's flags: those of a run and --list_methods."""
     clsa_tf.config.define_flags(flag_values)
     flags.DEFINE_bool(
         "list_methods",
@@ -32,8 +32,8 @@ def define_flags(flag_values):
     )
 
 
-def check_told(config):
-    """Raises `UserError` unless it was said on what to train, and where to."""
+def check_required(config):
+    """Raises `UserError` unless `--dataset` and `--workdir` are set."""
     missing = [
         f"--{name}"
         for name in ("dataset", "workdir")
@@ -42,14 +42,14 @@ def check_told(config):
     if missing:
         command = "\n    python -m clsa_tf.train --flagfile="
         raise UserError(
-            f"Expected {' and '.join(missing)}, received none; type one of"
+            f"Expected {' and '.join(missing)}, received none; use one of"
             f"{command}quickstart"
             f"{command}photos --dataset=folder:/photos --workdir=runs/photos"
             f"{command}clsa --dataset=folder:/photos --workdir=runs/photos"
             f"{command}clsa"
-            "\nfor the embedded pictures (minutes on a CPU), a folder of your "
-            "own on a CPU, the same on GPUs, or a prepared ImageNet; `--help` "
-            "lists the flags."
+            "\nfor the embedded dataset (minutes on a CPU), your own folder "
+            "on a CPU, your own folder on GPUs, or a prepared ImageNet; "
+            "`--help` lists the flags."
         )
 
 
@@ -59,7 +59,7 @@ def main():
         print(list_methods.describe())
         return
     config = clsa_tf.config.from_flags()
-    check_told(config)
+    check_required(config)
     run(config)
 
 

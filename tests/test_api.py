@@ -116,7 +116,7 @@ def test_spellings_of_the_data(photos, tmp_path):
         ({"zzz": 3}, ["'zzz'", "--help` lists"]),
         ({"batch_size": "many"}, ["--batch_size", "whole number", "'many'"]),
         ({"batch_size": 2.5}, ["--batch_size", "whole number", "'2.5'"]),
-        ({"batch_size": None}, ["batch_size", "None", "leave"]),
+        ({"batch_size": None}, ["batch_size", "None", "omit"]),
         ({"base_lr": 0}, ["--base_lr", "above 0", "received 0"]),
         ({"query_crops": (24, 0.3, 1)}, ["size:min_area:max_area"]),
         ({"method": "mocco"}, ["--method", "clsa", "'mocco'"]),

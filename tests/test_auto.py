@@ -11,8 +11,7 @@ import pytest
 from clsa_tf import config as config_lib
 from clsa_tf import methods, train
 from clsa_tf.errors import UserError
-from clsa_tf.training import advice, auto
-from clsa_tf.training import run as run_lib
+from clsa_tf.training import advice, auto, checks
 from tests import tiny
 from tests.photos import TINY_FLAGS
 
@@ -93,7 +92,7 @@ def test_whatever_is_chosen_can_be_run(method, replicas, micro, images):
         num_replicas_in_sync=replicas,
         extended=types.SimpleNamespace(worker_devices=()),
     )
-    run_lib.check_batch(resolved, max(images, 64), strategy)
+    checks.check_batch(resolved, max(images, 64), strategy)
     # Nothing that was chosen is warned of.
     warned = " ".join(advice.advice(resolved, **data))
     for flag in ("--batch_norm", "longer than the data", "--key_momentum"):

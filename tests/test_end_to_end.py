@@ -192,7 +192,7 @@ def test_wrong_flags_end_in_one_sentence(flag, words):
     "anew, status, words",
     [
         (False, 138, "silent for 30 s"),
-        (True, 1, "does, received: Failed to get tasks: Unknown iteration"),
+        (True, 1, "process, received: Failed to get tasks: Unknown iteration"),
     ],
 )
 def test_a_service_dies(photos, tmp_path, anew, status, words):

@@ -501,11 +501,11 @@ def test_every_recipe_can_have_any_length(name, epochs):
 def test_nothing_is_written_before_there_is_something_to_do(elsewhere):
     config = parse()
     with pytest.raises(UserError, match="--dataset and --workdir") as error:
-        train.check_told(config)
+        train.check_required(config)
     for command in re.findall("clsa_tf.train (.*)", str(error.value)):
-        train.check_told(parse(*command.split()))
+        train.check_required(parse(*command.split()))
     with pytest.raises(UserError, match="--workdir, received none"):
-        train.check_told(parse("--dataset=cifar10"))
+        train.check_required(parse("--dataset=cifar10"))
     # ImageNet's crops and small pictures, which are not drawn for that.
     with pytest.raises(UserError, match="at least 224 px.* 64x64 .*quickstart"):
         train.run(parse("--dataset=shapes", "--workdir=run"))

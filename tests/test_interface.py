@@ -14,8 +14,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from clsa_tf import methods, train
+from clsa_tf.data.open import open_train_source
 from clsa_tf.errors import UserError
-from clsa_tf.training import run as run_lib
+from clsa_tf.training import checks
 from tests import runs, tiny, toy
 from tests.photos import write_folder
 from tests.test_data_service import record
@@ -174,14 +175,14 @@ def prepared(folder, files, labels):
 
 def test_a_stream_has_no_indices(folder, tmp_path):
     config_ = config(tmp_path / "run", folder)
-    source = run_lib.open_train_source(config_)
-    run_lib.check_needs(config_, source)
+    source = open_train_source(config_)
+    checks.check_needs(config_, source)
     with pytest.raises(UserError, match="--method=toy"):
-        run_lib.check_needs(
+        checks.check_needs(
             config_, dataclasses.replace(source, random_access=False)
         )
     with pytest.raises(UserError, match="labels"):
-        run_lib.check_needs(
+        checks.check_needs(
             config_, dataclasses.replace(source, class_names=None)
         )
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("data",),
     ("options",),
     ("methods",),
-    ("cli",),
+    ("cli", "config_fields"),
     ("config",),
     ("evaluation",),
     ("plots",),

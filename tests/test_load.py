@@ -273,7 +273,7 @@ def nothing(exported, path):
         (renamed_keras_file, "it.h5", "not a .keras file"),
         (foreign_keras_file, "it.keras", "normalise"),
         (empty_directory, "it", "none of them"),
-        (nothing, "it", "not there"),
+        (nothing, "it", "does not exist"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(exported, tmp_path, make, name, message):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from clsa_tf.distributed import strategy
 from clsa_tf.errors import UserError
-from clsa_tf.training import run as run_lib
+from clsa_tf.training import checks
 from tests import tiny
 
 CLUSTER = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
@@ -114,7 +114,7 @@ class Replicas:
 @pytest.mark.parametrize(
     "replicas, changes, words",
     [
-        (3, {}, ["divides", "3 replica(s)"]),
+        (3, {}, ["divisible", "--batch_size=", "3 replica(s)"]),
         (2, {"accumulation_steps": 3}, ["--accumulation_steps=3"]),
         (
             4,
@@ -137,7 +137,7 @@ class Replicas:
 def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
     config = tiny.config(**changes)
     with pytest.raises(UserError) as error:
-        run_lib.check_batch(config, 100, Replicas(replicas))
+        checks.check_batch(config, 100, Replicas(replicas))
     for word in words:
         assert word in str(error.value)
 
@@ -151,7 +151,7 @@ def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
     ],
 )
 def test_batches_that_do(replicas, device, changes):
-    run_lib.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))
+    checks.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""What `import clsa_tf` offers."""
+"""Functions that `import clsa_tf` offers."""

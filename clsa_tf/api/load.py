@@ -1,7 +1,7 @@
-"""Encoders for other work: a Keras model from whatever holds the weights.
+"""Loads pretrained encoders as Keras models: `clsa_tf.load_encoder`.
 
-`clsa_tf.load_encoder(DIR)` is what users call; `functional` is the same
-network as `clsa_tf.networks.encoder.Encoder`, made of Keras' own layers only.
+The models come from `clsa_tf.networks.functional`: the same network as
+`clsa_tf.networks.encoder.Encoder`, built of Keras' own layers only.
 """
 
 import json
@@ -41,42 +41,42 @@ def load_encoder(
         encoder = clsa_tf.load_encoder("runs/quickstart")
         model = keras.Sequential([encoder, keras.layers.Dense(10)])
 
-    **Pixels are 0..255 by default**, uint8 or float: as
+    **Pixels are 0..255 by default**, uint8 or float, as returned by
     `keras.utils.image_dataset_from_directory`, `keras.utils.load_img` and
-    tensorflow-datasets give them. Pass `pixels=(0, 1)` for images that were
-    divided by 255. The model normalises them itself; nothing else has to be
-    done. The name of its input says which it takes, such as `images_0_255`. To
-    check: `encoder.get_layer("normalise")(images)` of photographs has
-    a standard deviation of about 1; with the wrong range it is near 0 or in
-    the hundreds.
+    tensorflow-datasets. Pass `pixels=(0, 1)` for images that were divided by
+    255. The model normalises the images itself. The name of its input contains
+    the range, as in `images_0_255`. To check the range of your images:
+    `encoder.get_layer("normalise")(images)` of photographs has a standard
+    deviation of about 1; with the wrong range it is near 0 or in the hundreds.
 
-    The model consists of Keras' own layers, so that what is built on it is
-    saved by `model.save("model.keras")` and loaded without clsa_tf. Its layers
+    The model consists of Keras' own layers. A model that is built on it can be
+    saved by `model.save("model.keras")` and loaded without clsa_tf. The layers
     are not nested: `encoder.get_layer("layer2.1.relu").output` is the feature
     map of a block, see `stages`.
 
     Args:
-        path: the directory of a run (its newest checkpoint), of an exported
-            version, of the versions (the newest), of what `export.formats`
-            wrote, or a file `encoder.keras`.
+        path: the directory of a run (loads its newest checkpoint), of an
+            exported version, of all versions (loads the newest) or of files
+            of `export.formats`, or a file `encoder.keras`.
         outputs: `"embedding"`, float32 `[N, F]`, features of the backbone
-            (of LooC++: the hidden layers of its heads, side by side);
-            `"projection"`, float32 `[N, D]`, unit rows; or `"both"`, a
-            dictionary of the two.
-        head_layers: hidden layers of the projection head that the embedding
-            goes through. 0 is usual; SimCLR v2 fine-tunes from the first one
-            of three layers (`ft_proj_selector` of google-research/simclr).
-        pixels: (black, white), the values that stand for them.
-        trainable: whether training changes the weights. If not, its batch
-            normalisation keeps to the running statistics, too.
-        name: of the model.
+            (for LooC++ the concatenated hidden layers of its heads);
+            `"projection"`, float32 `[N, D]`, unit rows; or `"both"`, a dict of
+            the two.
+        head_layers: number of hidden layers of the projection head that are
+            applied to the embedding. 0 is usual; SimCLR v2 fine-tunes from the
+            first one of three layers (`ft_proj_selector` of
+            google-research/simclr).
+        pixels: (black, white), the values of black and white pixels.
+        trainable: whether training changes the weights. If not, batch
+            normalisation uses the running statistics in training, too.
+        name: name of the model.
 
     Returns:
-        functional `keras.Model`: images `[N, H, W, 3]`, RGB, of any size, to
-        what `outputs` says.
+        functional `keras.Model` from images `[N, H, W, 3]`, RGB, of any size,
+        to `outputs`.
 
     Raises:
-        UserError: nothing that can be loaded there, or it is damaged.
+        UserError: there is no encoder, or it is damaged.
     """
     if outputs not in OUTPUTS:
         raise UserError(
@@ -89,7 +89,7 @@ def load_encoder(
         model = with_input(model, name_of_input)
     features = feature_tensor(model, head_layers)
     normalise = model.get_layer(NORMALISE)
-    # Whatever a file has: those of earlier versions took 0..1.
+    # Replaces the range of the file, which was 0..1 in earlier versions.
     normalise.scale, normalise.offset = affine(pixels)
     tensors = {
         "embedding": features,
@@ -105,16 +105,17 @@ def load_encoder(
 
 
 def image_size(path):
-    """The size of the images that an encoder was made for.
+    """Returns the size of the images that an encoder was made for.
 
-    It takes images of any size, and is best on about this one.
+    The encoder accepts images of any size and is best on about this one.
 
     Args:
-        path: as for `load_encoder`.
+        path: see `load_encoder`.
 
     Returns:
-        int, side in px: the run's `--image_size`, or that of the export; None
-        where it is not written, such as for an `encoder.keras` by itself.
+        int, side in px: `--image_size` of the run or of the export; None if it
+        is not recorded, such as for an `encoder.keras` without its
+        `formats.json`.
 
     Raises:
         UserError: the flags of the run cannot be read.
@@ -138,19 +139,19 @@ def image_size(path):
 
 
 def stages(encoder):
-    """Layers whose outputs are the feature maps of the four stages.
+    """Names the layers with the feature maps of the four stages.
 
     Args:
-        encoder: what `load_encoder` returned.
+        encoder: model returned by `load_encoder`.
 
     Returns:
-        list of four names, finest first, for `encoder.get_layer`. With the
-        stem "imagenet" their strides are 4, 8, 16 and 32 px, else 1, 2, 4
-        and 8.
+        list of four names for `encoder.get_layer`, finest first. Their strides
+        are 4, 8, 16 and 32 px with the stem "imagenet", otherwise 1, 2, 4 and
+        8 px.
     """
     ends = {}
     for layer in encoder.layers:
         match = re.fullmatch(r"layer(\d)\.\d+\.relu", layer.name)
         if match:
-            ends[match[1]] = layer.name  # the last block's stays
+            ends[match[1]] = layer.name  # the last block overwrites others
     return [ends[stage] for stage in sorted(ends)]

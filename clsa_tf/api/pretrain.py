@@ -1,7 +1,7 @@
-"""Pretraining from Python: `clsa_tf.pretrain` is what users call.
+"""Pretraining from Python: `clsa_tf.pretrain`.
 
-It is the run of `python -m clsa_tf.train`, with the same settings, defaults,
-files and words: settings are spelled as flags and parsed as those are.
+It does the same as `python -m clsa_tf.train`, with the same settings, defaults,
+files and messages. Settings are formatted as flags and parsed like those.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from clsa_tf.errors import Stopped, UserError
 from clsa_tf.options.flags import expand_user
 from clsa_tf.training import run as run_lib
 
-# Within the run's directory: what a `tf.data.Dataset` is written to.
+# Directories within the run's directory that a `tf.data.Dataset` is written to.
 DATASET = "dataset"
-EVAL_DATASET = "eval_dataset"  # likewise
+EVAL_DATASET = "eval_dataset"
 
 
 def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
@@ -32,41 +32,42 @@ def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
         encoder = clsa_tf.pretrain("/photos", workdir="runs/photos")
         model = keras.Sequential([encoder, keras.layers.Dense(10)])
 
-    The same call again resumes a run that was stopped, or returns what a
-    complete one has learned.
+    The same call resumes a run that was stopped. If the run is complete, it
+    returns the encoder without training.
 
     A `tf.data.Dataset` is read once and written to `workdir` without loss (see
-    `clsa_tf.data.sources.dataset_writer`); the same call again finds it there.
-    Several workers need files instead, and to call this before TensorFlow
-    computes anything.
+    `clsa_tf.data.sources.dataset_writer`); later calls use the written files.
+    With several workers, pass files instead of a `tf.data.Dataset`, and call
+    this function before TensorFlow computes anything.
 
     Args:
-        data: a directory of images; whatever `--dataset` takes (`"cifar10"`,
+        data: a directory of images; any value of `--dataset` (`"cifar10"`,
             `"shapes"`, `"tfrecord:/data/train-*"`); or a finite
-            `tf.data.Dataset` of single images, of (image, label) or of
-            dictionaries with `"image"` and maybe `"label"`, images being
-            uint8 or float in [0, 1], `[H, W, 3]`, or encoded, string `[]`.
-        workdir: directory of the run: checkpoints, metrics, pictures.
+            `tf.data.Dataset`. Its elements are single images, (image, label),
+            or dicts with `"image"` and optionally `"label"`. Images are uint8
+            or float in [0, 1], `[H, W, 3]`, or encoded, string `[]`.
+        workdir: directory of the run for checkpoints, metrics and pictures.
         flagfile: file of settings to start from, or the name of a recipe,
             such as `"quickstart.flags"`.
-        outputs: of the model, see `clsa_tf.load_encoder`.
+        outputs: outputs of the model, see `clsa_tf.load_encoder`.
         **settings: flags of `python -m clsa_tf.train` by their names, such as
-            `method="moco"`, `total_epochs=100` or `query_crops="224:0.2:1"`;
-            they override those in `flagfile`. `eval_dataset` may be all that
-            `data` may be, with labels: what the kNN accuracy is measured on.
+            `method="moco"`, `total_epochs=100` or `query_crops="224:0.2:1"`.
+            They override those in `flagfile`. `eval_dataset` accepts the same
+            values as `data`, with labels; the kNN accuracy is measured on it.
 
     Returns:
-        functional `keras.Model`, trainable, of pixels in 0..255: what
-        `clsa_tf.load_encoder(workdir, outputs=outputs)` returns.
+        functional `keras.Model`, trainable, for pixels in 0..255; the result
+        of `clsa_tf.load_encoder(workdir, outputs=outputs)`.
 
     Raises:
-        UserError: something from outside was wrong; its message says what.
-        KeyboardInterrupt: after Ctrl-C (SIGINT), when the step is saved; the
-            same call goes on from there.
-        Stopped: likewise after SIGTERM.
-        WorkerLost: another process of the same job is gone.
+        UserError: invalid input, such as a setting, an image or a checkpoint.
+        KeyboardInterrupt: after Ctrl-C (SIGINT), when the step is saved. The
+            same call resumes the run.
+        Stopped: after SIGTERM, when the step is saved. The same call resumes
+            the run.
+        WorkerLost: another process of the same job has stopped.
     """
-    if outputs not in load.OUTPUTS:  # not only when all is done
+    if outputs not in load.OUTPUTS:  # checked before training
         raise UserError(
             f"Expected outputs to be one of {', '.join(load.OUTPUTS)}, "
             f"received {outputs!r}; choose one of them."
@@ -84,7 +85,7 @@ def pretrain(data, *, workdir, flagfile="", outputs="embedding", **settings):
         except Stopped as e:
             if e.signal != signal.SIGINT:
                 raise
-            raise KeyboardInterrupt("the same call goes on from here") from e
+            raise KeyboardInterrupt("the same call resumes the run") from e
         return load.load_encoder(config.workdir, outputs=outputs)
 
 
@@ -93,16 +94,17 @@ def make_config(data, *, workdir, flagfile="", **settings):
 
     Args:
         data: see `pretrain`.
-        workdir: likewise.
-        flagfile: likewise.
-        **settings: likewise.
+        workdir: see `pretrain`.
+        flagfile: see `pretrain`.
+        **settings: see `pretrain`.
 
     Raises:
-        UserError: there is no such setting or data, or values are wrong.
+        UserError: a setting or the data do not exist, or a value is invalid.
     """
     if not isinstance(workdir, (str, os.PathLike)) or not os.fspath(workdir):
         raise UserError(
-            f"Expected a directory as workdir, received {workdir!r}; name one."
+            f"Expected a directory as workdir, received {workdir!r}; pass the "
+            "path of one."
         )
     _check_names(settings)
     workdir = os.path.expanduser(os.fspath(workdir))
@@ -122,36 +124,42 @@ def make_config(data, *, workdir, flagfile="", **settings):
 
 
 def _dataset(data, workdir, name):
-    """Spells `data` as --dataset; `name`: of what is written in the workdir."""
+    """Returns the value of `--dataset` for `data`.
+
+    Args:
+        data: see `pretrain`.
+        workdir: see `pretrain`.
+        name: directory within `workdir` for a `tf.data.Dataset`.
+    """
     if isinstance(data, tf.data.Dataset):
         return TFRECORD + dataset_writer.pattern(os.path.join(workdir, name))
     if not isinstance(data, (str, os.PathLike)):
         raise UserError(
-            "Expected a directory of images, a dataset as --dataset takes it "
-            f"or a tf.data.Dataset, received {type(data).__name__}; arrays "
-            "become one by tf.data.Dataset.from_tensor_slices."
+            "Expected a directory of images, a value of --dataset or a "
+            f"tf.data.Dataset, received {type(data).__name__}; convert arrays "
+            "with tf.data.Dataset.from_tensor_slices."
         )
     path = expand_user(os.fspath(data))
     if os.path.isdir(path):
         prepared = os.path.exists(os.path.join(path, INFO))
         return path if prepared else FOLDER + path
-    # Others may be names of datasets.
+    # Other text may be the name of a dataset.
     if not isinstance(data, str) or path.startswith((".", "/", "~")):
         raise UserError(
-            f"Expected a directory of images, received {path!r}, which is "
-            "none; check the path."
+            f"Expected a directory of images, received {path!r}, which is not "
+            "a directory; check the path."
         )
     return path
 
 
 def _check_names(settings):
-    """Raises `UserError` unless all names are those of flags."""
+    """Raises `UserError` unless all names are names of flags."""
     known = config_lib.names()
     for name in settings:
         if name == "dataset":
             raise UserError(
-                "Expected the dataset as the first argument, received "
-                f"dataset={settings[name]!r}, too; leave that out."
+                "Expected the dataset as the first argument only, received "
+                f"dataset={settings[name]!r}, too; omit the second one."
             )
         if name not in known:
             near = parser.suggest(name, [*known, "flagfile"])
@@ -163,10 +171,10 @@ def _check_names(settings):
 
 
 def _spell(name, value):
-    """Spells a value as a flag's."""
+    """Formats a value as text of a flag."""
     if value is None:
         raise UserError(
-            f"Expected a value of {name}, received None; leave {name} out."
+            f"Expected a value of {name}, received None; omit {name}."
         )
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
@@ -175,7 +183,10 @@ def _spell(name, value):
 
 @contextlib.contextmanager
 def _default_precision():
-    """Leaves --precision to say it, whatever else the process has set."""
+    """Context manager in which only `--precision` determines the precision.
+
+    It suspends Keras' global policy and restores it and the use of TF32.
+    """
     before = keras.mixed_precision.global_policy()
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     keras.mixed_precision.set_global_policy("float32")

@@ -1,1 +1,1 @@
-"""A run: training loop, checkpoints, metrics, evaluation while training."""
+"""Training runs: loop, checkpoints, metrics, evaluation during training."""

@@ -1,4 +1,4 @@
-"""Advice at the start of a run: settings that do harm there."""
+"""Warns, at the start of a run, of settings that do harm there."""
 
 import math
 
@@ -12,36 +12,31 @@ from clsa_tf.training.auto import (
     total_steps,
 )
 
-# Where `advice` begins.
-FEW_STEPS = 1000
-
-
-INITIAL_SHARE = 0.05  # of the weights, at the end of a run
-
-
-BANK_PER_NEIGHBOUR = 10
-
-
-# What a processor is too slow for: views of so many px, a network so wide.
+# Thresholds of the warnings.
+FEW_STEPS = 1000  # a run with fewer steps is short
+# Share of the initial weights in the momentum encoder at the end of a run.
+INITIAL_SHARE = 0.05
+BANK_PER_NEIGHBOUR = 10  # images in the bank per neighbour that votes
+# A CPU is too slow for views of this size (px) with a network of this width.
 PROCESSOR_SIZE, PROCESSOR_WIDTH = 96, 0.5
-
-
-SMALL_QUEUE = 1024  # of LooC, whose run with so many keys collapsed
+SMALL_QUEUE = 1024  # keys; a run of LooC with a queue of this size collapsed
 
 
 def advice(config, *, images, replicas, bank=None, accelerated=True):
-    """What in a configuration does harm here: a list of sentences.
+    """Lists settings that do harm with this dataset on these devices.
+
+    The run is possible with all of them.
 
     Args:
         config: `clsa_tf.config.Config`, resolved.
-        images: N, how many there are to train on.
-        replicas: R, devices that share each batch.
-        bank: images that the kNN evaluation takes neighbours from; None: those
-            to train on; 0: there is no such evaluation.
+        images: N, number of training images.
+        replicas: R, number of devices that share each batch.
+        bank: number of images that the kNN evaluation takes neighbours from;
+            None: the training images; 0: there is no evaluation.
         accelerated: whether the replicas are GPUs or TPUs.
 
     Returns:
-        list of str, each with what to change; the run is possible anyway.
+        list of sentences, each with a remedy.
     """
     checks = (
         "" if accelerated else _on_processor(config),
@@ -61,10 +56,9 @@ def _on_processor(config):
     if size < PROCESSOR_SIZE or config.width < PROCESSOR_WIDTH:
         return ""
     return (
-        f"without a GPU or TPU a step of {config.backbone} on "
-        f"{config.batch_size} images at {size} px takes minutes; a small "
-        "network on small views is for processors: --flagfile=photos in place "
-        "of this recipe"
+        f"without a GPU or TPU, a step of {config.backbone} on "
+        f"{config.batch_size} images of {size} px takes minutes; on a CPU use "
+        "a small network and small views, as in --flagfile=photos"
     )
 
 
@@ -78,15 +72,15 @@ def _on_batch_norm(config, replicas):
         return (
             f"--batch_norm={config.batch_norm} on {replicas} device(s) "
             "normalises a query and its key with statistics of the same "
-            "images, by which a network can recognise the batch instead of "
-            "the image; use --batch_norm=split with a --batch_size that is a "
+            "images, so that a network can recognise the batch instead of the "
+            "image; use --batch_norm=split with a --batch_size that is a "
             f"multiple of {2 * PART}"
         )
     if wanted == "whole" and not whole and config.accumulation_steps == 1:
         return (
-            f"--batch_norm={config.batch_norm} takes statistics of {parts} "
-            f"parts of the batch, and {config.method} is published with those "
-            "of the whole; use --batch_norm=sync"
+            f"--batch_norm={config.batch_norm} uses statistics of {parts} "
+            f"parts of the batch, but {config.method} is published with "
+            "statistics of the whole batch; use --batch_norm=sync"
         )
     return ""
 
@@ -96,7 +90,7 @@ def _on_queue(config, images):
     if size <= images:
         return ""
     return (
-        f"--queue_size={size} is longer than the data set of {images:,} "
+        f"--queue_size={size} is larger than the dataset of {images:,} "
         f"images: {size / images:.3g} keys of every query's own image are "
         f"among its negatives; use --queue_size={AUTO}, or at most "
         f"{max(images // IMAGES_PER_KEY, keys_per_step(config))}"
@@ -113,8 +107,7 @@ def _on_loocs_queue(config):
         return ""
     return (
         f"--queue_size={options.queue_size} is small: with 1,024 keys LooC's "
-        "embeddings collapsed on the embedded data set; add "
-        "--inbatch_negatives"
+        "embeddings collapsed on the embedded dataset; add --inbatch_negatives"
     )
 
 
@@ -123,13 +116,13 @@ def _on_momentum(config, images):
     steps = total_steps(config, images)
     if m <= LEAST_MOMENTUM:
         return ""
-    # Scheduled to rise to 1, it is half as far from it on average.
+    # With the cosine schedule, which ends at 1, 1 - m is half on average.
     half = config.options.key_momentum_schedule == "cosine"
     left = m ** (steps / 2 if half else steps)
     if left <= INITIAL_SHARE:
         return ""
     return (
-        f"--key_momentum={m} leaves {left:.0%} of its initial weights to the "
+        f"--key_momentum={m} leaves {left:.0%} of its initial weights in the "
         f"momentum encoder after all {steps:,} steps; use --key_momentum="
         f"{AUTO}, or train for longer"
     )
@@ -155,6 +148,6 @@ def _on_neighbours(config, bank):
         return ""
     return (
         f"--knn_k={config.knn_k} of {bank:,} images vote in the kNN "
-        "evaluation, distant ones too; use --knn_k="
-        f"{max(1, bank // BANK_PER_NEIGHBOUR // 5)} or so"
+        "evaluation, distant ones too; use about --knn_k="
+        f"{max(1, bank // BANK_PER_NEIGHBOUR // 5)}"
     )

@@ -1,9 +1,10 @@
-"""What `auto` stands for, and advice on what was chosen instead.
+"""Chooses values for flags that are `auto`, and explains the choice.
 
-Published recipes are for a million images on eight GPUs. The values that do
-harm on fewer images, in shorter runs or on one device are `auto` unless a
-person sets them: `resolve` replaces them at the start of a run, from the number
-of images and replicas, and the run records the result in its `run.flags`.
+Published recipes are for a million images on eight GPUs. Flags whose published
+values do harm on fewer images, in shorter runs or on one device are `auto`
+unless they are set. At the start of a run `resolve` replaces `auto` with
+values that suit the number of images and replicas. The run records the values
+in its `run.flags`.
 """
 
 import math
@@ -14,29 +15,30 @@ from clsa_tf.errors import UserError
 from clsa_tf.methods.momentum import keys_per_step
 from clsa_tf.options.fields import AUTO, unresolved
 
-# Each query meets an older key of its own image, as a negative, with a
-# probability of (K / N)^2 / 2 for K <= N: one epoch shows each of the N images
-# once, so that a key of the epoch before is among the K newest only for the
-# first K queries. A quarter makes that 3 %; a queue longer than the data set
-# holds K / N keys of each image.
+# For a queue of K keys and a dataset of N >= K images, a query has an older key
+# of its own image among its negatives with a probability of (K / N)^2 / 2. An
+# epoch shows each image once, so a key of the epoch before is among the K
+# newest only for the first K queries. With K = N / 4 the probability is 3 %. A
+# queue longer than the dataset holds K / N keys of each image.
 IMAGES_PER_KEY = 4
 
-# The published statistics are those of 32 images on each of eight GPUs.
+# The published batch statistics are those of 32 images on each of eight GPUs.
 MOST_PARTS = 8
 PART = 32  # images
 
-# The momentum encoder forgets its initial weights as m^steps. The run has to be
-# many times 1 / (1 - m) steps long: the quickstart's 1,900 steps at 0.98 are 38
-# times as long. Below 0.9 MoCo was published to learn less (0.9: 55.2 %,
+# The share of the initial weights in the momentum encoder is m^steps. A run
+# needs many times 1 / (1 - m) steps; the quickstart's 1,900 steps at 0.98 are
+# 38 times as many. Below 0.9, MoCo was published to learn less (0.9: 55.2 %,
 # 0.999: 59.0 %; 0: nothing; arXiv 1911.05722, section 4.1).
 TIMES = 40
 LEAST_MOMENTUM = 0.9
 
 
 def recorded(config):
-    """The `Config` that `config.workdir` was begun with; None if there is none.
+    """Returns the `Config` that the run in `config.workdir` was started with.
 
-    One that cannot be read counts as none: `workdir.claim` refuses it.
+    None if there is no run, or its flags cannot be read. In the latter case
+    `workdir.claim` raises an error later.
     """
     if not config.workdir:
         return None
@@ -50,14 +52,14 @@ def resolve(config, *, images, replicas, recorded=None):
     """Returns `config` with a value in place of every `auto`.
 
     Args:
-        config: `clsa_tf.config.Config`; what is not `auto` stays.
-        images: N, how many there are to train on.
-        replicas: R, devices that share each batch.
-        recorded: `Config` that the run was begun with; its values come before
-            those that would be chosen now. None: a new run.
+        config: `clsa_tf.config.Config`; values other than `auto` are kept.
+        images: N, number of training images.
+        replicas: R, number of devices that share each batch.
+        recorded: `Config` that the run was started with. Its values take
+            precedence over those that would be chosen now. None: a new run.
 
     Raises:
-        UserError: the values do not go together.
+        UserError: the values contradict each other.
     """
     given = config
     if recorded and recorded.method == config.method:
@@ -77,13 +79,13 @@ def resolve(config, *, images, replicas, recorded=None):
     if config.batch_norm == "split" and config.batch_norm_splits == AUTO:
         if not parts:
             raise UserError(
-                "Expected a --batch_size that divides into parts for "
+                "Expected a --batch_size that can be divided into parts for "
                 f"--batch_norm=split, received {config.batch_size} for "
                 f"{replicas} replica(s) and --accumulation_steps="
                 f"{config.accumulation_steps}; use a multiple of {2 * PART}."
             )
         config = config.replace(batch_norm_splits=parts)
-    if config.batch_norm_splits == AUTO:  # not used; as it always was
+    if config.batch_norm_splits == AUTO:  # not used; the published value
         config = config.replace(batch_norm_splits=MOST_PARTS)
     left = unresolved(config.options)
     if "queue_size" in left:
@@ -96,14 +98,17 @@ def resolve(config, *, images, replicas, recorded=None):
 
 
 def reasons(config, resolved, *, images, replicas, recorded=None):
-    """What was chosen in place of `auto`, and why: a list of sentences.
+    """Explains the values that `resolve` chose.
 
     Args:
-        config: as it was given to `resolve`.
-        resolved: what that returned.
-        images: as for `resolve`.
-        replicas: as for `resolve`.
-        recorded: as for `resolve`.
+        config: argument of `resolve`.
+        resolved: result of `resolve`.
+        images: see `resolve`.
+        replicas: see `resolve`.
+        recorded: see `resolve`.
+
+    Returns:
+        list of sentences.
     """
     names = unresolved(config) + unresolved(config.options)
     if resolved.batch_norm != "split" and "batch_norm_splits" in names:
@@ -126,7 +131,7 @@ def reasons(config, resolved, *, images, replicas, recorded=None):
 
 
 def _batch_norm(config, replicas, parts):
-    """The kind of statistics that the method is made for."""
+    """Returns the kind of batch statistics that suits the method."""
     if config.batch_norm_splits != AUTO:
         return "split"
     if methods.load(config.method).METHOD.batch_statistics == "parts":
@@ -136,14 +141,18 @@ def _batch_norm(config, replicas, parts):
 
 
 def _parts(batch, multiple):
-    """Parts of the batch with statistics of their own; None: it has none.
+    """Returns the number of parts of the batch for `--batch_norm=split`.
 
-    As many as possible of `PART` images or more, but two at least; each of two
-    images at least.
+    It is the largest number, up to `MOST_PARTS`, with parts of at least `PART`
+    images. If there is none, it is the smallest number with parts of at least
+    two images. There are at least two parts.
 
     Args:
-        batch: images of the global batch.
-        multiple: replicas times micro-batches.
+        batch: number of images of the global batch.
+        multiple: replicas times micro-batches; it divides the number of parts.
+
+    Returns:
+        int, or None if the batch cannot be divided.
     """
     fitting = [
         parts
@@ -168,13 +177,13 @@ def _key_momentum(config, images):
 
 
 def _published(config):
-    """Option -> its published value, of the method's own options."""
+    """Published values of the method's options, dict: name -> value."""
     fields = type(config.options).__dataclass_fields__
     return {n: f.metadata.get("published") for n, f in fields.items()}
 
 
 def total_steps(config, images):
-    """Steps of a run on `images` images, at least 1."""
+    """Number of steps of a run on `images` images, at least 1."""
     return max(1, images // config.batch_size * config.total_epochs)
 
 
@@ -192,9 +201,9 @@ def _spell(config, names):
 def _why_batch_norm(config, replicas):
     if config.batch_norm == "split":
         return (
-            "statistics of parts of the batch, as of several devices; with "
-            "those of the whole, a network can recognise the batch instead of "
-            "the image"
+            "statistics of parts of the batch, as on several devices; with "
+            "statistics of the whole batch, a network can recognise the batch "
+            "instead of the image"
         )
     in_parts = config.accumulation_steps > 1
     if config.batch_norm == "sync":
@@ -208,7 +217,7 @@ def _why_batch_norm(config, replicas):
             + (" and micro-batch" if in_parts else "")
             + (", as published" if wanted == "parts" else "")
         )
-    return f"a batch of {config.batch_size} does not divide into parts"
+    return f"a batch of {config.batch_size} cannot be divided into parts"
 
 
 def _why_queue(config, images):
@@ -217,8 +226,8 @@ def _why_queue(config, images):
         return "as published"
     if size == keys_per_step(config):
         return (
-            f"the keys of one step, the fewest there can be, for {images:,} "
-            f"images (published: {usual:,})"
+            f"the keys of one step, the smallest possible queue, for "
+            f"{images:,} images (published: {usual:,})"
         )
     return (
         f"at most a quarter of {images:,} images (published: {usual:,}), so "

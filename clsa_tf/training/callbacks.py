@@ -1,12 +1,12 @@
-"""What happens beside the training steps: reporting, saving, evaluating.
+"""Keras callbacks that log, save and evaluate.
 
-Keras calls them in the order of the list, and order matters: what is logged at
-a step is written before that step's checkpoint, so that a run that dies in
-between neither loses a line nor writes it twice. Evaluation comes after it: a
-run that dies while it evaluates repeats the evaluation, not the epoch.
+Keras calls them in the order of the list, which matters. Metrics of a step are
+written before its checkpoint, so a run that dies in between neither loses a
+line nor writes it twice. The evaluation comes after the checkpoint, so a run
+that dies while it evaluates repeats the evaluation, not the epoch.
 
-With several workers all of them call everything, since reading a variable may
-take all of them; only the chief writes.
+With several workers, every worker calls every callback, because reading a
+variable may be a collective operation. Only the chief writes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from clsa_tf.errors import Stopped, UserError, first_line
 from clsa_tf.terminal import progress
 from clsa_tf.training import metrics_log
 
-# Reports shown in the progress bar, with their short names.
+# Metrics that the progress bar shows, with their short names.
 _SHOWN = {
     "loss": "loss",
     "ddm": "ddm",
@@ -32,13 +32,16 @@ _SHOWN = {
 
 
 class StepCallback(keras.callbacks.Callback):
-    """A callback that knows the step without asking the accelerator.
+    """A callback that counts the steps itself, without reading the device.
 
     Args:
         step: steps taken before.
+
+    Attributes:
+        step: steps taken so far.
     """
 
-    # Keras otherwise copies every report off the device at every step.
+    # Otherwise Keras copies all metrics off the device at every step.
     _supports_tf_logs = True
 
     def __init__(self, step):
@@ -52,20 +55,20 @@ class StepCallback(keras.callbacks.Callback):
         self.after_step(logs)
 
     def after_step(self, logs):
-        """Called with `self.step` steps taken and the last one's reports."""
+        """Called after every step; `logs` holds the metrics of that step."""
 
 
 class Log(StepCallback):
-    """Progress bar, `metrics.jsonl` and TensorBoard.
+    """Writes the progress bar, `metrics.jsonl` and TensorBoard.
 
     Args:
         config: `Config`.
         step: steps taken before.
         steps_per_epoch: int.
-        schedule: step -> learning rate.
+        schedule: function of the step that returns the learning rate.
         checkpoints: `Checkpoints`.
         watch: `collapse.Watch`.
-        chief: whether this process writes and shows anything.
+        chief: whether this process writes and prints.
     """
 
     def __init__(
@@ -96,20 +99,21 @@ class Log(StepCallback):
         self._unchecked = None  # the last step and its loss
         self._bar = None
         self._compiling = contextlib.ExitStack()
-        # Of the next line: step before it, seconds of training so far, and
-        # since when the clock runs (not during evaluation and saving).
+        # For the next entry: the step of the entry before, the seconds of
+        # training since then, and when the clock was started. The clock stops
+        # during evaluation and saving.
         self._from_step = step
         self._elapsed = 0.0
         self._since = 0.0
 
     def begin(self):
-        """Says that the first step takes its time; to be called before it."""
+        """Shows that the first step, which takes long, is in progress."""
         if self.chief:
             what = "compiling the training step and taking the first one"
             self._compiling.enter_context(progress.waiting(what))
 
     def _open_bar(self):
-        """Opens the bar after the first step, which tells nothing of speed."""
+        """Opens the bar after the first step, which is much slower."""
         total = self._config.total_epochs * self.steps_per_epoch
         self._compiling.close()
         self._bar = progress.bar(
@@ -129,7 +133,7 @@ class Log(StepCallback):
         self._tick()
 
     def close(self):
-        """Ends the line of the bar, and TensorBoard's file, however it ends."""
+        """Closes the bar and TensorBoard's file."""
         self._compiling.close()
         if self._bar is not None:
             self._bar.close()
@@ -137,28 +141,32 @@ class Log(StepCallback):
             try:
                 self._writer.close()
             except (tf.errors.OpError, OSError) as e:
-                # No error: it would hide the one that the run may end with.
+                # Not raised: it would replace the error that ended the run.
                 logging.warning(
-                    "TensorBoard's file lacks the last steps (%s); %s has "
-                    "them.",
+                    "TensorBoard's file lacks the last steps (%s); they are "
+                    "in %s.",
                     first_line(e),
                     metrics_log.FILE,
                 )
 
     def doing(self, what):
-        """Shows in words what is done instead of training, while entered."""
+        """Context manager that shows a text while training waits.
+
+        Args:
+            what: the text, such as "evaluating".
+        """
         if self._bar is None:
             return progress.waiting(what)
         return self._bar.doing(what)
 
     def after_step(self, logs):
-        """Moves the bar; every `log_steps` reads and writes the reports."""
+        """Moves the bar; writes the metrics every `--log_steps` steps."""
         if self._bar is None:
             self._open_bar()
         else:
             self._bar.update(self._config.batch_size)
-        # The loss of the step before: to read this one's would make the host
-        # wait for it.
+        # Checks the loss of the step before. The host would have to wait for
+        # that of this step.
         self.check()
         self._unchecked = self.step, logs["loss"]
         last = self.step == self._config.total_epochs * self.steps_per_epoch
@@ -174,7 +182,7 @@ class Log(StepCallback):
             self._tell(self._watch.words(self.step, values))
 
     def write(self, values):
-        """Writes one line of values at the present step, and shows them."""
+        """Writes a dict of values of the current step, and shows them."""
         if not self.chief:
             return
         epoch = self.step / self.steps_per_epoch
@@ -193,12 +201,12 @@ class Log(StepCallback):
             self._bar.set_values({"epoch": f"{epoch:.1f}"} | self._shown)
 
     def has(self, name):
-        """Whether the value `name` was written at the present step."""
+        """Whether the value `name` was written at the current step."""
         entries = metrics_log.read(self._config.workdir)
         return any(e["step"] == self.step and name in e for e in entries)
 
     def picture(self, name, image):
-        """Shows uint8 `[H, W, 3]` in TensorBoard."""
+        """Writes an image, uint8 `[H, W, 3]`, for TensorBoard."""
         if not self.chief:
             return
         with self._writing(), self._writer.as_default(self.step):
@@ -206,20 +214,19 @@ class Log(StepCallback):
 
     @contextlib.contextmanager
     def _writing(self):
-        """Says in a sentence that something could not be written."""
+        """Context manager that turns write errors into a `UserError`."""
         try:
             yield
         except (tf.errors.OpError, OSError) as e:
             raise UserError(
-                "Expected to write what is measured to "
-                f"{self._config.workdir}, received: {first_line(e)}; the "
-                f"newest good checkpoint is {self._checkpoints.newest}: make "
-                "room or fix the permissions, then start the same command "
-                "again."
+                f"Expected to write the metrics to {self._config.workdir}, "
+                f"received: {first_line(e)}; the newest good checkpoint is "
+                f"{self._checkpoints.newest}: make room or fix the "
+                "permissions, then start the same command again."
             ) from e
 
     def flush(self):
-        """Hands to the disk what TensorBoard has not got yet."""
+        """Writes TensorBoard's buffered events to the disk."""
         with self._writing():
             self._writer.flush()
 
@@ -249,14 +256,14 @@ class Log(StepCallback):
 
 
 class Save(StepCallback):
-    """Saves after every `every` steps, after every epoch, and before stopping.
+    """Saves every `every` steps, after every epoch, and before stopping.
 
     Args:
         checkpoints: `Checkpoints`.
         log: the `Log` that checks the loss.
-        every: steps; 0 for none but at the end of an epoch.
-        stop_signal: function from the steps taken to the number of the signal
-            after which to stop now; 0 to go on.
+        every: number of steps; 0: only at the end of an epoch.
+        stop_signal: function of the steps taken that returns the number of the
+            signal that asks to stop, or 0 to continue.
     """
 
     def __init__(self, checkpoints, log, *, every, stop_signal):
@@ -268,10 +275,10 @@ class Save(StepCallback):
         self._stop_signal = stop_signal
 
     def after_step(self, logs):
-        """Saves if it is time; raises `Stopped` after a signal."""
+        """Saves if a checkpoint is due; raises `Stopped` after a signal."""
         number = self._stop_signal(self.step)
         due = self._every and self.step % self._every == 0
-        # The end of an epoch has a call of its own.
+        # At the end of an epoch `on_epoch_end` saves.
         if number or (due and self.step % self._log.steps_per_epoch):
             self._save()
         if number:
@@ -287,9 +294,9 @@ class Save(StepCallback):
 
 
 class EpochBegin(StepCallback):
-    """Lets the method work on the whole data set before an epoch.
+    """Calls `Method.on_epoch_begin` with features of the whole dataset.
 
-    A run that is resumed within an epoch has that work in its checkpoint.
+    A run that resumes within an epoch finds the results in its checkpoint.
 
     Args:
         log: `Log`.
@@ -305,22 +312,22 @@ class EpochBegin(StepCallback):
         self._features = dataset_features
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Calls the method, unless this is the middle of the epoch."""
+        """Calls the method, except when resuming within an epoch."""
         if self.step % self._log.steps_per_epoch == 0:
-            with self._log.doing("working on the whole data set"):
+            with self._log.doing("working on the whole dataset"):
                 self._method.on_epoch_begin(epoch, self._features.once())
 
 
 class Monitor(StepCallback):
-    """Evaluates the encoder after every `every` epochs, and at the end.
+    """Evaluates the encoder every `every` epochs, and at the end.
 
     Args:
-        log: the `Log` that the result is written to.
-        task: the `KnnTask`.
+        log: `Log` that writes the result.
+        task: `KnnTask`.
         snapshot: `Snapshot` of the encoder.
-        every: epochs.
-        last: epochs of the run.
-        interruption: `Interruption`, which need not wait for an evaluation.
+        every: number of epochs.
+        last: number of epochs of the run.
+        interruption: `Interruption`; a signal cancels an evaluation.
     """
 
     def __init__(self, log, task, snapshot, *, every, last, interruption):
@@ -334,24 +341,24 @@ class Monitor(StepCallback):
         self._interruption = interruption
 
     def catch_up(self):
-        """Evaluates if the run was stopped between saving and evaluating."""
+        """Evaluates if the run ended between saving and evaluating."""
         epochs, within = divmod(self.step, self._log.steps_per_epoch)
         if self.step and not within and self._is_due(epochs):
             self._evaluate()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Evaluates and writes."""
+        """Evaluates and writes the accuracy, if it is due."""
         if self._is_due(epoch + 1):
             self._evaluate()
 
     def _is_due(self, epochs):
-        """Whether to evaluate after so many epochs."""
+        """Whether to evaluate after this number of epochs."""
         return epochs % self._every == 0 or epochs == self._last
 
     def _evaluate(self):
-        self._snapshot.take()  # by all workers
+        self._snapshot.take()  # a collective of all workers
         if self._log.chief and not self._log.has("knn"):
-            what = "leaving the evaluation, which the next start makes up for"
+            what = "leaving the evaluation, which the next start repeats"
             self._log.flush()
             with (
                 self._log.doing("evaluating"),

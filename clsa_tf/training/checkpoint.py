@@ -1,4 +1,4 @@
-"""Saving a run whole, and finding the newest state that can be read back."""
+"""Saves the complete state of a run, and reads the newest one back."""
 
 import contextlib
 import math
@@ -19,12 +19,12 @@ from clsa_tf.networks.encoder import Encoder, make_encoder
 from clsa_tf.training import metrics_log
 from clsa_tf.training.workdir import images as images_of
 
-# Within the run's directory; and within that, what is not complete yet.
+# Directory of the checkpoints within the run's directory, and the one within it
+# for checkpoints that are being written.
 DIRECTORY = "checkpoints"
 UNFINISHED = "unfinished"
 
-# What TensorFlow has been seen to raise on files that are damaged, or written
-# by another model.
+# Raised by TensorFlow for damaged files, or files of another model.
 _UNREADABLE = (
     tf.errors.OpError,
     AssertionError,
@@ -35,23 +35,24 @@ _UNREADABLE = (
 
 
 class Checkpoints:
-    """The newest checkpoints of a run.
+    """Writes and restores the checkpoints of a run.
 
-    What is saved is all variables of the method (both networks, the queue and
-    its pointer) and of the optimizer. Among them is the step, and thereby the
-    position in the data, which is a function of seed and step.
+    A checkpoint holds all variables of the method (both networks, the queue
+    and its pointer) and of the optimizer. The step is one of them. It also
+    determines the position in the data, a function of seed and step.
 
-    Writing is atomic: into a directory aside, from which the files move when
-    they are on the disk, the index last. What a process that was killed left
-    there is removed before the next one is written.
+    Writing is atomic. Files are written to a separate directory, flushed to
+    the disk and moved, the index last. Files that a killed process left in the
+    separate directory are removed before the next checkpoint is written.
 
     Args:
         method: compiled `Method` whose optimizer is built.
         workdir: directory of the run.
-        keep: how many of the newest to keep.
-        schedule: step -> learning rate, for messages; None to leave it out.
-        chief: whether this process writes; the others of its job have to take
-            part in saving, too.
+        keep: number of newest checkpoints to keep.
+        schedule: function of the step that returns the learning rate, for
+            messages; None: messages do not mention it.
+        chief: whether this process writes. The other processes of the job must
+            call `save`, too.
 
     Attributes:
         seconds: variable, seconds spent in training over all starts.
@@ -67,7 +68,7 @@ class Checkpoints:
         self._chief = chief
         self._saved = None  # step of the newest good checkpoint
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-        # Batch statistics and queue, too: they may overflow before weights do.
+        # Batch statistics and queue, too, which may overflow before weights do.
         numbers = [v for v in method.variables if v.dtype.is_floating]
         self._weights_are_finite = tf.function(
             lambda: tf.reduce_all(
@@ -91,18 +92,18 @@ class Checkpoints:
         return os.path.join(self._directory, f"step-{self._saved}")
 
     def save(self):
-        """Writes the present state unless it is the newest one already.
+        """Writes the current state, unless it is already saved.
 
         Raises:
-            UserError: it cannot be written (disk full, no permission), or is
-                not worth it: weights that are not finite.
+            UserError: it cannot be written (disk full, no permission), or
+                weights are not finite.
         """
         if self._saved == self.step:
             return
         if not self._weights_are_finite():
             rate = self._schedule and float(self._schedule(self.step - 1))
             raise UserError(
-                f"Expected finite weights, received others after step "
+                f"Expected finite weights, received NaN or infinity after step "
                 f"{self.step}"
                 + (f" with learning rate {rate:.3g}" if rate else "")
                 + ", which were not saved; the newest good checkpoint is "
@@ -124,9 +125,8 @@ class Checkpoints:
 
     def _write(self):
         if not self._chief:
-            # Batch statistics are averaged over all workers when they are
-            # read, so that each has to read them, and TensorFlow reads to
-            # write.
+            # Reading batch statistics averages them over all workers, so
+            # every worker has to read them. Writing does that.
             with tempfile.TemporaryDirectory() as unused:
                 self._checkpoint.write(os.path.join(unused, "step"))
             return
@@ -143,9 +143,10 @@ class Checkpoints:
         self._remove_old(self.step)
 
     def _remove_old(self, step):
-        """Removes all but the newest checkpoints, of those up to `step`."""
+        """Removes the checkpoints up to `step` except the newest."""
         for path in list_checkpoints(self._directory, step)[self._keep :]:
-            # The index first: without it the rest is none to anybody.
+            # The index first: without its index, a data file is not a
+            # checkpoint.
             os.remove(path + ".index")
         self._remove_data_without_index()
 
@@ -156,10 +157,11 @@ class Checkpoints:
                 os.remove(path + suffix)
 
     def _remove_incomplete(self):
-        """Removes what a checkpoint left that was not written to its end."""
+        """Removes the files of a checkpoint that was not completed."""
         with contextlib.suppress(OSError):
-            # First what has been moved already: without its index, which is
-            # still aside, it would look as if that had been lost.
+            # Data files that were already moved come first. Once their index
+            # is removed, they would look like a checkpoint whose index is
+            # lost.
             self._remove_data_without_index()
         self._remove_unfinished()
 
@@ -168,14 +170,16 @@ class Checkpoints:
         shutil.rmtree(folder, ignore_errors=True)
 
     def restore(self):
-        """Restores the newest checkpoint that can be read; returns its step.
+        """Restores the newest readable checkpoint.
 
-        A checkpoint that cannot be read is reported and passed over. Without
-        any checkpoint nothing happens and the step is 0.
+        Unreadable checkpoints are reported and skipped.
+
+        Returns:
+            step of the checkpoint; 0 if there is no checkpoint.
 
         Raises:
-            UserError: there are checkpoints, and none of them can be read; or
-                there are none, but there have been some.
+            UserError: no checkpoint is readable, or there is none although
+                there has been one.
         """
         if not list_checkpoints(self._directory):
             if _traces(self._workdir):
@@ -193,32 +197,32 @@ class Checkpoints:
 
 
 class Trained(typing.NamedTuple):
-    """What evaluation and export need of a run."""
+    """State of a run for evaluation and export."""
 
     config: config_lib.Config
     encoder: Encoder
-    step: int  # at which it was saved
-    seconds: float  # spent in training until then
+    step: int  # of the checkpoint
+    seconds: float  # spent in training until that step
 
 
 def load_trained(workdir, *, precision="float32"):
-    """Reads the encoder of a run back from its newest readable checkpoint.
+    """Reads the encoder of a run from its newest readable checkpoint.
 
     Args:
         workdir: directory of the run.
-        precision: in which it shall compute, see `clsa_tf.networks.precision`;
-            its variables are float32 whatever it is.
+        precision: precision of the encoder, see `clsa_tf.networks.precision`.
+            Its variables are always float32.
 
     Returns:
         `Trained`.
 
     Raises:
-        UserError: no run there, or no checkpoint that can be read.
+        UserError: there is no run, or it has no readable checkpoint.
     """
     config = config_lib.load(workdir)
     encoder = make_encoder(config, name="encoder", precision=precision)
     seconds = tf.Variable(0.0, dtype=tf.float64)
-    # Only this part of what `Checkpoints` saves.
+    # Part of the objects that `Checkpoints` saves.
     reader = tf.train.Checkpoint(
         method=tf.train.Checkpoint(encoder=encoder), seconds=seconds
     )
@@ -227,23 +231,23 @@ def load_trained(workdir, *, precision="float32"):
 
 
 def restore_method(method, workdir):
-    """Reads all of a method back from a run's newest readable checkpoint.
+    """Reads all variables of a method from a run's newest readable checkpoint.
 
     Args:
         method: `Method` made from the `Config` of that run.
         workdir: directory of the run.
 
     Returns:
-        the step at which it was saved.
+        step of the checkpoint.
 
     Raises:
-        UserError: no checkpoint that can be read.
+        UserError: the run has no readable checkpoint.
     """
     return _restore_partly(tf.train.Checkpoint(method=method), workdir)
 
 
 def newest_step(workdir):
-    """Step of the newest checkpoint of the run in `workdir`; 0 without any."""
+    """Step of the newest checkpoint of the run in `workdir`; 0: none."""
     paths = list_checkpoints(os.path.join(workdir, DIRECTORY))
     return _step_of(paths[0]) if paths else 0
 
@@ -263,7 +267,14 @@ def _restore_partly(reader, workdir):
 
 
 def _restore_newest(directory, restore):
-    """Calls `restore(path)` from the newest on until it works; its step."""
+    """Calls `restore(path)`, newest first, until one succeeds.
+
+    Returns:
+        step of that checkpoint.
+
+    Raises:
+        UserError: all calls failed.
+    """
     paths = list_checkpoints(directory)
     for path in paths:
         try:
@@ -285,13 +296,15 @@ def _restore_newest(directory, restore):
 
 
 def _traces(workdir):
-    """What proves that a run without checkpoints has had some, in words.
+    """Looks for traces of checkpoints in a run that has none.
 
-    A run that was killed before its first checkpoint has none of it.
+    Returns:
+        str, the trace in words; "" if there is none, as in a run that was
+        killed before its first checkpoint.
     """
     directory = os.path.join(workdir, DIRECTORY)
-    # Files that a process was about to complete when it was killed: the index
-    # is moved last.
+    # Checkpoints that were being moved when the process was killed. Their
+    # index, which is moved last, is still here.
     unfinished = {
         os.path.basename(name)
         for name, suffix in _files(os.path.join(directory, UNFINISHED))
@@ -301,7 +314,7 @@ def _traces(workdir):
         step = os.path.basename(name)
         if suffix.startswith(".data-") and step not in unfinished:
             return f"{step}{suffix} without its index"
-    # At the end of each epoch the run is saved before it goes on.
+    # The run is saved at the end of each epoch.
     entries = metrics_log.read(workdir)
     if any(e.get("epoch", 0) > 1 or "knn" in e for e in entries):
         return f"{metrics_log.FILE} up to step {entries[-1]['step']}"
@@ -313,7 +326,7 @@ def _lost(workdir):
     return (
         f"Expected a checkpoint in {directory}, received none, although there "
         f"has been one ({_traces(workdir)}); restore the files from a backup, "
-        f"choose another --workdir, or delete {workdir} to train again from "
+        f"choose another --workdir, or delete {workdir} to start again at "
         "step 0."
     )
 
@@ -328,8 +341,8 @@ def _not_yet(workdir):
     directory = os.path.join(workdir, DIRECTORY)
     return (
         f"Expected a checkpoint in {directory}, received none: the run has not "
-        f"written any yet, the first one comes {first}; "
-        "train on with `python -m clsa_tf.train "
+        f"written any yet and writes the first {first}; continue it with "
+        "`python -m clsa_tf.train "
         f"--flagfile={os.path.join(workdir, config_lib.RUN_FLAGS)} "
         f"--workdir={workdir}`."
     )
@@ -339,8 +352,8 @@ def list_checkpoints(directory, last=math.inf):
     """Paths of the checkpoints in `directory`, newest first.
 
     Args:
-        directory: where they are; it need not exist.
-        last: step after which they do not count.
+        directory: directory of the checkpoints; it need not exist.
+        last: largest step of the checkpoints to return.
     """
     paths = {
         path
@@ -351,7 +364,7 @@ def list_checkpoints(directory, last=math.inf):
 
 
 def _files(directory):
-    """Pairs (path of the checkpoint, suffix) of the files in `directory`."""
+    """Files of checkpoints, list of (path of the checkpoint, suffix)."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     found = (re.fullmatch(r"(step-\d+)(\..*)", name) for name in names)
     return [

@@ -1,28 +1,32 @@
-"""Whether embeddings still tell images apart, in numbers and in words."""
+"""Detects collapse: judges how much the embeddings of images differ."""
 
 import typing
 
-# Where words begin: below, the embeddings are as good as one, or as a line.
+# Thresholds of the spread and the rank. Below them the embeddings are almost a
+# point, or almost a line.
 _LOW_SPREAD = 0.05
 _LOW_RANK = 2.0
-# Above, words say so without reserve; networks begin anywhere below.
+# Above this spread the embeddings count as spread out. Untrained networks may
+# have any lower spread.
 _HIGH_SPREAD = 0.5
-# Below this share of the best so far there is something to be said, too.
+# Below this share of the best spread so far the spread is falling.
 _FALL = 0.5
-# Steps after which a narrow cone is no longer a beginning, or an epoch's if
-# those are more.
+# Steps within which a narrow cone is normal, or the steps of an epoch if these
+# are more.
 PATIENCE = 500
 
 
 class Verdict(typing.NamedTuple):
-    """Whether the embeddings tell images apart.
+    """Whether the embeddings of different images differ.
 
     Attributes:
-        state: "open" (they do), "narrow" (not yet, as at the beginning), "late"
-            (never did, long after the beginning), "line" (by one property
-            only), "falling" (less and less) or "collapsed" (no longer).
-        step: at which they were measured.
-        words: what that means, with the figures, without a capital or a stop.
+        state: "open" (they differ), "narrow" (not yet, normal at the
+            beginning), "late" (still not, long after the beginning), "line"
+            (in one property only), "falling" (less and less) or "collapsed"
+            (no longer).
+        step: step of the measurement.
+        words: the verdict with its figures, as a clause without capital and
+            full stop.
     """
 
     state: str
@@ -31,20 +35,20 @@ class Verdict(typing.NamedTuple):
 
     @property
     def unusable(self):
-        """Whether the encoder is not worth using, bool."""
+        """Whether the encoder is unusable, bool."""
         return self.state in ("late", "line", "collapsed")
 
 
 def verdict(entries, dimension):
-    """Judges a run by what it logged.
+    """Judges a run by its metrics.
 
     Args:
-        entries: list of dictionaries, as `metrics.read` returns it.
-        dimension: D, width of the embedding: `options.projection_size`.
+        entries: list of dict, see `metrics_log.read`.
+        dimension: D, width of the projection: `options.projection_size`.
 
     Returns:
-        the `Verdict` at the last of the entries that have the measures, or None
-        if none has.
+        `Verdict` of the last entry with `spread`, `rank` and `uniformity`, or
+        None if there is no such entry.
     """
     measured = [e for e in entries if {"spread", "rank", "uniformity"} <= {*e}]
     if not measured:
@@ -56,15 +60,15 @@ def verdict(entries, dimension):
 
 
 class Watch:
-    """Says in words how the embeddings develop, once per change.
+    """Reports changes in the state of the embeddings.
 
-    Networks begin in a narrow cone and leave it within the first hundreds of
-    steps: that they have not left it yet is said at first as a fact, later as
-    a warning.
+    The embeddings of an untrained network lie in a narrow cone, and leave it
+    within the first hundreds of steps. A narrow cone is reported as a fact
+    until then, and as a warning afterwards.
 
     Args:
-        dimension: D, width of the embedding.
-        patience: steps after which a narrow cone is no longer a beginning.
+        dimension: D, width of the projection.
+        patience: number of steps within which a narrow cone is normal.
     """
 
     def __init__(self, dimension, *, patience):
@@ -75,25 +79,25 @@ class Watch:
         self._best = 0.0
 
     def words(self, step, values):
-        """Returns what has changed at `step`, a sentence, or "".
+        """Returns a sentence if the state has changed at `step`, otherwise "".
 
         Args:
             step: steps taken.
-            values: dictionary with `spread`, `rank` and `uniformity`.
+            values: dict with `spread`, `rank` and `uniformity`.
         """
         before = self._state
         now = self.judge(step, values)
         if now.state == before:
             return ""
         if now.state == "open" and not before:
-            return ""  # as it should be, from the first look on
+            return ""  # good from the first measurement on
         return f"step {step}: {now.words}"
 
     def judge(self, step, values):
-        """Returns the `Verdict` at `step`; the arguments are those of `words`.
+        """Returns the `Verdict` at `step`; for the arguments see `words`.
 
-        It depends on what was seen before: a collapse is one of embeddings that
-        were spread out.
+        It depends on earlier calls: only embeddings that were spread out can
+        collapse.
         """
         spread, rank = values["spread"], values["rank"]
         self._state = self._judge(step, spread, rank)
@@ -113,7 +117,7 @@ class Watch:
             return "late" if step >= self._patience else "narrow"
         if rank < _LOW_RANK and step >= self._patience:
             return "line"
-        # Falling has to be undone before it counts as open again.
+        # Hysteresis: after falling, "open" needs a higher spread.
         limit = _FALL if self._state != "falling" else 0.75
         return "falling" if spread < limit * self._best else "open"
 
@@ -125,8 +129,8 @@ class Watch:
             "narrow": "all embeddings still point almost the same way, as "
             "those of untrained networks do",
             "late": "all embeddings still point almost the same way: whatever "
-            "the loss says, the encoder is not learning to tell images apart; "
-            "try a lower --base_lr or higher temperatures",
+            "the loss, the encoder is not learning to tell images apart; try a "
+            "lower --base_lr or higher temperatures",
             "line": "all embeddings lie near one line: they tell images apart "
             "by one property only, such as brightness; compare kNN accuracies",
             "partly": "the embeddings of different images differ, as those of "

@@ -1,4 +1,4 @@
-"""Encoders from whatever holds their weights: runs, exports, Keras files."""
+"""Reads encoders from runs, exports and Keras files."""
 
 import json
 import os
@@ -25,13 +25,10 @@ from clsa_tf.networks.functional import (
 from clsa_tf.networks.heads import KINDS
 from clsa_tf.training.checkpoint import load_trained
 
-# What export.formats calls its file.
+# File that export.formats writes.
 KERAS_FILE = "encoder.keras"
-
-
-# What it writes beside: what is known of each file.
+# File that it writes beside, with a description of each file.
 FORMATS = "formats.json"
-
 
 _ACCEPTED = (
     "the directory of a run, of an exported version or of the versions, or "
@@ -40,17 +37,17 @@ _ACCEPTED = (
 
 
 def read(path):
-    """Reads an encoder from any of the places that hold one.
+    """Reads an encoder from a run, an export or a Keras file.
 
     Args:
         path: see `load_encoder`.
 
     Returns:
-        the model that `functional` describes; and its `architecture`, None
-        where it is not recorded.
+        (`keras.Model`, see `clsa_tf.networks.functional`; its `architecture`,
+        or None if that is not recorded).
 
     Raises:
-        UserError: nothing that can be loaded there, or it is damaged.
+        UserError: there is no encoder, or it is damaged.
     """
     if os.path.isfile(path):
         return _from_keras(path), None
@@ -64,14 +61,14 @@ def read(path):
     if exported:
         return _from_export(exported)
     raise UserError(
-        f"Expected {_ACCEPTED}, received {path!r}, which is "
-        f"{'none of them' if os.path.exists(path) else 'not there'}; check "
-        "the path."
+        f"Expected {_ACCEPTED}, received {path!r}, which "
+        f"{'is none of them' if os.path.exists(path) else 'does not exist'}; "
+        "check the path."
     )
 
 
 def _from_export(path):
-    """From the variables that `export.model.served` saves by name."""
+    """Reads the variables that `export.model.served` saves by name."""
     try:
         with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
             spec = json.load(file)["encoder"]
@@ -84,7 +81,7 @@ def _from_export(path):
         reader = tf.train.Checkpoint(weights=weights)
         status = reader.read(os.path.join(path, "variables", "variables"))
         status.expect_partial().assert_existing_objects_matched()
-    # What is thrown depends on what is damaged.
+    # The type of the exception depends on the damage.
     except Exception as e:
         raise UserError(
             f"Expected a model with its {MODEL_CARD} and variables, as "
@@ -96,7 +93,7 @@ def _from_export(path):
 
 def _from_keras(path):
     try:
-        # Keras takes files of other names for formats that may bring code.
+        # Keras reads files with other names in formats that may contain code.
         if not (path.endswith(".keras") and zipfile.is_zipfile(path)):
             raise ValueError("not a .keras file")
         model = keras.models.load_model(path, compile=False)
@@ -105,10 +102,10 @@ def _from_keras(path):
         for layer in model.layers:
             if isinstance(layer, keras.Model):  # a backbone of a library
                 name_variables(layer)
-    # What is thrown depends on what is damaged.
+    # The type of the exception depends on the damage.
     except Exception as e:
         raise UserError(
-            f"Expected {_ACCEPTED}, received {path}, which cannot be read as "
-            f"such: {first_line(e)}; check the path or write it again."
+            f"Expected {_ACCEPTED}, received {path}, which cannot be read: "
+            f"{first_line(e)}; check the path or write the file again."
         ) from e
     return model

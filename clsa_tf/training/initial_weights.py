@@ -1,4 +1,4 @@
-"""`--init_from`: a new run that starts from weights there are."""
+"""Initial weights of a new run from another run or export: `--init_from`."""
 
 import os
 import typing
@@ -19,44 +19,45 @@ from clsa_tf.networks.encoder import (
 from clsa_tf.training import encoder_files
 from clsa_tf.training.checkpoint import restore_method
 
-# Of a method: what is not part of what it has learned.
+# Attributes of a method that are never loaded.
 _NOT_STATE = ("optimizer", "steps_taken")
 
 
 class Part(typing.NamedTuple):
-    """What became of a part of the method's state."""
+    """Whether a part of the method's state was loaded."""
 
     name: str
-    reason: str  # why it was left out; empty if it was taken
+    reason: str  # why it was left out; "" if it was loaded
 
     def __str__(self):
-        """A line for people."""
-        how = f"left out: {self.reason}" if self.reason else "taken"
+        """Text for the terminal."""
+        how = f"left out: {self.reason}" if self.reason else "loaded"
         return f"{self.name}: {how}"
 
 
 def check(config):
-    """Raises `UserError` if a run shall start from itself."""
+    """Raises `UserError` if `--init_from` is the run's own directory."""
     if config.init_from and _same(config.init_from, config.workdir):
         raise UserError(
             "Expected --init_from of another run, received --workdir itself, "
-            f"{config.workdir}; leave --init_from out to resume that run, or "
-            "choose another --workdir."
+            f"{config.workdir}; omit --init_from to resume that run, or choose "
+            "another --workdir."
         )
 
 
 def read(config):
-    """Reads the weights that a run shall start from.
+    """Reads the initial weights of a run.
 
     Args:
         config: `clsa_tf.config.Config` of the run, with `init_from`.
 
     Returns:
-        object with the method `give_to(method)`, which takes the new `Method`
-        and returns a list of `Part`. Step and optimizer stay at zero.
+        object with the method `give_to(method)`, which loads the weights into
+        a new `Method` and returns a list of `Part`. Step and optimizer stay at
+        zero.
 
     Raises:
-        UserError: nothing to load there, it is damaged, or it does not fit.
+        UserError: there are no weights, they are damaged, or do not fit.
     """
     path = os.path.expanduser(config.init_from)
     kind = _All if config.init_what == "all" else _Encoder
@@ -64,13 +65,17 @@ def read(config):
 
 
 class _Encoder:
-    """Backbone, and heads if they fit; a momentum encoder becomes a copy."""
+    """Loads the backbone, and the heads if they fit, from any encoder.
+
+    A momentum encoder becomes a copy of the encoder.
+    """
 
     def __init__(self, config, path):
         model, spec = encoder_files.read(path)
         _check_architecture(config, path, spec)
         self._variables, self._path = model.variables, path
-        # An encoder.keras does not say what it was trained with.
+        # An encoder.keras does not record its architecture. Loading it into an
+        # encoder of this run shows whether it fits.
         with tf.device("CPU:0"):
             _take_encoder(
                 make_encoder(config, name="encoder"), self._variables, path
@@ -87,7 +92,7 @@ class _Encoder:
 
 
 class _All:
-    """Of a run of the same method whatever fits."""
+    """Loads everything that fits from a run of the same method."""
 
     def __init__(self, config, path):
         self._path = path
@@ -116,7 +121,8 @@ class _All:
             parts += [Part(f"{name}, {p.name}", p.reason) for p in found]
         other_head = any(part.reason for part in parts)
         for name in [n for n in mine if n not in encoders]:
-            if other_head:  # neither keys nor predictions would mean anything
+            # Keys and predictions of another head would be meaningless.
+            if other_head:
                 parts.append(Part(name, "made for another projection head"))
             else:
                 parts.append(_take(name, mine[name], given.get(name)))
@@ -124,25 +130,41 @@ class _All:
 
 
 def _config_of(path, config):
-    """Of a run that all is to be taken from; refuses another method."""
+    """Returns the `Config` of the run in `path`, for `--init_what=all`.
+
+    Raises:
+        UserError: there is no run, or its method or backbone differs.
+    """
     if not os.path.exists(os.path.join(path, config_lib.RUN_FLAGS)):
         raise UserError(
             "Expected the directory of a run with --init_what=all, received "
-            f"{path}; leave --init_what out to take the encoder alone."
+            f"{path}; omit --init_what to load only the encoder."
         )
     given = config_lib.load(path)
     if given.method != config.method:
         raise UserError(
             f"Expected a run of --method={config.method} with --init_what=all, "
-            f"received {path}, a run of {given.method}; leave --init_what out "
-            "to take the encoder alone."
+            f"received {path}, a run of {given.method}; omit --init_what to "
+            "load only the encoder."
         )
     _check_architecture(config, path, functional.architecture(given))
     return given
 
 
 def _take_encoder(encoder, variables, path):
-    """Backbone, which has to fit, and heads."""
+    """Loads the backbone, which has to fit, and the heads if they fit.
+
+    Args:
+        encoder: `Encoder` to assign to.
+        variables: variables of another encoder.
+        path: place of the variables, for messages.
+
+    Returns:
+        list of `Part`.
+
+    Raises:
+        UserError: the backbone does not fit, or a value is not finite.
+    """
     given = {weight_name(v): v.numpy() for v in variables}
     _check_finite(given.values(), path)
     problem = _problem(encoder.backbone.variables, given)
@@ -150,7 +172,7 @@ def _take_encoder(encoder, variables, path):
         raise UserError(
             f"Expected weights that fit the backbone of this run, received "
             f"those in {path}, {problem}; set --backbone, --width and --stem "
-            "to what they were trained with."
+            "to the values that they were trained with."
         )
     _assign(encoder.backbone.variables, given)
     heads = [v for head in encoder.heads for v in head.variables]
@@ -161,7 +183,7 @@ def _take_encoder(encoder, variables, path):
 
 
 def _problem(variables, given):
-    """The first variable that does not fit what is given, in words."""
+    """Describes the first variable that does not fit; "" if all fit."""
     for variable in variables:
         name, shape = weight_name(variable), tuple(variable.shape)
         if name not in given:
@@ -180,7 +202,10 @@ def _assign(variables, given):
 
 
 def _check_architecture(config, path, spec):
-    """Names flags, where they are known, instead of shapes."""
+    """Raises `UserError` if a recorded architecture differs.
+
+    Its message names the flag, which is clearer than shapes.
+    """
     for name in ("backbone", "width", "stem") if spec else ():
         if spec[name] != getattr(config, name):
             raise UserError(
@@ -194,13 +219,13 @@ def _check_architecture(config, path, spec):
 def _check_finite(values, path):
     if not all(np.all(np.isfinite(value)) for value in values):
         raise UserError(
-            f"Expected finite weights, received others in {path}; choose an "
-            "earlier checkpoint or other weights."
+            f"Expected finite weights, received NaN or infinity in {path}; "
+            "choose an earlier checkpoint or other weights."
         )
 
 
 def _components(method):
-    """Attribute -> network, queue or list of queues of a method."""
+    """Dict, attribute of a method -> network, queue or list of queues."""
     children = tf.train.TrackableView(method).children(method)
     return {
         name: child
@@ -222,7 +247,7 @@ def _take(name, component, other):
         for variables in (given, mine)
     ]
     if shapes[0] != shapes[1]:
-        return Part(name, f"{shapes[0]} there, {shapes[1]} here")
+        return Part(name, f"{shapes[0]} instead of {shapes[1]}")
     for variable, value in zip(mine, given):
         variable.assign(value.numpy())
     return Part(name, "")

@@ -1,4 +1,4 @@
-"""`workdir/metrics.jsonl`: one JSON object per logging step.
+"""Reads and writes `workdir/metrics.jsonl`, one JSON object per entry.
 
 The same values are in `workdir/tensorboard`, in TensorFlow's event files.
 """
@@ -17,19 +17,19 @@ TENSORBOARD = "tensorboard"
 
 
 def read(workdir):
-    """Returns the list of dictionaries logged so far, oldest first.
+    """Returns the entries logged so far, list of dict, oldest first.
 
-    A last line cut short by a kill is left out.
+    A last line that is incomplete, because the process was killed, is skipped.
     """
     values = read_json_lines(os.path.join(workdir, FILE))
     return [e for e in values if isinstance(e, dict) and "step" in e]
 
 
 def rewind(workdir, step):
-    """Drops what was logged after `step`: the run goes on from there.
+    """Drops all entries after `step`, from which the run resumes.
 
     Raises:
-        UserError: event files cannot be written again.
+        UserError: event files cannot be rewritten.
     """
     kept = [e for e in read(workdir) if e["step"] <= step]
     write_atomically(
@@ -42,14 +42,14 @@ def rewind(workdir, step):
             _rewind_events(path, step)
         except (tf.errors.OpError, OSError) as e:
             raise UserError(
-                f"Expected to drop what {path} holds after step {step}, "
+                f"Expected to drop the entries of {path} after step {step}, "
                 f"received: {first_line(e)}; make room, fix the permissions, "
                 "or delete the file."
             ) from e
 
 
 def _rewind_events(path, step):
-    """Writes an event file again without what comes after `step`."""
+    """Rewrites an event file without the events after `step`."""
     kept, values, dropped = [], 0, 0
     try:
         for record in tf.data.TFRecordDataset(path):
@@ -60,7 +60,7 @@ def _rewind_events(path, step):
                 kept.append(record.numpy())
                 values += event.HasField("summary")
     except tf.errors.DataLossError:
-        pass  # the last record was cut short by a kill
+        pass  # the process was killed while it wrote the last record
     if not dropped:
         return
     if not values:
@@ -77,10 +77,10 @@ def _rewind_events(path, step):
 
 
 def append(workdir, entry):
-    """Adds one dictionary with at least the key `"step"`."""
+    """Appends an entry, a dict with at least the key `"step"`."""
     path = os.path.join(workdir, FILE)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
-        # A checkpoint lasts once it is written: what it follows has to, too.
+        # On disk before the checkpoint that follows, which is flushed, too.
         file.flush()
         os.fsync(file.fileno())

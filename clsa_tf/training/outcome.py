@@ -1,28 +1,29 @@
-"""Where a run stands: how far it got, and whether its encoder is any good.
+"""Describes the state of a run: its progress and the quality of its encoder.
 
-What reports, model cards and exports say about it comes from here.
+Reports, model cards and exports use it.
 """
 
 from clsa_tf.training import collapse, metrics_log, workdir
 
 
 def of(directory, trained):
-    """What there is to say about a run at one of its checkpoints.
+    """Describes a run at one of its checkpoints.
 
     Args:
-        directory: of the run.
-        trained: `clsa_tf.training.checkpoint.Trained`, of that run.
+        directory: directory of the run.
+        trained: `clsa_tf.training.checkpoint.Trained` of the run.
 
     Returns:
-        dictionary that JSON can hold:
+        dict of values that JSON supports:
 
-        * `steps`, taken until the checkpoint, and `total_steps`, of the whole
-          run (None where the number of images is not recorded);
-        * `finished`, whether these are the same (None where not known);
-        * `embeddings`, None where nothing was logged; else `step`, `spread`,
-          `rank`, `uniformity` (see `statistics.measures`) of the last line of
-          the metrics, `state` and `words` of the `collapse.Verdict`, and
-          `good`, whether they tell images apart;
+        * `steps`, taken until the checkpoint, and `total_steps` of the whole
+          run (None if the number of images is not recorded);
+        * `finished`, whether all steps are done (None if unknown);
+        * `embeddings`, None if nothing was logged; otherwise a dict with
+          `step`, `spread`, `rank` and `uniformity` of the last entry of the
+          metrics (see `statistics.measures`), `state` and `words` of the
+          `collapse.Verdict`, and `good`, whether the embeddings of different
+          images differ;
         * `changes`, see `workdir.read_changes`.
     """
     config, total = trained.config, None
@@ -47,8 +48,8 @@ def _embeddings(directory, trained):
     if not verdict:
         return None
     figures = [e for e in entries if "spread" in e][-1]
-    # At the beginning of a run "narrow" is as it should be; an encoder that is
-    # taken from there is no better for it.
+    # "narrow" is normal at the beginning of a run, but an encoder from that
+    # time is not good.
     good = not verdict.unusable and verdict.state != "narrow"
     return {
         "state": verdict.state,
@@ -59,13 +60,13 @@ def _embeddings(directory, trained):
 
 
 def warnings(outcome):
-    """What a person has to know before using the encoder.
+    """Lists the problems of an encoder.
 
     Args:
-        outcome: what `of` returned.
+        outcome: dict returned by `of`.
 
     Returns:
-        list of (short, sentence): a word or two, and what it means.
+        list of (name of the problem in a few words, explanation).
     """
     found = []
     embeddings = outcome["embeddings"]
@@ -76,7 +77,7 @@ def warnings(outcome):
                 "collapsed" if collapsed else "embeddings not spread out",
                 f"{embeddings['words']}, at step {embeddings['step']:,}: the "
                 "features hardly tell images apart, which no check of the "
-                "export can see; compare kNN accuracies before you use them",
+                "export can detect; compare kNN accuracies before you use them",
             )
         )
     if outcome["finished"] is False:
@@ -85,14 +86,14 @@ def warnings(outcome):
             (
                 f"not finished: {done}",
                 f"the run is not finished ({done}); the command that started "
-                "it goes on",
+                "it resumes it",
             )
         )
     return found
 
 
 def show(outcome):
-    """Prints `warnings`, and returns them."""
+    """Prints and returns `warnings`."""
     found = warnings(outcome)
     for _, sentence in found:
         print(f"warning: {sentence}")
@@ -100,7 +101,7 @@ def show(outcome):
 
 
 def history(outcome):
-    """Sentences about flags that were changed while the run went on."""
+    """Lists, as sentences, the flags that later starts of the run changed."""
     return [
         f"from step {change['step']} on --{change['flag']}={change['now']} "
         f"instead of {change['before']}"

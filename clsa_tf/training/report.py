@@ -1,4 +1,4 @@
-"""Sums a run up: accuracies, pictures, summary.json."""
+"""Evaluates a run; writes its pictures and summary.json."""
 
 import json
 import os
@@ -22,14 +22,14 @@ def report(workdir, *, savedmodel=""):
 
     Args:
         workdir: directory of the run.
-        savedmodel: path of its export, to be named in the summary; empty: the
-            newest version in `<workdir>/savedmodel`, if any.
+        savedmodel: path of its export, for the summary; empty: the newest
+            version in `<workdir>/savedmodel`, if any.
 
     Returns:
-        dictionary: `knn_pixels`, `knn_untrained`, `knn_trained` (in [0, 1];
-        None where there are no labels), `no_knn_because` (why there are none,
-        or None), `savedmodel` (path or None), `train_seconds`, `pictures`
-        (list of paths), and those of `clsa_tf.training.outcome.of`.
+        dict: `knn_pixels`, `knn_untrained`, `knn_trained` (in [0, 1]; None
+        without labels), `no_knn_because` (reason for None, otherwise None),
+        `savedmodel` (path or None), `train_seconds`, `pictures` (list of
+        paths), and the keys of `clsa_tf.training.outcome.of`.
     """
     with progress.waiting("loading the encoder"):
         trained = load_trained(workdir)
@@ -91,11 +91,11 @@ def report(workdir, *, savedmodel=""):
 
 
 def describe(trained, source):
-    """What a run was trained on and how long, for titles.
+    """Describes the dataset and the length of a run, for titles.
 
     Args:
         trained: `clsa_tf.training.checkpoint.Trained`.
-        source: `Source` that it trains on.
+        source: `Source` of the training images.
     """
     total = trained.config.total_epochs
     done = trained.step / max(1, source.size // trained.config.batch_size)
@@ -106,7 +106,7 @@ def describe(trained, source):
 
 
 def show(summary):
-    """Prints a summary for a person."""
+    """Prints a summary that `report` returned."""
     for name in ("pixels", "untrained", "trained"):
         value = summary[f"knn_{name}"]
         if value is not None:

@@ -1,4 +1,4 @@
-"""A run: what it consists of, from data to the last checkpoint."""
+"""One training run, from the data to the last checkpoint."""
 
 import contextlib
 import os
@@ -28,16 +28,15 @@ from clsa_tf.distributed.strategy import (
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
 from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.evaluation.features import Snapshot
-from clsa_tf.evaluation.task import announcement, plan
+from clsa_tf.evaluation.task import plan
 from clsa_tf.methods.base import Method, RunInfo
 from clsa_tf.networks import precision
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
 from clsa_tf.plots import views
 from clsa_tf.terminal.signals import Interruption, ends_process
-from clsa_tf.text import counted
 from clsa_tf.training import (
-    advice,
+    announcement,
     auto,
     collapse,
     initial_weights,
@@ -47,12 +46,12 @@ from clsa_tf.training import (
 )
 from clsa_tf.training.callbacks import EpochBegin, Log, Monitor, Save
 from clsa_tf.training.checkpoint import Checkpoints, newest_step
+from clsa_tf.training.checks import check_batch, check_needs
 
-# Several workers ask each other whether to stop every so many steps.
+# Steps after which several workers compare the signals that they received.
 _STEPS_BETWEEN_TALKS = 10
 
-
-# What a signal before the first step of this start is answered with.
+# Printed when a signal arrives before the first step.
 _NOT_BEGUN = (
     "ended before the first step; nothing is lost, and the same command starts "
     "again"
@@ -60,7 +59,7 @@ _NOT_BEGUN = (
 
 
 def run(config):
-    """Trains as `config` says until the last epoch, resuming if it was begun.
+    """Trains until the last epoch; resumes the run if it was started before.
 
     Args:
         config: `clsa_tf.config.Config`.
@@ -69,20 +68,20 @@ def run(config):
         the trained `Method`.
 
     Raises:
-        UserError: something from outside was wrong; its message says what.
-        Stopped: it was asked to stop by a signal, and is saved.
-        WorkerLost: another process of the same job is gone.
+        UserError: invalid input, such as a flag, an image or a checkpoint.
+        Stopped: a signal asked the run to stop; its progress is saved.
+        WorkerLost: another process of the same job has stopped.
     """
     begun = clsa_tf.config.older_in(config.workdir) if config.workdir else {}
     return _Run(config.replace(**begun)).train()
 
 
 class _Run:
-    """What a run consists of, and how its parts are joined."""
+    """Creates the parts of a run, connects them and trains."""
 
     def __init__(self, config):
         precision.set_tf32(config.precision)
-        # Before anything is computed: workers connect when TensorFlow starts.
+        # First, because workers connect when TensorFlow initialises.
         self._strategy = make_strategy(config.strategy, tpu=config.tpu)
         self._workers = Workers(self._strategy)
         self._views = methods.load(config.method).METHOD.views(config.options)
@@ -101,7 +100,7 @@ class _Run:
         if config.data_service:
             self._services = Services(parse(config.data_service))
             self._services.check()
-            advice = "see that the services of --data_service find them there"
+            advice = "check that the services of --data_service find them there"
         self._remote = loads_elsewhere(self._strategy)
         if self._remote:
             check_readable_elsewhere(
@@ -118,8 +117,9 @@ class _Run:
         if config.knn_epochs:
             self._evaluation = plan(config, self._source)
         self._interruption = Interruption()
-        self._claim = None  # of the chief
-        # Before anything is written: what does not fit leaves no trace.
+        self._claim = None  # only the chief has one
+        # Checked before anything is written, so that a failed start leaves no
+        # files.
         self._weights = None
         if config.init_from:
             initial_weights.check(config)
@@ -127,22 +127,22 @@ class _Run:
                 self._weights = initial_weights.read(config)
 
     def _has_accuracy(self):
-        """Whether the run is evaluated by its kNN accuracy."""
+        """Whether the kNN accuracy is measured during training."""
         return bool(self._evaluation and not self._evaluation.no_accuracy)
 
     def _resolve(self, config):
-        """`config` with a value for every `auto`, of which `_chosen` tells."""
-        self._facts = dict(
+        """Returns `config` without `auto`; the reasons go to `_chosen`."""
+        known = dict(
             images=self._source.size,
             replicas=self._strategy.num_replicas_in_sync,
+            recorded=auto.recorded(config),
         )
-        known = self._facts | {"recorded": auto.recorded(config)}
         resolved = auto.resolve(config, **known)
         self._chosen = auto.reasons(config, resolved, **known)
         return resolved
 
     def train(self):
-        """See `run`."""
+        """Trains, see `run`."""
         with contextlib.ExitStack() as stack:
             if self._workers.chief:
                 self._claim = stack.enter_context(self._claimed())
@@ -152,7 +152,7 @@ class _Run:
             if self._services:
                 stack.enter_context(self._services)
             stack.enter_context(self._interruption)
-            # Other workers would take this process for lost.
+            # With several workers, the others would report this one as lost.
             if self._workers.count == 1 and ends_process():
                 self._interruption.lose_nothing(_NOT_BEGUN)
             try:
@@ -164,6 +164,7 @@ class _Run:
                 raise cause from e
 
     def _claimed(self):
+        """Returns the `workdir.Claim` on the directory of the run."""
         fingerprints = {
             "dataset": self._source.fingerprint,
             "eval_dataset": self._evaluation and self._evaluation.fingerprint,
@@ -211,7 +212,19 @@ class _Run:
         if workers.chief:
             self._check_still_complete(step)
             metrics_log.rewind(config.workdir, step)
-            self._announce(step, taken)
+            announcement.announce(
+                config,
+                source=self._source,
+                evaluation=self._evaluation,
+                claim=self._claim,
+                step=step,
+                steps_per_epoch=self._steps_per_epoch,
+                replicas=self._strategy.num_replicas_in_sync,
+                chosen=self._chosen,
+                taken=taken,
+                remote=self._remote,
+                accelerated=is_accelerated(self._strategy),
+            )
 
         # ---- Train
         log = Log(
@@ -230,31 +243,35 @@ class _Run:
             self._draw_views(step, log)
         with contextlib.closing(log):
             callbacks = self._callbacks(log, checkpoints, method)
-            ahead = fit_segments(
+            segments = fit_segments(
                 step, self._steps_per_epoch, config.total_epochs
             )
-            if ahead:
+            if segments:
                 log.begin()
-            fit(method, self._distributed, callbacks, ahead)
-        # All leave together: one that is gone while the chief still evaluates
-        # would be taken for lost.
+            fit(method, self._distributed, callbacks, segments)
+        # All workers wait for the chief, which may still evaluate. It would
+        # report a worker that has ended as lost.
         workers.maximum(0)
         if workers.chief:
             self._sum_up(checkpoints)
         return method
 
     def _check_still_complete(self, step):
-        """Fewer epochs are accepted only where there is nothing left to do."""
+        """Raises `UserError` if a lowered `--total_epochs` leaves steps to do.
+
+        That happens if the newest checkpoints cannot be read.
+        """
         total = self._config.total_epochs * self._steps_per_epoch
         if self._claim.shorter and step < total:
             raise UserError(
                 f"Expected at least {total} steps in {self._config.workdir}, "
-                f"received {step}, as newer checkpoints cannot be read; put "
-                "--total_epochs back to what the run was started with."
+                f"received {step}, because newer checkpoints cannot be read; "
+                "set --total_epochs to the value that the run was started "
+                "with."
             )
 
     def _callbacks(self, log, checkpoints, method):
-        """Logged, saved, then evaluated: see `callbacks`."""
+        """Returns the callbacks; for their order see `callbacks.py`."""
         callbacks = []
         if type(method).on_epoch_begin is not Method.on_epoch_begin:
             features = DatasetFeatures(
@@ -282,7 +299,10 @@ class _Run:
         return [*callbacks, monitor]
 
     def _stop_signal(self, step):
-        """The signal after which to stop at `step`, of any worker; or 0."""
+        """Returns the signal that asks to stop after `step`; 0: none.
+
+        The signal may have reached any of the workers.
+        """
         self._interruption.lose_nothing("")
         if self._workers.count > 1 and step % _STEPS_BETWEEN_TALKS:
             return 0
@@ -321,7 +341,7 @@ class _Run:
         return self._strategy.distribute_datasets_from_function(of_worker)
 
     def _draw_views(self, step, log):
-        """Draws the views of the first images, once per run."""
+        """Writes views.png with the first images, once per run."""
         path = os.path.join(self._config.workdir, "views.png")
         if not os.path.exists(path):
             with log.doing("drawing views.png"):
@@ -333,96 +353,10 @@ class _Run:
                 )
                 log.picture("views", picture)
 
-    # ---- Words
-
-    def _announce(self, step, taken):
-        """Prints what is about to happen.
-
-        Args:
-            step: steps taken so far.
-            taken: list of `initial_weights.Part`.
-        """
-        config = self._config
-        total = config.total_epochs * self._steps_per_epoch
-        print(
-            f"{config.method}: {config.backbone} on {self._source.size} images "
-            f"of {self._source.name}, {counted(config.total_epochs, 'epoch')} "
-            f"of {counted(self._steps_per_epoch, 'step')} of "
-            f"{config.batch_size} images on "
-            + counted(self._strategy.num_replicas_in_sync, "device")
-        )
-        for note in self._source.notes:
-            print(f"  {note}")
-        if self._remote:
-            print(
-                "  the hosts of the TPU read the images: unreadable ones are "
-                "replaced by others of the batch, neither named nor counted"
-            )
-        begun = clsa_tf.config.older_in(config.workdir)
-        if begun:
-            flags_then = clsa_tf.config.as_flags(begun)
-            print(f"  begun by an earlier version, so it keeps {flags_then}")
-        method_class = methods.load(config.method).METHOD
-        chance = method_class.chance_loss(config)
-        print(f"  {method_class.chance_text.format(chance)}")
-        for sentence in self._chosen:
-            print(f"  auto: {sentence}")
-        for sentence in self._advice() if step < total else ():
-            print(f"  warning: {sentence}")
-        for line in announcement(config, self._source, self._evaluation):
-            print(f"  {line}")
-        if step >= total:
-            done = counted(step, "step")
-            if step > total:
-                done += f", more than the {total} asked for"
-            print(
-                f"  {config.workdir} is complete ({done}); raise "
-                "--total_epochs to go on, or choose another --workdir to train "
-                "again"
-            )
-        elif step:
-            print(f"  resuming {config.workdir} at step {step} of {total}")
-        else:
-            print(f"  writing to {config.workdir}")
-        for part in taken:
-            print(f"  weights of {config.init_from}: {part}")
-        for note in self._claim.notes:
-            print(f"  note: {note}")
-        for change in self._claim.changes:
-            print(f"  changed: {change}{self._consequence(change, step)}")
-
-    def _advice(self):
-        return advice.advice(
-            self._config,
-            **self._facts,
-            bank=self._evaluation.bank.size if self._has_accuracy() else 0,
-            accelerated=is_accelerated(self._strategy),
-        )
-
-    def _consequence(self, change, step):
-        """What another --total_epochs does, in words."""
-        if change.flag != "total_epochs" or not step:
-            return ""
-        config = self._config
-        before = config.replace(total_epochs=int(change.before))
-        rates = [
-            float(make_schedule(c, self._steps_per_epoch)(s))
-            for c, s in ((before, step - 1), (config, step))
-        ]
-        schedule = getattr(config.options, "key_momentum_schedule", "constant")
-        momentum = (
-            f"; so does --key_momentum with its {schedule} schedule"
-            if schedule != "constant"
-            else ""
-        )
-        return (
-            f"; from step {step} on, the learning rate follows --lr_schedule="
-            f"{config.lr_schedule} over {change.now} epochs: {rates[1]:.4g} in "
-            f"the next step, after {rates[0]:.4g} in step {step}" + momentum
-        )
+    # ---- End
 
     def _sum_up(self, checkpoints):
-        """Prints what the run reached, and what to type next."""
+        """Prints the results, and the commands to evaluate and export."""
         print(
             summary.of_run(
                 self._config,
@@ -435,84 +369,40 @@ class _Run:
         )
 
     def _cause(self, error):
-        """What an error of TensorFlow came from, if anything is known."""
+        """Returns the exception that explains an error of TensorFlow.
+
+        None if the cause is not known.
+        """
         if self._unreadable.error():
-            # The input pipeline stops the step with an error of its own.
+            # The input pipeline fails with a less specific error.
             return self._unreadable.error()
         if self._services and self._services.lost():
             return WorkerLost(self._services.lost())
         if self._services and isinstance(error, tf.errors.NotFoundError):
             return UserError(
-                "Expected services of --data_service that run without a "
-                "break and find the dataset's files where this process "
-                f"does, received: {first_line(error)}; see to that, and start "
-                "the same command again: it goes on from the last checkpoint."
+                "Expected services of --data_service that were not restarted "
+                "and find the dataset's files under the same paths as this "
+                f"process, received: {first_line(error)}; correct this and "
+                "start the same command again. It resumes from the last "
+                "checkpoint."
             )
         if self._workers.count == 1 or not is_lost_worker(error):
             return None
-        if self._interruption.signal:  # so were the others, and are gone
+        # The other workers received the signal, too, and have ended.
+        if self._interruption.signal:
             return Stopped(self._interruption.signal, saved=False)
         return WorkerLost(first_line(error))
 
 
-def check_needs(config, source):
-    """Raises `UserError` unless the source has what the method needs."""
-    method_class = methods.load(config.method).METHOD
-    if method_class.needs_index and not source.random_access:
-        raise UserError(
-            f"Expected images that have a number each for --method="
-            f"{config.method}, received {source.name}, which is read as a "
-            "stream; use a folder, array_record files or a smaller dataset."
-        )
-    if method_class.needs_label and not source.class_names:
-        raise UserError(
-            f"Expected labels for --method={config.method}, received "
-            f"{source.name} without any: {source.unlabelled}; train on a "
-            "labelled dataset."
-        )
-
-
-def check_batch(config, size, strategy):
-    """Raises `UserError` unless the batch suits the dataset and replicas."""
-    replicas = strategy.num_replicas_in_sync
-    if config.batch_size > size:
-        raise UserError(
-            f"Expected a batch no larger than the dataset of {size} images, "
-            f"received --batch_size={config.batch_size}; lower it."
-        )
-    parts = replicas * config.accumulation_steps
-    if config.batch_size % parts:
-        raise UserError(
-            "Expected a batch that divides among the replicas and micro-"
-            f"batches, received --batch_size={config.batch_size} for "
-            f"{replicas} replica(s) and --accumulation_steps="
-            f"{config.accumulation_steps}; change one."
-        )
-    if config.batch_norm == "split" and config.batch_norm_splits % parts:
-        raise UserError(
-            "Expected --batch_norm_splits of the global batch that divide "
-            "among the replicas and micro-batches, received "
-            f"{config.batch_norm_splits} for {replicas} replica(s) and "
-            f"--accumulation_steps={config.accumulation_steps}; change one."
-        )
-    if replicas == 1:
-        return
-    if config.batch_norm == "sync" and config.accumulation_steps > 1:
-        raise UserError(
-            "Expected --batch_norm=local or split with --accumulation_steps on "
-            "several replicas, which cannot share the statistics of a micro-"
-            "batch, received sync; change one."
-        )
-    if config.jit_compile and not is_accelerated(strategy):
-        raise UserError(
-            "Expected one replica, GPUs or TPUs with --jit_compile, received "
-            f"{replicas} CPUs, between which XLA cannot compile an exchange; "
-            "leave it out."
-        )
-
-
 def fit(method, batches, callbacks, segments):
-    """Calls Keras' `fit` for each segment; `batches(step)` is its data."""
+    """Calls `fit` of Keras for each of the segments.
+
+    Args:
+        method: compiled `Method`.
+        batches: function of the first step that returns the dataset.
+        callbacks: list of Keras callbacks.
+        segments: see `fit_segments`.
+    """
     for start_step, epoch, last_epoch, steps in segments:
         method.fit(
             batches(start_step),
@@ -525,15 +415,15 @@ def fit(method, batches, callbacks, segments):
 
 
 def make_method(config, schedule, run):
-    """Returns the compiled `Method` of `config`, its optimizer built.
+    """Returns the compiled `Method` of `config`, with its optimizer built.
 
     Args:
         config: `clsa_tf.config.Config`.
-        schedule: step -> learning rate.
+        schedule: function of the step that returns the learning rate.
         run: `clsa_tf.methods.base.RunInfo`.
     """
     method = methods.load(config.method).METHOD(config, run)
-    sgd = optimizers.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         config.optimizer,
         schedule,
         momentum=config.sgd_momentum,
@@ -541,28 +431,28 @@ def make_method(config, schedule, run):
         l2_on=config.l2_on,
         precision=method.precision,
     )
-    optimizers.build(sgd, method.learned)
-    method.compile(optimizer=sgd, jit_compile=config.jit_compile)
+    optimizers.build(optimizer, method.learned)
+    method.compile(optimizer=optimizer, jit_compile=config.jit_compile)
     return method
 
 
 def fit_segments(step, steps_per_epoch, total_epochs):
-    """Calls of `fit` that lead from `step` to the end.
+    """Plans the calls of `fit` from `step` to the end of the run.
 
-    Keras counts whole epochs of equal length; a run resumed within an epoch
-    first finishes that.
+    Keras needs epochs of equal length. A run that resumes within an epoch
+    completes it in a call of its own.
 
     Returns:
-        list of (first step, first epoch, epoch to stop before, steps per
-        epoch).
+        list of tuples (first step, first epoch, epoch to stop before, steps
+        per epoch).
     """
     epoch, done = divmod(step, steps_per_epoch)
-    found = []
+    segments = []
     if done and epoch < total_epochs:
-        found.append((step, epoch, epoch + 1, steps_per_epoch - done))
+        segments.append((step, epoch, epoch + 1, steps_per_epoch - done))
         epoch += 1
     if epoch < total_epochs:
-        found.append(
+        segments.append(
             (epoch * steps_per_epoch, epoch, total_epochs, steps_per_epoch)
         )
-    return found
+    return segments

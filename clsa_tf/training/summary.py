@@ -1,4 +1,4 @@
-"""What a run reached, and what to type next: printed when it is over."""
+"""Summary that a run prints at its end: results and the next commands."""
 
 import os
 import statistics
@@ -10,17 +10,17 @@ from clsa_tf.training import collapse, metrics_log
 
 
 def of_run(config, *, step, steps_per_epoch, seconds, unreadable=""):
-    """Sums up a run that is complete.
+    """Returns the summary of a complete run.
 
     Args:
         config: `clsa_tf.config.Config`.
         step: steps taken.
         steps_per_epoch: int.
-        seconds: spent in training over all starts.
-        unreadable: a sentence about images that could not be read, or "".
+        seconds: time spent in training, over all starts.
+        unreadable: sentence about unreadable images, or "".
 
     Returns:
-        lines of text, without the end of the last one.
+        str of several lines, without a final newline.
     """
     entries = metrics_log.read(config.workdir)
     lines = [
@@ -54,15 +54,15 @@ def _speed(entries):
     found = [
         e["images_per_second"] for e in entries if "images_per_second" in e
     ]
-    # Not the mean: the first ones are of a step that was compiled.
+    # Not the mean: compilation slows down the first steps.
     if not found:
         return ""
     return f", {statistics.median(found):,.0f} images/s once under way"
 
 
 def _loss(config, entries):
-    """The last loss beside that of an encoder that has learned nothing."""
-    # A method without DDM has nothing but the contrast in its loss.
+    """Line with the last loss and the chance-level loss."""
+    # Methods without DDM log no "contrast": it is all of their loss.
     name = "contrast" if any("contrast" in e for e in entries) else "loss"
     values = [e[name] for e in entries if name in e]
     if not values:

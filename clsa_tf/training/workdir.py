@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, and what it was begun with."""
+"""Claims the directory of a run and records its flags and dataset."""
 
 import contextlib
 import json
@@ -11,26 +11,27 @@ from clsa_tf.errors import UserError
 
 LOCK = "lock"
 DATASET = "dataset.json"
-# One JSON object per flag that a later start changed.
+# One JSON object per line, for each flag that a later start changed.
 CHANGES = "changes.jsonl"
 
-# Differing flags that a message lists one by one.
+# Largest number of differing flags that a message lists.
 _LISTED = 6
-# May change with the number of epochs: `length.adapt` fits recipes to it.
+# Flags that may change with the number of epochs, because
+# `recipe_length.adapt` scales recipes to it.
 _OF_LENGTH = ("lr_schedule", "lr_milestones", "warmup_epochs")
-# Recorded for a run's history; they act before its first checkpoint only.
+# Flags without effect after the first checkpoint, recorded for the history.
 _INITIAL = ("init_from", "init_what")
 
 
 class Change(typing.NamedTuple):
-    """A flag that is another than at the start before."""
+    """A flag that differs from the previous start; values are text."""
 
     flag: str
-    before: typing.Optional[str]  # None where there was no such flag
-    now: typing.Optional[str]
+    before: typing.Optional[str]  # None if the flag did not exist
+    now: typing.Optional[str]  # None if the flag does not exist any more
 
     def __str__(self):
-        """As messages list it."""
+        """Text for messages."""
         if self.now is None:
             return f"no --{self.flag}, which was {self.before}"
         if self.before is None:
@@ -39,15 +40,16 @@ class Change(typing.NamedTuple):
 
 
 class Claim:
-    """A directory that is this process's until it ends; a context manager.
+    """Exclusive use of a run's directory; a context manager.
 
     Attributes:
-        changes: list of `Change`: flags that this start has changed.
-        shorter: whether fewer epochs are asked for than the run has done, so
-            that there is nothing to do.
-        notes: sentences to print.
-        moved: list of (before, now): datasets, as flags spell them, that are
-            the same images at another place.
+        changes: list of `Change`, the flags that this start has changed.
+        shorter: whether `--total_epochs` is not larger than the epochs that
+            the run has completed and smaller than recorded. There is nothing
+            to train.
+        notes: list of sentences to print.
+        moved: list of (before, now), values of `--dataset` or
+            `--eval_dataset` with the same images at another place.
     """
 
     def __init__(self, lock, changes, shorter, notes):
@@ -57,7 +59,7 @@ class Claim:
             (change.before, change.now)
             for change in changes
             if change.flag in ("dataset", "eval_dataset")
-            and change.before  # otherwise it was not anywhere
+            and change.before  # otherwise there was no dataset before
         ]
         self.changes = changes
         self.shorter = shorter
@@ -68,31 +70,32 @@ class Claim:
         return self
 
     def __exit__(self, *_):
-        """Gives the directory back."""
+        """Releases the directory."""
         self._lock.close()
 
 
 def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
-    """Makes `config.workdir` this process's until it ends, however it ends.
+    """Locks `config.workdir` for this process and records the run in it.
 
-    Writes `run.flags`, `dataset.json` and `changes.jsonl` there. On a file
-    system that knows no locks nothing keeps two processes apart.
+    The lock is released when the process ends, even if it is killed. On a file
+    system without locks it excludes no process. The function writes
+    `run.flags`, `dataset.json` and `changes.jsonl`.
 
     Args:
         config: `clsa_tf.config.Config`.
-        images: how many there are to train on.
-        step: of the newest checkpoint; 0 without any.
+        images: number of training images.
+        step: step of the newest checkpoint; 0: none.
         steps_per_epoch: int.
-        fingerprints: dictionary, "dataset" and "eval_dataset" -> what tells
-            the images from others wherever they are (`Source.fingerprint`);
-            either may be missing.
+        fingerprints: dict, "dataset" and "eval_dataset" -> fingerprint of the
+            images, independent of their place (`Source.fingerprint`). Either
+            may be missing.
 
     Returns:
         `Claim`.
 
     Raises:
-        UserError: it belongs to a run with other flags or images, is used by
-            another process, or cannot be written.
+        UserError: the directory holds a run with other flags or images, is
+            used by another process, or cannot be written.
     """
     directory = config.workdir
     if "://" in directory:
@@ -102,7 +105,7 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
         )
     try:
         os.makedirs(directory, exist_ok=True)
-        # First of all: another process may be about to write these files.
+        # Lock first: another process may be about to write these files.
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(
                 files.lock(os.path.join(directory, LOCK))
@@ -110,23 +113,24 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
             claimed = _claim_locked(
                 config, lock, images, step, steps_per_epoch, fingerprints or {}
             )
-            stack.pop_all()  # it stays locked
+            stack.pop_all()  # keeps the lock
             return claimed
     except files.Locked as e:
         raise UserError(
             f"Expected a --workdir that no other run uses, received "
-            f"{directory!r}, in use by {e}; wait for it or choose another."
+            f"{directory!r}, in use by {e}; wait until that ends or choose "
+            "another directory."
         ) from e
     except OSError as e:
         raise UserError(
             f"Expected a --workdir that can be written, received "
             f"{directory!r} ({e.strerror}); make room, fix its permissions or "
-            "choose another."
+            "choose another directory."
         ) from e
 
 
 def _claim_locked(config, lock, images, step, steps_per_epoch, found):
-    """Compares with what is recorded, and records; see `claim`."""
+    """Compares the run with its records and updates them, see `claim`."""
     directory = config.workdir
     flagfile = os.path.join(directory, clsa_tf.config.RUN_FLAGS)
     dataset = os.path.join(directory, DATASET)
@@ -137,32 +141,32 @@ def _claim_locked(config, lock, images, step, steps_per_epoch, found):
     _check_images(recorded, config, images, step)
     _append_changes(directory, step, changes)
     files.write_atomically(flagfile, _flagfile(flagfile, config, step, shorter))
-    # What the run was started with stays.
+    # Fingerprints from the start of the run are kept.
     record = {"images": images, "fingerprints": found | known}
     files.write_atomically(dataset, json.dumps(record) + "\n")
     notes = [
-        f"the images of --{name} are as many as at the start of the run, but "
-        "names or sizes of their files have changed"
+        f"names or sizes of the files of --{name} have changed since the start "
+        "of the run; the number of images is the same"
         for name in sorted(known.keys() & found.keys() - same)
     ]
     return Claim(lock, changes, shorter, notes)
 
 
 def read_changes(directory):
-    """Flags that later starts of a run have changed.
+    """Reads the changes of flags by later starts of a run.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
 
     Returns:
-        list of dictionaries: `step` (of the newest checkpoint then), `flag`,
-        `before`, `now` (as spelled), oldest first.
+        list of dict, oldest first: `step` (of the newest checkpoint at that
+        start), `flag`, `before` and `now` (values as text).
     """
     return files.read_json_lines(os.path.join(directory, CHANGES))
 
 
 def images(directory):
-    """How many images a run is trained on; None if it is not recorded."""
+    """Number of training images of a run; None if it is not recorded."""
     try:
         return _recorded(os.path.join(directory, DATASET)).get("images")
     except UserError:
@@ -173,7 +177,21 @@ def images(directory):
 
 
 def _changes(path, config, step, steps_per_epoch, same):
-    """Accepted changes, and whether fewer epochs are wanted than are done."""
+    """Compares flags with those in `run.flags`.
+
+    Args:
+        path: path of `run.flags`; it need not exist.
+        config: `Config` of this start.
+        step: step of the newest checkpoint.
+        steps_per_epoch: int.
+        same: names of flags whose datasets have the recorded fingerprints.
+
+    Returns:
+        (list of accepted `Change`, `Claim.shorter`).
+
+    Raises:
+        UserError: other flags differ.
+    """
     if not os.path.exists(path):
         return [], False
     with open(path, encoding="utf-8") as file:
@@ -187,27 +205,28 @@ def _changes(path, config, step, steps_per_epoch, same):
         shorter = not longer and 0 < int(length.now) * steps_per_epoch <= step
     ignored = _INITIAL + (("total_epochs", *_OF_LENGTH) if shorter else ())
     free = same | ({"total_epochs", *_OF_LENGTH} if longer else set())
-    accepted, refused = [], []
+    accepted, rejected = [], []
     for change in changes.values():
         if change.flag not in ignored:
-            (accepted if change.flag in free else refused).append(change)
-    if refused:
-        raise UserError(_refusal(config.workdir, refused, step))
+            (accepted if change.flag in free else rejected).append(change)
+    if rejected:
+        raise UserError(_rejection(config.workdir, rejected, step))
     return accepted, shorter
 
 
-def _refusal(directory, refused, step):
-    listed = ", ".join(map(str, refused[:_LISTED]))
-    more = len(refused) - _LISTED
+def _rejection(directory, rejected, step):
+    """Returns the error message for rejected changes of flags."""
+    listed = ", ".join(map(str, rejected[:_LISTED]))
+    more = len(rejected) - _LISTED
     if more > 0:
         listed += f" and {more} more"
-    way_on = _another(directory, step)
+    alternative = _alternative(directory, step)
     free = {
         name: condition
         for name, condition in clsa_tf.config.changeable().items()
         if name not in ("workdir", *_INITIAL)
     }
-    # Those with a condition are what a person is most likely to ask for.
+    # Flags with a condition come first: they are wanted most often.
     names = sorted(free, key=lambda name: not free[name])
     allowed = ", ".join(
         f"--{name}" + (f" ({free[name]})" if free[name] else "")
@@ -215,14 +234,18 @@ def _refusal(directory, refused, step):
     )
     return (
         f"Expected the flags that {directory} was started with, received "
-        f"{listed}; put them back, or {way_on}. Flags that may change when a "
-        f"run is resumed: {allowed}."
+        f"{listed}; restore these flags, or {alternative}. Flags that may "
+        f"change when a run is resumed: {allowed}."
     )
 
 
 def _flagfile(path, config, step, shorter):
-    """Text of `run.flags`, with what of it only the first start decided."""
-    # What it was begun without stays out: a run of its version.
+    """Returns the new text of `run.flags`.
+
+    Values that only the first start determines are taken from the old text.
+    """
+    # Flags that an older version did not have stay out of its run's file, so
+    # that the run keeps the way that version worked.
     older = clsa_tf.config.older_in(config.workdir)
     text = clsa_tf.config.to_flagfile(config, without=older)
     kept = _INITIAL if step else ()
@@ -233,7 +256,7 @@ def _flagfile(path, config, step, shorter):
     with open(path, encoding="utf-8") as file:
         before = dict(line.split("=", 1) for line in file if "=" in line)
     first = {
-        # (A version without these flags began with their defaults.)
+        # A version without these flags used their defaults.
         name: before.get(f"--{name}", clsa_tf.config.default_of(name)).strip()
         for name in kept
     }
@@ -244,8 +267,8 @@ def _flagfile(path, config, step, shorter):
     return clsa_tf.config.header() + "\n".join(lines) + "\n"
 
 
-def _another(directory, step):
-    """What to do instead of going on with a run at `step`."""
+def _alternative(directory, step):
+    """Describes how to start a new run, for messages."""
     if not step:
         return "choose another --workdir"
     return (
@@ -258,7 +281,7 @@ def _append_changes(directory, step, changes):
     lines = read_changes(directory)
     for change in changes:
         line = {"step": step, **change._asdict()}
-        # A process that was killed at once has written it already.
+        # A start that was killed soon afterwards may have written the line.
         if line not in lines:
             lines.append(line)
     if changes:
@@ -272,7 +295,7 @@ def _append_changes(directory, step, changes):
 
 
 def _recorded(path):
-    """What is recorded of the images; {} at the first start."""
+    """Reads `dataset.json`; {} at the first start."""
     if not os.path.exists(path):
         return {}
     try:
@@ -283,18 +306,21 @@ def _recorded(path):
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise UserError(
             f'Expected {{"images": …}} in {path}, received something else; '
-            "put it right or choose another --workdir."
+            "correct the file or choose another --workdir."
         ) from e
     return recorded
 
 
 def _check_images(recorded, config, images, step):
-    """With another number of them the order and the epochs would be others."""
+    """Raises `UserError` if the number of images has changed.
+
+    The order of the images and the length of an epoch depend on it.
+    """
     before = recorded.get("images", images)
     if before != images:
         raise UserError(
             f"Expected the {before} images that {config.workdir} was started "
-            f"with, received {images}; take out what was added, put back what "
-            "is gone (empty files of the same names will do, which are left "
-            f"out as unreadable), or {_another(config.workdir, step)}."
+            f"with, received {images}; remove added images, restore missing "
+            "ones (empty files of the same names suffice and are left out as "
+            f"unreadable), or {_alternative(config.workdir, step)}."
         )

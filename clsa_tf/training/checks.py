@@ -1,0 +1,73 @@
+"""Checks that a run's flags suit its dataset and its devices."""
+
+from clsa_tf import methods
+from clsa_tf.distributed.strategy import is_accelerated
+from clsa_tf.errors import UserError
+
+
+def check_needs(config, source):
+    """Raises `UserError` if the dataset lacks numbers or labels.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        source: `Source` of the training images.
+    """
+    method_class = methods.load(config.method).METHOD
+    if method_class.needs_index and not source.random_access:
+        raise UserError(
+            f"Expected numbered images for --method={config.method}, received "
+            f"{source.name}, which is read as a stream; use a folder, "
+            "array_record files or a smaller dataset."
+        )
+    if method_class.needs_label and not source.class_names:
+        raise UserError(
+            f"Expected labels for --method={config.method}, received "
+            f"{source.name} without labels: {source.unlabelled}; train on a "
+            "labelled dataset."
+        )
+
+
+def check_batch(config, size, strategy):
+    """Raises `UserError` if the batch does not fit dataset or replicas.
+
+    Args:
+        config: `clsa_tf.config.Config`, resolved.
+        size: number of training images.
+        strategy: `tf.distribute.Strategy`.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if config.batch_size > size:
+        raise UserError(
+            f"Expected a batch no larger than the dataset of {size} images, "
+            f"received --batch_size={config.batch_size}; lower --batch_size."
+        )
+    parts = replicas * config.accumulation_steps
+    if config.batch_size % parts:
+        raise UserError(
+            "Expected --batch_size to be divisible by replicas x "
+            f"--accumulation_steps, received --batch_size={config.batch_size} "
+            f"for {replicas} replica(s) and --accumulation_steps="
+            f"{config.accumulation_steps}; change one of them."
+        )
+    if config.batch_norm == "split" and config.batch_norm_splits % parts:
+        raise UserError(
+            "Expected --batch_norm_splits, parts of the global batch, to be "
+            "divisible by replicas x --accumulation_steps, received "
+            f"--batch_norm_splits={config.batch_norm_splits} for {replicas} "
+            f"replica(s) and --accumulation_steps={config.accumulation_steps}; "
+            "change one of them."
+        )
+    if replicas == 1:
+        return
+    if config.batch_norm == "sync" and config.accumulation_steps > 1:
+        raise UserError(
+            "Expected --batch_norm=local or split with --accumulation_steps on "
+            "several replicas, received sync; change one of the two. Replicas "
+            "cannot share the statistics of a micro-batch."
+        )
+    if config.jit_compile and not is_accelerated(strategy):
+        raise UserError(
+            "Expected one replica, GPUs or TPUs with --jit_compile, received "
+            f"{replicas} CPUs; omit --jit_compile. XLA cannot compile an "
+            "exchange between CPUs."
+        )
