@@ -201,6 +201,7 @@ def test_equals_the_command_in_a_process_with_a_past(
     assert_equal_weights(encoder, clsa_tf.load_encoder(finished[0]))
 
 
+@pytest.mark.slow
 def test_outside_the_main_thread(tmp_path):
     for i, image in enumerate(noise(40)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
@@ -246,6 +247,7 @@ class Counted:
         )
 
 
+@pytest.mark.slow
 def test_trains_on_a_dataset_that_is_read_once(tmp_path, capfd):
     counted = Counted(np.float32(PIXELS) / 255, np.arange(40) % 3)
     settings = SETTINGS | {"total_epochs": 1, "workdir": tmp_path / "run"}

@@ -268,6 +268,7 @@ def test_broken_versions_are_told_of_and_the_good_one_serves(server):
     assert found == {"4": ("END", False), "1": ("AVAILABLE", True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2", "3"])
 def test_models_without_variables_or_with_other_tags(
     exported, broken, tmp_path, version

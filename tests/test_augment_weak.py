@@ -8,6 +8,7 @@ from clsa_tf.augment import primitives, weak
 from clsa_tf.augment.blur import MAX_SIGMA, blur_and_transpose
 from clsa_tf.augment.hue import shift_hue
 from clsa_tf.augment.views import View
+from tests.marks import slow_but
 
 SIZES = [(1, 1), (2, 3), (5, 1), (1, 7), (3, 4), (32, 48)]
 FACTORS = np.float32([0.0, 0.14, 0.2, 0.6, 0.86, 1.0, 1.4, 1.8])
@@ -206,7 +207,9 @@ def test_rotation_equals_pillow(turns):
     np.testing.assert_array_equal(result, np.asarray(expected))
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "settings", slow_but(1, SETTINGS.values()), ids=SETTINGS
+)
 def test_whole_chain_equals_pillow_in_every_way_to_run_it(settings):
     # Quarter turns are for squares.
     width = 40 if "rotation" in settings else 31

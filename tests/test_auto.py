@@ -361,6 +361,7 @@ def test_a_method_is_not_made_of_what_is_not_resolved():
         methods.load("moco").METHOD(config)
 
 
+@pytest.mark.slow
 def test_a_run_prints_and_records_it(photos, tmp_path, capsys):
     arguments = [
         *(x for x in TINY_FLAGS if "queue" not in x),

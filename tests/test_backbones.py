@@ -14,6 +14,7 @@ from clsa_tf.networks.backbones import libraries
 from clsa_tf.networks.encoder import make_encoder
 from export import savedmodel
 from tests import exports, runs, tiny
+from tests.marks import slow_but
 
 # One of each library; the smallest that keras.applications has.
 LIBRARIES = ("keras_applications:MobileNetV2", "keras_cv:ResNet18V2")
@@ -62,7 +63,7 @@ def test_a_function_in_the_registry_is_a_backbone(monkeypatch):
     assert encoder(tf.zeros([2, 8, 8, 3], tf.uint8)).shape == [2, 3]
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", slow_but(1, LIBRARIES[::-1]))
 def test_initial_weights_follow_the_seed(name):
     images = exports.noise(4, 64)
     keras.utils.set_random_seed(1)

@@ -8,6 +8,7 @@ from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
 from clsa_tf.options.fields import Crop
 from tests import cacr, golden, tiny
+from tests.marks import slow_but
 
 VIEWS = {f"view_{i}": x for i, x in enumerate(golden.VIEWS)}
 KEYS = {f"view_{i}": x for i, x in enumerate(golden.KEYS_OF_VIEWS)}
@@ -153,11 +154,14 @@ def test_euclidean_cost_with_local_keys_equals_the_formula():
 
 @pytest.mark.parametrize(
     "changes, keys",
-    [
-        (LOCAL, 2),
-        (dict(local_keys=True, **LOCAL), 3),
-        (dict(local_keys=True, cost="euclidean", **LOCAL), 3),
-    ],
+    slow_but(
+        1,
+        [
+            (LOCAL, 2),
+            (dict(local_keys=True, **LOCAL), 3),
+            (dict(local_keys=True, cost="euclidean", **LOCAL), 3),
+        ],
+    ),
     ids=["light", "full", "euclidean"],
 )
 def test_local_crops_train(changes, keys):
@@ -223,6 +227,7 @@ def test_keys_are_encoded_in_another_order_and_put_back(compiled):
     assert sorted(order.numpy()) == list(range(16))
 
 
+@pytest.mark.slow
 def test_queries_of_the_queue_form_accumulate_without_the_batch():
     """As the whole step does, though each micro-batch is compared alone."""
     found = []

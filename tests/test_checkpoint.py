@@ -13,6 +13,7 @@ from clsa_tf.training.checkpoint import (
     load_trained,
 )
 from tests import tiny
+from tests.marks import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def damage(workdir, number, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["cut short", "bit flipped", "index empty", "data missing"]
+    "how",
+    slow_but(1, ["bit flipped", "cut short", "index empty", "data missing"]),
 )
 def test_falls_back_to_the_checkpoint_before(config, tmp_path, caplog, how):
     trained(config, tmp_path)

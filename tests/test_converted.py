@@ -19,6 +19,7 @@ from clsa_tf.data.pipeline import evaluation_batches, training_batches
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
+from tests.marks import slow_but
 from tests.test_untrusted import png_of_zeros
 
 FORMATS = ("WEBP", "TIFF", "HEIF", "AVIF")
@@ -104,7 +105,7 @@ def test_what_tensorflow_decodes_comes_as_it_is(tmp_path):
         assert converted.read(str(path), headers.DEFAULT) == (content, 0)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", slow_but(1, FORMATS))
 def test_limits_and_damage(kind, tmp_path):
     # (TIFF files are larger than those that are made of them.)
     path, whole = tmp_path / "x", contents(photo(), kind)
@@ -130,7 +131,7 @@ def test_the_limit_of_bytes_is_for_the_file_and_not_its_pixels(tmp_path):
     assert read(tmp_path / "x", big, image_bytes=limit)[0] == headers.BYTES
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", slow_but(1, FORMATS))
 def test_no_kind_depends_on_what_else_was_read(kind, tmp_path):
     """In a process that has met no other kind yet."""
     (tmp_path / "x").write_bytes(contents(photo(), kind))

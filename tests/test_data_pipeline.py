@@ -17,6 +17,7 @@ from clsa_tf.data.pipeline import evaluation_batches, training_batches
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
+from tests.marks import slow_but
 
 WEAK = View("query", 8, 0.2, 1.0)
 KEY = View("key", 8, 0.2, 1.0, shuffle=True)
@@ -122,6 +123,7 @@ def one_sentence(error):
 # Parts of a batch
 
 
+@pytest.mark.slow
 def test_parts_of_workers_make_up_the_batch(tmp_path):
     source = photo_folder(tmp_path, good=12)
     options = dict(batch_size=8, views=VIEWS, start=1)
@@ -139,6 +141,7 @@ def test_parts_of_workers_make_up_the_batch(tmp_path):
             np.testing.assert_array_equal(joined[name], batch[name])
 
 
+@pytest.mark.slow
 def test_replicas_get_the_batch_in_parts(tmp_path):
     source = photo_folder(tmp_path, good=12)
     options = dict(batch_size=8, views=VIEWS)
@@ -150,6 +153,7 @@ def test_replicas_get_the_batch_in_parts(tmp_path):
             np.testing.assert_array_equal(np.concatenate(joined), batch[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("completed", [True, False])
 @pytest.mark.parametrize("replicas, count", [(1, 1), (2, 1), (2, 2)])
 def test_shapes_are_static_and_the_data_endless(
@@ -248,12 +252,13 @@ def test_static_shapes(source):
     assert shapes["key_order"] == (5,)
 
 
-@pytest.mark.parametrize("start", [1, 5])  # 12 images, 5 per step
+@pytest.mark.parametrize("start", slow_but(1, [5, 1]))  # 12 images, 5 a step
 def test_tail_after_a_restart_is_the_same(source, whole, start):
     tail = batches(source, 8 - start, start=start)
     assert_same(tail, whole[start:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel_calls", [1, 7])
 def test_parallel_equals_serial(source, whole, parallel_calls):
     again = batches(source, 8, parallel_calls=parallel_calls)
@@ -287,7 +292,7 @@ def test_a_view_does_not_depend_on_the_views_after_it(whole, strong):
         np.testing.assert_array_equal(a["key"], b["key"])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 12])
+@pytest.mark.parametrize("batch_size", slow_but(1, [4, 1, 2, 12]))
 def test_a_row_depends_on_its_counter_alone(source, batch_size):
     """Not on how many examples one call makes."""
     count = -(-15 // batch_size)
@@ -300,6 +305,7 @@ def test_a_row_depends_on_its_counter_alone(source, batch_size):
     )
 
 
+@pytest.mark.slow
 def test_shuffled_rows_unpermute(source):
     views = [
         View(name, 8, 0.2, 1.0, shuffle=shuffle)
@@ -323,6 +329,7 @@ def test_shuffled_rows_unpermute(source):
     assert_same(batches(source, 1, start=3, views=views), steps[3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_records_too_restart_anywhere(tmp_path, limit):
     with tf.io.TFRecordWriter(str(tmp_path / "r-0")) as first:
@@ -506,6 +513,7 @@ def test_names_are_kept_from_start_to_start(tmp_path, capsys):
     assert "No space left" in one_sentence(unreadable.error())
 
 
+@pytest.mark.slow
 def test_device_and_host_make_the_same_views(source, strong):
     raw = batches(source, len(strong), views=VIEWS, completed=False)
     for host, crops in zip(strong, raw):
@@ -515,6 +523,7 @@ def test_device_and_host_make_the_same_views(source, strong):
             np.testing.assert_array_equal(device[name], images)
 
 
+@pytest.mark.slow
 def test_what_was_drawn_comes_with_the_views(source, strong):
     kept = batches(source, len(strong), views=VIEWS, keep_params=True)
     for batch, expected in zip(kept, strong):
@@ -528,6 +537,7 @@ def test_what_was_drawn_comes_with_the_views(source, strong):
         assert params["strong_0"]["strong"]["op"].shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_strange_files_make_views_or_are_counted(tmp_path):
     strange = {
         "tall.jpg": contents(picture(size=(1, 3000)), "JPEG"),
@@ -582,6 +592,7 @@ def test_evaluation_in_order_with_labels(tmp_path):
     assert unreadable.count == 1 and unreadable.error() is None
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_part(tmp_path):
     for n in range(40):  # the first ones are all of one class
         (tmp_path / "ab"[n // 20]).mkdir(exist_ok=True)
@@ -627,6 +638,7 @@ def test_evaluation_with_too_many_bad_images(tmp_path):
 # Checks
 
 
+@pytest.mark.slow
 def test_batch_larger_than_the_dataset(source):
     with pytest.raises(UserError) as error:
         batches(source, 1, batch_size=13)
@@ -635,6 +647,7 @@ def test_batch_larger_than_the_dataset(source):
     assert batches(source, 1, batch_size=12, views=(WEAK,))
 
 
+@pytest.mark.slow
 def test_crops_larger_than_the_images(tmp_path):
     for n in range(9):  # the longer side decides: five are smaller than 32
         size = (30, 20) if n < 5 else (20, 32)
@@ -652,6 +665,7 @@ def test_crops_larger_than_the_images(tmp_path):
     check_sizes(source, views, allow_upscaling=False)
 
 
+@pytest.mark.slow
 def test_no_image_can_be_decoded(tmp_path):
     source = photo_folder(tmp_path, good=0, bad=UNREADABLE)
     with pytest.raises(UserError) as error:

@@ -62,6 +62,7 @@ def test_batches_are_the_same(addresses, source, whole):
     assert_same(batches(source, 7, views=VIEWS, services=services), whole)
 
 
+@pytest.mark.slow
 def test_a_later_start_too(addresses, source, whole):
     tail = batches(source, 4, start=3, services=Services(addresses[:1]))
     assert len(tail) == 4
@@ -88,6 +89,7 @@ def record(image, label):
     return tf.train.Example(features=features).SerializeToString()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_bytes, count", [(0, 1), (10**9, 2)])
 def test_parts_of_unfinished_batches_of_records(
     tmp_path, addresses, memory_bytes, count
@@ -103,6 +105,7 @@ def test_parts_of_unfinished_batches_of_records(
     assert_same(steps, expected)
 
 
+@pytest.mark.slow
 def test_services_read_files_of_their_own_of_a_stream(tmp_path, addresses):
     source = open_source(record_files(tmp_path, 8), window=4, memory_bytes=0)
     options = dict(batch_size=4)
@@ -121,6 +124,7 @@ def test_services_read_files_of_their_own_of_a_stream(tmp_path, addresses):
         assert_same(tail, steps[start : start + 2])
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     source = photo_folder(tmp_path, bad=("text.jpg", "truncated.png"))
     results = []
@@ -177,6 +181,7 @@ def numbers(k, n):
     return tf.data.Dataset.counter(k, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGSTOP])
 def test_a_service_that_is_gone_is_noticed(number, addresses, monkeypatch):
     monkeypatch.setattr(service_client, "SILENT_SECONDS", 1.0)
@@ -198,6 +203,7 @@ def test_a_service_that_is_gone_is_noticed(number, addresses, monkeypatch):
         assert addresses[0] not in services.lost()
 
 
+@pytest.mark.slow
 def test_a_service_started_anew_does_not_go_on():
     """It ends within a job, with status 0; its successor knows no job."""
     with Service() as first:
@@ -245,6 +251,7 @@ def fails(command):
     return result.stderr
 
 
+@pytest.mark.slow
 def test_it_does_not_listen_unless_told(addresses):
     assert "Expected --expose" in fails([*COMMAND, "--port=0"])
     # TensorFlow itself would share the port.

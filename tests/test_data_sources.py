@@ -152,6 +152,7 @@ def read_part(
     return [int(i) for i, _ in rows], [name.decode() for _, name in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_workers_make_parts_of_the_same_batches(source, count):
     """The same examples with random access; with files, others."""
@@ -206,6 +207,7 @@ def test_no_batch_holds_an_image_twice(source, count):
         assert tail == part[(each + 1) * share :][: each * share]
 
 
+@pytest.mark.slow
 def test_workers_read_files_of_their_own(records):
     source = open_source(records, memory_bytes=0, window=7)
     epoch = source.size // 2 // 4  # batches of 8 in half the records
@@ -225,6 +227,7 @@ def test_workers_read_files_of_their_own(records):
     assert len(set.union(*seen)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 8])  # five files
 def test_a_restarted_worker_reads_the_same_tail(source, count):
     for index in (0, count - 1):

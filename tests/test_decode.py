@@ -214,6 +214,7 @@ def test_bytes_after_the_end_do_no_harm(tmp_path):
 # Reductions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "box, size, reduction",
     [
@@ -305,6 +306,7 @@ def test_reduced_crops_are_close_to_those_of_the_whole_image(tmp_path):
 # Damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 40])  # reduced by 8 and not at all
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 @pytest.mark.parametrize("share", [0.5, 0.97])
@@ -335,6 +337,7 @@ def test_no_image_at_all(encoded):
             in_graph(function, encoded)
 
 
+@pytest.mark.slow
 def test_damage_beside_good_files_never_ends_a_dataset(tmp_path):
     """Whichever of several calls at once ends first."""
     good = save(tmp_path / "a.jpg", picture())
@@ -352,6 +355,7 @@ def test_damage_beside_good_files_never_ends_a_dataset(tmp_path):
         assert sum(worked) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_below", [0, 1000])
 def test_damage_does_not_end_a_guarded_dataset(tmp_path, whole_below):
     jpeg = save(tmp_path / "a.jpg", picture())

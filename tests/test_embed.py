@@ -235,6 +235,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 # ---- Kills, signals, and going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ends",
     [
@@ -272,6 +273,7 @@ def test_goes_on_whatever_ended_it(ends, exported, folder, straight, tmp_path):
     assert not os.path.exists(f"{output}.parts")
 
 
+@pytest.mark.slow
 def test_too_many_bad_images_and_other_settings(
     exported, folder, straight, tmp_path
 ):
@@ -347,6 +349,7 @@ def test_parts_of_something_else_are_rejected(word, tmp_path):
 # ---- Servers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "protocol", ["grpc", pytest.param("http", marks=pytest.mark.slow)]
 )

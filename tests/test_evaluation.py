@@ -254,6 +254,7 @@ def test_report_of_an_unlabelled_folder(
     assert f"20 images of folder:{flat}"[:30] in title
 
 
+@pytest.mark.slow
 def test_neighbours_are_named_and_marked(
     exported, photos, tmp_path, monkeypatch
 ):

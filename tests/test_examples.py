@@ -16,6 +16,7 @@ from clsa_tf.data.shapes import dataset
 from clsa_tf.networks import functional
 from clsa_tf.networks.heads import Head
 from tests import runs
+from tests.marks import slow_but
 from tests.photos import write_folder
 
 
@@ -44,6 +45,7 @@ class FewShapes(dataset.Shapes, skip_registration=True):
     EXAMPLES = {"train": 120, "test": 10}
 
 
+@pytest.mark.slow
 def test_pretrain(photos, here, tmp_path):
     runs.leave_out_pictures(tmp_path / "run")
     shutil.copytree(photos, tmp_path / "photos")
@@ -74,6 +76,7 @@ def test_pretrain_explains_what_it_cannot_use(here, tmp_path):
     assert error.startswith("error: Expected ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_pretrain_on_images_of_other_kinds(here, tmp_path, monkeypatch):
     """It trains on them; it cannot look for similar ones, and says so."""
     monkeypatch.setitem(here, "HOME", str(tmp_path))
@@ -89,6 +92,7 @@ def test_pretrain_on_images_of_other_kinds(here, tmp_path, monkeypatch):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_own_loop(here, tmp_path):
     dataset.prepare(str(tmp_path), builder_class=FewShapes)
     arguments = [f"--data_dir={tmp_path}", "--steps=30", "--batch_size=32"]
@@ -98,6 +102,7 @@ def test_own_loop(here, tmp_path):
     assert max(contrasts) < math.log(32) - 0.2  # what chance would give
 
 
+@pytest.mark.slow
 def test_finetune(exported, photos, here, tmp_path):
     output = tmp_path / "classifier.keras"
     printed = call(
@@ -124,6 +129,7 @@ def test_finetune(exported, photos, here, tmp_path):
     assert classes.tolist() == [0, 1]  # bright, dark
 
 
+@pytest.mark.slow
 def test_detector(photos, here, tmp_path):
     encoder = functional.functional(
         backbone="resnet18",
@@ -161,7 +167,7 @@ def test_an_encoder_that_is_not_there(photos, here, tmp_path):
     assert not (tmp_path / "classifier.keras").exists()
 
 
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("there", slow_but(1, [False, True]))
 def test_a_folder_without_images(there, exported, here, tmp_path):
     folder = tmp_path / "images"
     if there:

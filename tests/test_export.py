@@ -11,6 +11,7 @@ from clsa_tf.errors import UserError
 from export import savedmodel
 from export.model import card, served
 from tests import exports, runs
+from tests.marks import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,7 @@ def test_requests_without_or_with_too_many_files(signatures, count):
     assert "1 to 256 images" in text and f"received {count};" in text
 
 
+@pytest.mark.slow
 def test_versions_count_up_and_are_never_overwritten(exported, tmp_path):
     (tmp_path / "4").mkdir()
     path = savedmodel.export(
@@ -204,6 +206,7 @@ def test_a_version_that_another_export_made_meanwhile(exported, tmp_path):
     assert (target / "saved_model.pb").read_text() == "1"
 
 
+@pytest.mark.slow
 def test_a_model_that_computes_something_else_is_not_published(
     exported, tmp_path, monkeypatch
 ):
@@ -272,13 +275,16 @@ def test_a_directory_without_a_run_is_explained(tmp_path):
 
 @pytest.mark.parametrize(
     "flag, words",
-    [
-        ("--outputs=logits", "embedding, projection"),
-        ("--output=gs://bucket/model", "gs://bucket/model"),
-        ("--precision=auto", "float32, mixed_bfloat16, mixed_float16"),
-        ("--warmup_batch_sizes=1,x", "'1,x' for --warmup_batch_sizes"),
-        ("--warmup_batch_sizes=1,257", "from 1 to 256"),
-    ],
+    slow_but(
+        1,
+        [
+            ("--outputs=logits", "embedding, projection"),
+            ("--output=gs://bucket/model", "gs://bucket/model"),
+            ("--precision=auto", "float32, mixed_bfloat16, mixed_float16"),
+            ("--warmup_batch_sizes=1,x", "'1,x' for --warmup_batch_sizes"),
+            ("--warmup_batch_sizes=1,257", "from 1 to 256"),
+        ],
+    ),
 )
 def test_wrong_flags_end_in_one_sentence(exported, tmp_path, flag, words):
     command = runs.command(

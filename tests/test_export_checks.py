@@ -32,6 +32,7 @@ def copy(exported, tmp_path):
     return tmp_path / "1"
 
 
+@pytest.mark.slow
 def test_the_other_process_computes_on_the_cpu(exported, expected, monkeypatch):
     met, call = [], subprocess.run
 
@@ -81,6 +82,7 @@ def test_loaders_notice_other_numbers(exported, expected, check):
     assert "VerificationError" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", LOADERS)
 def test_loaders_notice_other_shapes(exported, expected, check):
     outputs = expected[-1].outputs
@@ -101,6 +103,7 @@ def test_numbers_that_are_none_are_noticed(exported, expected):
         savedmodel_checks.check_clean_process(exported.path, wrong)
 
 
+@pytest.mark.slow
 def test_missing_outputs_are_noticed(exported, expected):
     wrong = with_outputs(expected, embedding=expected[-1].outputs["embedding"])
     with pytest.raises(UserError, match="images_uint8.*projection"):

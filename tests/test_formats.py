@@ -92,6 +92,7 @@ def expected(exported, images):
     }
 
 
+@pytest.mark.slow
 def test_files_and_what_is_said_of_them(written):
     output, printed = written
     assert {path.name for path in output.iterdir()} == FILES | {"formats.json"}
@@ -118,6 +119,7 @@ def test_files_and_what_is_said_of_them(written):
     assert size["encoder_float16.tflite"] < size["encoder.weights.h5"]
 
 
+@pytest.mark.slow
 def test_fingerprint_is_that_of_the_export(exported, written):
     with open(f"{exported.path}/model_card.json") as file:
         card = json.load(file)
@@ -125,6 +127,7 @@ def test_fingerprint_is_that_of_the_export(exported, written):
     assert {x["fingerprint"] for x in summary.values()} == {card["fingerprint"]}
 
 
+@pytest.mark.slow
 def test_plain_keras_loads_them(exported, written, tmp_path):
     images = np.tile(PIXELS, [1, 1, 2, 1])  # another shape than at the export
     np.save(tmp_path / "in.npy", np.float32(images))
@@ -143,6 +146,7 @@ def tflite(path):
     return interpreter, interpreter.get_signature_runner()
 
 
+@pytest.mark.slow
 def test_float16(exported, written):
     interpreter, embed = tflite(written[0] / "encoder_float16.tflite")
     (given,) = interpreter.get_input_details()
@@ -153,6 +157,7 @@ def test_float16(exported, written):
         assert_close(found, expected(exported, image), formats.HALF)
 
 
+@pytest.mark.slow
 def test_float16_takes_more_at_once_where_asked(exported, written):
     path = str(written[0] / "encoder_float16.tflite")
     interpreter = tf.lite.Interpreter(path)
@@ -171,6 +176,7 @@ def test_float16_takes_more_at_once_where_asked(exported, written):
     assert np.abs(embedding - wanted).max() < formats.HALF * scale
 
 
+@pytest.mark.slow
 def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
     interpreter, embed = tflite(written[0] / "encoder_int8.tflite")
     (given,) = interpreter.get_input_details()
@@ -196,6 +202,7 @@ def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
             )
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_runs_evaluation(exported, run, written):
     config = config_lib.load(str(run))
     unreadable = UnreadableImages(max_bad_share=0.0)
@@ -214,6 +221,7 @@ def test_accuracy_is_that_of_the_runs_evaluation(exported, run, written):
     assert found["knn_images"] == questions > 10
 
 
+@pytest.mark.slow
 def test_without_onnx_it_says_so_and_goes_on(
     run, tmp_path, monkeypatch, capsys
 ):
@@ -230,6 +238,7 @@ def test_without_onnx_it_says_so_and_goes_on(
     assert list(other.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_onnx(exported, written):
     session = onnxruntime.InferenceSession(
         str(written[0] / "encoder.onnx"), providers=["CPUExecutionProvider"]
@@ -242,6 +251,7 @@ def test_onnx(exported, written):
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_published(run, tmp_path, monkeypatch):
     (tmp_path / "encoder.keras").write_text("the one before")
     impossible = formats.FORMATS["keras"]._replace(bound=-1.0)
@@ -252,6 +262,7 @@ def test_a_file_that_differs_is_not_published(run, tmp_path, monkeypatch):
     assert (tmp_path / "encoder.keras").read_text() == "the one before"
 
 
+@pytest.mark.slow
 def test_a_loss_of_accuracy_is_not_published(run, tmp_path, monkeypatch):
     weights = formats.FORMATS["weights"]._replace(lossy=True)
     monkeypatch.setitem(formats.FORMATS, "weights", weights)
@@ -266,6 +277,7 @@ def test_a_loss_of_accuracy_is_not_published(run, tmp_path, monkeypatch):
     assert list((tmp_path / "b").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_data_is_asked_for_only_where_it_is_needed(
     exported, photos, tmp_path, capsys
 ):

@@ -16,10 +16,14 @@ from clsa_tf.errors import UserError
 from clsa_tf.plots import sheet
 from clsa_tf.plots import views as views_plot
 from tests import tiny
+from tests.marks import slow_but
 from tests.photos import TINY_FLAGS, write_folder
 from tests.test_end_to_end import call, command
 
 IMAGES = 6
+
+
+OTHERS = [name for name in methods.names() if name != "clsa"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,7 @@ def assert_same_picture(actual, expected, words):
     assert wrong.mean() < 0.02, words
 
 
+@pytest.mark.slow
 def test_captions_name_what_made_the_view_of_their_row(photos):
     # Without those parts of the weak chain that captions leave out.
     bare = dict(jitter_probability=0, gray=0, blur=0, flip=0)
@@ -156,6 +161,7 @@ def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
     assert sorted(seen) == levels
 
 
+@pytest.mark.slow
 def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
     for level in range(0, 250, 10):  # a width and a grey level of its own
         image = Image.new("RGB", (60 + level, 40), (level,) * 3)
@@ -186,7 +192,7 @@ def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
     assert len(set(shown)) == 18 and 0 not in shown
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", slow_but(1, ["clsa", *OTHERS]))
 def test_every_method_has_a_picture(method, photos, tmp_path):
     path = tmp_path / "views.png"
     config = config_of(photos, method=method)
@@ -223,6 +229,7 @@ def test_text_stays_clear_of_pictures_and_of_the_next_column(tmp_path):
     assert not is_text[:, left:][:, beside[left:]].any()
 
 
+@pytest.mark.slow
 def test_command_draws_and_prints_the_path(photos, tmp_path):
     path, workdir = tmp_path / "views.png", tmp_path / "run"
     result = call(
@@ -244,15 +251,25 @@ def test_command_draws_and_prints_the_path(photos, tmp_path):
 
 @pytest.mark.parametrize(
     "flags, words",
-    [
-        (["--output={tmp}/no/views.png"], ["--output", "No such", "no/views"]),
-        (["--output={tmp}/views.png", "--images=0"], ["images", "1, 64"]),
-        (["--output={tmp}/views.png"], ["--dataset"]),
-        (
-            ["--output={tmp}/v.png", "--dataset=shapes", "--data_dir={tmp}"],
-            ["224 px", "shapes"],
-        ),
-    ],
+    slow_but(
+        1,
+        [
+            (
+                ["--output={tmp}/no/views.png"],
+                ["--output", "No such", "no/views"],
+            ),
+            (["--output={tmp}/views.png", "--images=0"], ["images", "1, 64"]),
+            (["--output={tmp}/views.png"], ["--dataset"]),
+            (
+                [
+                    "--output={tmp}/v.png",
+                    "--dataset=shapes",
+                    "--data_dir={tmp}",
+                ],
+                ["224 px", "shapes"],
+            ),
+        ],
+    ),
 )
 def test_wrong_flags_end_in_one_sentence(flags, words, tmp_path):
     flags = [flag.format(tmp=tmp_path) for flag in flags]
