@@ -46,15 +46,18 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 		--output=$(WORKDIR)/savedmodel
 	$(BIN)/python -m clsa_tf.report --workdir=$(WORKDIR)
 
-test: setup  ## the default tests, 32 to 74 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --durations=30
+# A file's tests stay in one process, which makes what they share once.
+PYTEST := -m pytest -n 2 --dist loadfile --durations=10
+
+test: setup  ## the tests to run before a commit: 10 minutes on 2 cores
+	$(BIN)/python $(PYTEST)
 
 test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
 		.venv-tf221/bin/python -m pytest -n 2 $(TF221_TESTS)
 
-test-slow: setup  ## the tests that take minutes each
-	$(BIN)/python -m pytest -m slow
+test-slow: setup  ## all other tests: 30 minutes on 2 cores
+	$(BIN)/python $(PYTEST) -m slow
 
 lint: setup  ## style
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from clsa_tf.training import initial_weights
 from clsa_tf.training.checkpoint import Checkpoints
 from export import formats
 from tests import tiny
+from tests.marks import slow_but
 
 
 def make(method="clsa", **changes):
@@ -121,7 +122,7 @@ def test_another_method_takes_the_encoder(source):
     )
 
 
-@pytest.mark.parametrize("place", ["version", "versions", "keras"])
+@pytest.mark.parametrize("place", slow_but(1, ["versions", "version", "keras"]))
 def test_exports(exported, tmp_path, place):
     path = {"version": exported.path, "versions": exported.base}.get(place)
     if not path:
@@ -173,7 +174,8 @@ def test_a_run_does_not_start_from_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["nothing", "text", "keras", "cut", "nan", "no checkpoint"]
+    "damage",
+    slow_but(2, ["keras", "cut", "nothing", "text", "nan", "no checkpoint"]),
 )
 def test_damaged_and_hostile_places(source, tmp_path, damage):
     path = tmp_path / "place"

@@ -18,6 +18,7 @@ from clsa_tf.data.open import open_train_source
 from clsa_tf.errors import UserError
 from clsa_tf.training import checks
 from tests import runs, tiny, toy
+from tests.marks import slow_but
 from tests.photos import write_folder
 from tests.test_data_service import record
 from tests.test_distribution import assert_same_state, state, train_all
@@ -102,7 +103,7 @@ def test_resumed_in_the_middle_of_an_epoch(straight, folder, tmp_path):
     assert runs.lines(workdir) == runs.lines(straight[0])
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", slow_but(1, [True, False]))
 def test_accumulated(whole, straight, folder, tmp_path):
     """Outputs, loss variables and gradients of micro-batches."""
     method = train.run(

@@ -72,6 +72,7 @@ def test_without_shuffling_the_network_cheats():
     assert loss < HONEST_LOSS - 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, shuffled", [("split", True), ("sync", True), ("sync", False)]
 )
