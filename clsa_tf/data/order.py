@@ -53,3 +53,10 @@ class Worker:
 
 
 ALONE = Worker()
+
+
+def prefetch_in_order(batches, *, prefetch):
+    """Keeps `prefetch` batches ready, and keeps their order."""
+    options = tf.data.Options()
+    options.deterministic = True
+    return batches.prefetch(prefetch).with_options(options)

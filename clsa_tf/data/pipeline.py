@@ -1,4 +1,4 @@
-"""Batches of views for training, and of centre crops for evaluation.
+"""Batches of views for training.
 
 A training batch is a pure function of (seed, step): the batch of step `s`
 holds the examples with counters `s * G` to `s * G + G - 1`, whatever the
@@ -12,23 +12,13 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from clsa_tf.augment import crop
 from clsa_tf.augment.chain import compiled_draw, make_views
-from clsa_tf.augment.views import (
-    View,
-    params_key,
-    shuffled_copy,
-    split_packed,
-)
+from clsa_tf.augment.views import View, params_key, split_packed
 from clsa_tf.data import headers
+from clsa_tf.data.batch_rows import arrange, next_valid
 from clsa_tf.data.checks import check_readable_elsewhere
-from clsa_tf.data.decode import (
-    REDUCIBLE,
-    try_decode,
-    try_decode_boxes,
-    try_open,
-)
-from clsa_tf.data.order import ALONE, ROWS, VIEWS, Worker, key
+from clsa_tf.data.decode import REDUCIBLE, try_decode_boxes, try_open
+from clsa_tf.data.order import ALONE, VIEWS, Worker, key, prefetch_in_order
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
@@ -200,8 +190,8 @@ def training_batches(
         with tf.control_dependencies(
             [_report(batch, step - start_step + 1, source, unreadable)]
         ):
-            donors = _next_valid(batch["valid"])  # [G]
-        result = _arrange(
+            donors = next_valid(batch["valid"])  # [G]
+        result = arrange(
             batch, donors, views, seed, step, worker, copies=replicas > 1
         )
         return tf.nest.map_structure(_in_parts(replicas), result)
@@ -229,135 +219,9 @@ def training_batches(
     )
     # Last of all: behind anything else TensorFlow adds a buffer of its own,
     # which grows and grows if batches are taken in bursts.
-    return _finished(batches.apply(endless), prefetch=prefetch * replicas)
-
-
-def evaluation_batches(
-    source: Source,
-    *,
-    image_size: int,
-    crop_ratio: float,
-    batch_size: int,
-    unreadable: UnreadableImages,
-    limit: Optional[int] = None,
-    names: bool = False,
-) -> tf.data.Dataset:
-    """Returns one pass over a source, always in the same order.
-
-    Unreadable images are left out, and reported to `unreadable`.
-
-    Args:
-        source: where the images come from.
-        image_size: S, side of the centre crops, in pixels.
-        crop_ratio: share of the short side that the crop keeps, in (0, 1].
-        batch_size: B; the last batch may be smaller.
-        unreadable: see `training_batches`.
-        limit: take so many at most, drawn at random but always the same.
-        names: whether to say what the images are called.
-
-    Returns:
-        Dataset of (u8[B, S, S, 3], label i64[B]), labels -1 if there are none;
-        with `names` also string[B], see `Source.examples`.
-    """
-
-    part = limit is not None and limit < source.size
-    # The first ones may be of one class.
-    examples = source.examples(start=0, seed=0, shuffle=part, repeat=False)
-    if part:
-        examples = examples.take(limit)
-    crops = _crops(examples, source, image_size, crop_ratio).filter(
-        _readable(source, unreadable)
+    return prefetch_in_order(
+        batches.apply(endless), prefetch=prefetch * replicas
     )
-    fields = ("image", "label", "name")[: 3 if names else 2]
-    batches = crops.map(lambda e: tuple(e[field] for field in fields))
-    return _finished(batches.batch(batch_size), prefetch=2)
-
-
-def indexed_batches(
-    source: Source,
-    *,
-    image_size: int,
-    crop_ratio: float,
-    batch_size: int,
-    unreadable: UnreadableImages,
-    worker: Worker = ALONE,
-) -> tf.data.Dataset:
-    """Returns one pass over a source with random access, with indices.
-
-    Args:
-        source: where the images come from.
-        image_size: S, side of the centre crops, in pixels.
-        crop_ratio: share of the short side that the crop keeps, in (0, 1].
-        batch_size: B, of the global batch.
-        unreadable: collects the names of unreadable images.
-        worker: which part of each global batch is made here.
-
-    Returns:
-        Dataset of (u8[b, S, S, 3], index i32[b]), `b` rows of each global
-        batch. The index is -1 for unreadable images, and for rows that fill up
-        the last batch.
-    """
-    count = -(-source.size // batch_size) * batch_size
-    rows = worker.rows(batch_size)
-    numbers = tf.data.Dataset.range(count).batch(
-        batch_size, drop_remainder=True
-    )
-    examples = (
-        numbers.map(lambda batch: batch[rows])
-        .unbatch()
-        .map(lambda i: (i, i % source.size))
-        .map(
-            source.example,
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-    )
-    readable = _readable(source, unreadable)
-
-    def row(example):
-        use = (example["counter"] < source.size) & readable(example)
-        index = tf.where(use, tf.cast(example["counter"], tf.int32), -1)
-        return example["image"], index
-
-    crops = _crops(examples, source, image_size, crop_ratio).map(row)
-    share = batch_size // worker.count
-    return _finished(crops.batch(share, drop_remainder=True), prefetch=2)
-
-
-def _crops(examples, source, image_size, crop_ratio):
-    """Examples with the centre crop as `image`, and the code of its fate."""
-
-    def make_crop(example):
-        code, image = try_decode(
-            example["bytes"], source.rules, code=example["code"]
-        )
-        cropped = crop.central(image, size=image_size, crop_ratio=crop_ratio)
-        cropped = tf.ensure_shape(cropped, [image_size, image_size, 3])
-        return example | {"image": cropped, "code": code}
-
-    return examples.map(
-        make_crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
-
-
-def _readable(source, unreadable):
-    """Returns the function that reports an example if it is unreadable."""
-
-    def readable(example):
-        def report():
-            noted = unreadable.report_op(
-                example["name"][None],
-                example["code"][None],
-                source=source,
-                seen=example["counter"] + 1,
-                lost=tf.constant(False),
-            )
-            with tf.control_dependencies([noted]):
-                return tf.constant(False)
-
-        return tf.cond(example["code"] == headers.OK, lambda: True, report)
-
-    return readable
 
 
 def _views_of_items(source, views, seed, count, completed, keep_params):
@@ -455,81 +319,11 @@ def _draw(views, seed):
     return draw
 
 
-def _next_valid(valid):
-    """For each row, the row that shows instead: itself if it is valid."""
-    size = tf.size(valid)
-    rows = tf.cast(tf.where(valid)[:, 0], tf.int32)  # [number of valid]
-    following = tf.searchsorted(rows, tf.range(size))  # [G]
-    return tf.gather(rows, following % tf.size(rows))  # [G]
-
-
-def _arrange(batch, donors, views, seed, step, worker, *, copies):
-    """Replaces invalid rows, permutes those of shuffled views.
-
-    Args:
-        batch: what was made of the examples.
-        donors: i32[G], the row that each row shows.
-        views: of the batch.
-        seed: of the order of shuffled views.
-        step: of the batch.
-        worker: `Worker`.
-        copies: whether views in both orders get a permuted copy.
-    """
-    size = donors.shape[0]
-    result = _replaced(batch, ("index", "label"), donors)
-    for i, view in enumerate(views):
-        names = view.name, params_key(view)
-        if not view.shuffle:
-            result |= _replaced(batch, names, donors)
-            continue
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(size * worker.count), key(seed, ROWS, step, i), "philox"
-        )[worker.rows(size * worker.count)]  # [G]
-        result[f"{view.name}_order"] = order
-        alone = worker.count == 1
-        if view.both_orders or not alone:
-            result |= _replaced(batch, names, donors)
-        if alone and (copies or not view.both_orders):
-            place = shuffled_copy(view) if view.both_orders else view
-            places = place.name, params_key(place)
-            result |= {
-                new: tf.gather(batch[old], tf.gather(donors, order))
-                for new, old in zip(places, names)
-                if old in batch
-            }
-    return tf.nest.map_structure(_with_rows(size), result)
-
-
-def _rows_of(batch, names):
-    return {name: batch[name] for name in names if name in batch}
-
-
-def _replaced(batch, names, donors):
-    """Tensors of a batch in which valid rows stand in for invalid ones."""
-    rows = _rows_of(batch, names)
-    if not rows:
-        return {}
-    return tf.cond(
-        tf.reduce_all(batch["valid"]),
-        lambda: rows,
-        lambda: _gather(rows, donors),
-    )
-
-
 def _in_parts(count):
     """Returns the function from [n, ...] to parts [count, n/count, ...]."""
     if count == 1:
         return lambda x: x
     return lambda x: tf.reshape(x, [count, x.shape[0] // count, *x.shape[1:]])
-
-
-def _with_rows(count):
-    """Returns the function that lets a tensor know its number of rows."""
-    return lambda x: tf.ensure_shape(x, [count, *x.shape[1:]])
-
-
-def _gather(rows, index):
-    return tf.nest.map_structure(lambda x: tf.gather(x, index), rows)
 
 
 def _report(batch, batches_seen, source, unreadable):
@@ -545,9 +339,3 @@ def _report(batch, batches_seen, source, unreadable):
         )
 
     return tf.cond(tf.reduce_all(valid), tf.no_op, report)
-
-
-def _finished(batches, *, prefetch):
-    options = tf.data.Options()
-    options.deterministic = True
-    return batches.prefetch(prefetch).with_options(options)
