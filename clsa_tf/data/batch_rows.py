@@ -7,7 +7,7 @@ from clsa_tf.data.order import ROWS, key
 
 
 def next_valid(valid):
-    """For each row, the row that shows instead: itself if it is valid."""
+    """Returns for each row the next valid row, cyclically; itself if valid."""
     size = tf.size(valid)
     rows = tf.cast(tf.where(valid)[:, 0], tf.int32)  # [number of valid]
     following = tf.searchsorted(rows, tf.range(size))  # [G]
@@ -15,16 +15,19 @@ def next_valid(valid):
 
 
 def arrange(batch, donors, views, seed, step, worker, *, copies):
-    """Replaces invalid rows, permutes those of shuffled views.
+    """Replaces invalid rows, and permutes the rows of shuffled views.
 
     Args:
-        batch: what was made of the examples.
-        donors: i32[G], the row that each row shows.
-        views: of the batch.
-        seed: of the order of shuffled views.
-        step: of the batch.
+        batch: dict of tensors [G, ...], with `"valid"`.
+        donors: i32[G], the row that replaces each row; itself if valid.
+        views: the views of the batch.
+        seed: seed of the permutations.
+        step: step of the batch.
         worker: `Worker`.
-        copies: whether views in both orders get a permuted copy.
+        copies: whether views with `both_orders` get a permuted copy.
+
+    Returns:
+        The batch as `training_batches` returns it.
     """
     size = donors.shape[0]
     result = _replaced(batch, ("index", "label"), donors)
@@ -56,7 +59,7 @@ def _rows_of(batch, names):
 
 
 def _replaced(batch, names, donors):
-    """Tensors of a batch in which valid rows stand in for invalid ones."""
+    """Returns some tensors of a batch, with invalid rows replaced."""
     rows = _rows_of(batch, names)
     if not rows:
         return {}
@@ -68,7 +71,7 @@ def _replaced(batch, names, donors):
 
 
 def _with_rows(count):
-    """Returns the function that lets a tensor know its number of rows."""
+    """Returns a function that sets the static number of rows of a tensor."""
     return lambda x: tf.ensure_shape(x, [count, *x.shape[1:]])
 
 

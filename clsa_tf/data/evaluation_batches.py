@@ -1,7 +1,4 @@
-"""Batches of centre crops, for evaluation.
-
-They come in an order that is always the same.
-"""
+"""Batches of centre crops for evaluation, always in the same order."""
 
 from typing import Optional
 
@@ -27,7 +24,7 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Returns one pass over a source, always in the same order.
 
-    Unreadable images are left out, and reported to `unreadable`.
+    Unreadable images are left out and reported to `unreadable`.
 
     Args:
         source: where the images come from.
@@ -35,16 +32,18 @@ def evaluation_batches(
         crop_ratio: share of the short side that the crop keeps, in (0, 1].
         batch_size: B; the last batch may be smaller.
         unreadable: see `pipeline.training_batches`.
-        limit: take so many at most, drawn at random but always the same.
-        names: whether to say what the images are called.
+        limit: largest number of images. They are drawn at random, but are the
+            same each time.
+        names: whether to include the names of the images.
 
     Returns:
-        Dataset of (u8[B, S, S, 3], label i64[B]), labels -1 if there are none;
-        with `names` also string[B], see `Source.examples`.
+        Dataset of (u8[B, S, S, 3], label i64[B]). Labels are -1 if there are
+        none. With `names` a third element, string[B], holds the names; see
+        `Source.examples`.
     """
 
     part = limit is not None and limit < source.size
-    # The first ones may be of one class.
+    # A part is shuffled, because the first images may all be of one class.
     examples = source.examples(start=0, seed=0, shuffle=part, repeat=False)
     if part:
         examples = examples.take(limit)
@@ -71,14 +70,14 @@ def indexed_batches(
         source: where the images come from.
         image_size: S, side of the centre crops, in pixels.
         crop_ratio: share of the short side that the crop keeps, in (0, 1].
-        batch_size: B, of the global batch.
+        batch_size: B, size of the global batch.
         unreadable: collects the names of unreadable images.
-        worker: which part of each global batch is made here.
+        worker: which part of each global batch this process makes.
 
     Returns:
         Dataset of (u8[b, S, S, 3], index i32[b]), `b` rows of each global
-        batch. The index is -1 for unreadable images, and for rows that fill up
-        the last batch.
+        batch. The index is -1 for unreadable images and for rows that pad the
+        last batch.
     """
     count = -(-source.size // batch_size) * batch_size
     rows = worker.rows(batch_size)
@@ -110,7 +109,7 @@ def indexed_batches(
 
 
 def _crops(examples, source, image_size, crop_ratio):
-    """Examples with the centre crop as `image`, and the code of its fate."""
+    """Adds the centre crop as `image`, and updates `code`."""
 
     def make_crop(example):
         code, image = try_decode(
@@ -126,7 +125,10 @@ def _crops(examples, source, image_size, crop_ratio):
 
 
 def _readable(source, unreadable):
-    """Returns the function that reports an example if it is unreadable."""
+    """Returns a function that is True for readable examples.
+
+    It reports the other examples to `unreadable`.
+    """
 
     def readable(example):
         def report():
