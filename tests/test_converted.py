@@ -221,9 +221,9 @@ def test_training_and_evaluation_read_the_same(folder, tmp_path):
     source = open_source(f"folder:{folder}")
     assert source.size == 9 + len(BAD)
     assert source.notes == (
-        f"left out of {folder}: 2 files: 1 .txt, 1 that are no files (pipes, "
+        f"left out of {folder}: 2 files: 1 .txt, 1 that are not files (pipes, "
         "sockets, devices)",
-        f"taken for images by their content in {folder}: 3 files: 2 without "
+        f"recognised as images by content in {folder}: 3 files: 2 without "
         "extension, 1 .jpe",
     )
     unreadable = UnreadableImages(max_bad_share=1.0)
