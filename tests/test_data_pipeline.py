@@ -657,4 +657,5 @@ def test_no_image_can_be_decoded(tmp_path):
     source = photo_folder(tmp_path, good=0, bad=UNREADABLE)
     with pytest.raises(UserError) as error:
         check_sizes(source, VIEWS, allow_upscaling=True)
-    assert "none can be decoded" in one_sentence(error.value)
+    words = f"received {len(UNREADABLE)} samples that cannot be decoded"
+    assert words in one_sentence(error.value)

@@ -134,9 +134,9 @@ def decode(content, rules):
 
 
 def _allow(pixels):
-    """Raises Pillow's global limit to the limit of the rules, if larger.
+    """Extends Pillow's process-wide limit to `pixels`, if that is larger.
 
-    Pillow warns above 89 million pixels. A flag allows larger images.
+    Pillow warns above 89 million pixels, but a flag may allow larger images.
     """
     if Image.MAX_IMAGE_PIXELS and not 0 < pixels <= Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = pixels or None
