@@ -76,7 +76,7 @@ def _start(path) -> bytes:
         if "://" in path:
             with tf.io.gfile.GFile(path, "rb") as file:
                 return file.read(CONTENT_BYTES)
-        # Opening a FIFO would wait for ever.
+        # Opening a FIFO would wait forever.
         if not stat.S_ISREG(os.stat(path).st_mode):
             return b""
         with open(path, "rb") as file:
