@@ -36,8 +36,8 @@ from absl import flags
 
 from clsa_tf import files
 from clsa_tf.cli import launch
+from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import FOLDER, open_source, open_train_source
-from clsa_tf.data.pipeline import evaluation_batches
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation.features import compiled

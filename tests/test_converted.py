@@ -14,8 +14,9 @@ from clsa_tf.augment import crop
 from clsa_tf.augment.views import View
 from clsa_tf.data import converted, decode, headers
 from clsa_tf.data.checks import check_sizes
+from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_source
-from clsa_tf.data.pipeline import evaluation_batches, training_batches
+from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
@@ -221,9 +222,9 @@ def test_training_and_evaluation_read_the_same(folder, tmp_path):
     source = open_source(f"folder:{folder}")
     assert source.size == 9 + len(BAD)
     assert source.notes == (
-        f"left out of {folder}: 2 files: 1 .txt, 1 that are no files (pipes, "
+        f"left out of {folder}: 2 files: 1 .txt, 1 that are not files (pipes, "
         "sockets, devices)",
-        f"taken for images by their content in {folder}: 3 files: 2 without "
+        f"recognised as images by content in {folder}: 3 files: 2 without "
         "extension, 1 .jpe",
     )
     unreadable = UnreadableImages(max_bad_share=1.0)

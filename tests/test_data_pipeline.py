@@ -11,9 +11,10 @@ from clsa_tf.augment.chain import complete_batch
 from clsa_tf.augment.views import View, params_key, unpack
 from clsa_tf.data import decode, headers
 from clsa_tf.data.checks import check_sizes
+from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_source
 from clsa_tf.data.order import Worker
-from clsa_tf.data.pipeline import evaluation_batches, training_batches
+from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
@@ -670,4 +671,5 @@ def test_no_image_can_be_decoded(tmp_path):
     source = photo_folder(tmp_path, good=0, bad=UNREADABLE)
     with pytest.raises(UserError) as error:
         check_sizes(source, VIEWS, allow_upscaling=True)
-    assert "none can be decoded" in one_sentence(error.value)
+    words = f"received {len(UNREADABLE)} samples that cannot be decoded"
+    assert words in one_sentence(error.value)

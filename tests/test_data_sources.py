@@ -430,7 +430,7 @@ def test_labelled_test_folder_beside_an_unlabelled_one(tmp_path):
     dataset = f"folder:{tmp_path}"
     train, test = open_source(dataset), open_source(dataset, role="eval")
     assert train.size == 1 and "no folders in it" in train.unlabelled
-    assert "of 6 images, the 1 in the folder train" in train.about
+    assert "the 1 of 6 images in the folder train" in train.about
     assert test.size == 4 and test.class_names == ("a", "b")
 
 
@@ -497,7 +497,7 @@ def test_keys_of_tfds_and_records_without_labels(tmp_path):
     assert read(source, shuffle=False)[2]["bytes"] == encoded(2)
     for file, labels, why in (
         ("a", "none", "--labels=none"),
-        ("b", "auto", "no whole number image/class/label or label"),
+        ("b", "auto", "no integer image/class/label or label"),
     ):
         source = open_source(f"tfrecord:{tmp_path}/{file}", labels=labels)
         assert source.class_names is None and why in source.unlabelled
@@ -508,7 +508,7 @@ def test_several_patterns_and_evaluation(records, tmp_path):
     pattern = f"tfrecord:{tmp_path}/train-0*,{tmp_path}/train-1*"
     assert open_source(pattern).size == 20
     absent = open_source(pattern, role="eval")
-    assert f"all images of {pattern} are trained on" in absent.reason
+    assert f"training uses all images of {pattern}; " in absent.reason
     assert open_source(pattern, role="eval", holdout=1.0).size == 20
 
 

@@ -60,7 +60,7 @@ def test_held_out_images_are_announced(photos):
     held = set(names_of(evaluation.queries))
     assert held and not held & set(names_of(train))
     assert lines == [
-        f"folders are taken for 2 classes (bright, dark): {len(held)} of 60 "
+        f"folders are used as 2 classes (bright, dark): {len(held)} of 60 "
         "images are held out for the kNN accuracy; --labels=none or "
         "--holdout=0 trains on all"
     ]
@@ -198,7 +198,7 @@ def test_unlabelled_evaluation_sets_give_their_reason(photos, flat, tmp_path):
     dataset_writer.write(of((PIXELS, np.arange(40) % 3)), tmp_path / "labelled")
     files = f"tfrecord:{dataset_writer.pattern(tmp_path / 'labelled')}"
     _, evaluation, lines = planned(files)
-    assert "are trained on; name others" in lines[-1]
+    assert "training uses all images of " in lines[-1]
     assert "--eval_dataset" in lines[-1]
 
 

@@ -58,8 +58,8 @@ def test_others_are_counted_by_kind(tmp_path):
     assert found.images == ["a.jpg"]
     (note,) = found.notes("/photos")
     assert note == (
-        "left out of /photos: 7 files: 3 without extension that are no images, "
-        "2 .txt, 1 .mp4, 1 .psd"
+        "left out of /photos: 7 files: 3 without extension that are not images"
+        ", 2 .txt, 1 .mp4, 1 .psd"
     )
 
 
@@ -86,7 +86,7 @@ def test_by_content(tmp_path):
     assert found.converted == to_convert | {"tiff"}
     assert found.recognised == {"without extension": 8, ".dat": 7}
     assert found.left_out == {
-        "without extension that are no images": 2,
+        "without extension that are not images": 2,
         ".dat": 3,
     }
     assert len(found.notes("here")) == 2
@@ -120,7 +120,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
         found = list_images(str(tmp_path))
     assert found.images == ["a.jpg"]
     assert found.describe() == (
-        "5 files: 5 that are no files (pipes, sockets, devices)"
+        "5 files: 5 that are not files (pipes, sockets, devices)"
     )
 
 
@@ -134,7 +134,7 @@ def test_links(tmp_path):
     found = list_images(str(tmp_path))
     # Links to nowhere are unreadable images, as they were before they broke.
     assert found.images == ["gone.jpg", "link.png", "self.jpg", "x/a.jpg"]
-    assert found.left_out == {"without extension that are no images": 1}
+    assert found.left_out == {"without extension that are not images": 1}
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may open everything")

@@ -24,30 +24,32 @@ def check_sizes(
 
     Args:
         source: where the images come from.
-        views: what each image is made into.
+        views: the views to make of each image.
         allow_upscaling: whether crops may be larger than the images.
-        samples: number of images to look at, drawn at random if the source
-            has random access, otherwise from the beginning of its files.
+        samples: number of images to check. They are drawn at random if the
+            source has random access, and otherwise taken from the beginning of
+            its files.
 
     Raises:
-        UserError: none of the samples can be decoded; or, for more than half
-            of them, the largest crop is larger than the longer side.
+        UserError: none of the samples can be decoded, or the largest crop is
+            larger than the longer side of more than half of them.
     """
     sizes, bad = _sizes(source, samples)
     if not len(sizes):
         raise UserError(
-            f"Expected images in {source.name}, received samples "
-            f"({min(samples, source.size)}) of which none can be decoded, "
+            f"Expected images in {source.name}, received "
+            f"{min(samples, source.size)} samples that cannot be decoded, "
             f"such as {bad}; check the files."
         )
     _check_crops(sizes, source.name, views, allow_upscaling)
 
 
 def check_drawn_sizes(dataset, views, *, allow_upscaling):
-    """Checks the sizes of a dataset that is still to be drawn.
+    """Checks the image sizes of a dataset before it is rendered.
 
     Args:
-        dataset: as in `--dataset`; only of `shapes` are the sizes known.
+        dataset: value of `--dataset`. The sizes of `shapes` are known, and
+            other datasets are not checked.
         views: see `check_sizes`.
         allow_upscaling: see `check_sizes`.
 
@@ -70,8 +72,8 @@ def check_readable_elsewhere(source, where, advice):
 
     Args:
         source: where the images come from.
-        where: other processes that would read it, for the message.
-        advice: another way, in the imperative.
+        where: where other processes would read it, for the message.
+        advice: an alternative, in the imperative.
     """
     if source.local:
         raise UserError(
@@ -81,7 +83,7 @@ def check_readable_elsewhere(source, where, advice):
 
 
 def _check_crops(sizes, name, views, allow_upscaling, advice=""):
-    """Raises `UserError` if crops are larger than most images, `[n, 2]`."""
+    """Raises `UserError` if crops are larger than most of `sizes` [n, 2]."""
     largest = max(view.size for view in views)
     small = np.max(sizes, axis=1) < largest
     if np.mean(small) > 0.5 and not allow_upscaling:
@@ -94,11 +96,11 @@ def _check_crops(sizes, name, views, allow_upscaling, advice=""):
 
 
 def _sizes(source, samples):
-    """Looks at samples.
+    """Decodes samples to find their sizes.
 
     Returns:
-        ([n, 2], height and width of those that decode; the last one that does
-        not and the reason, in words).
+        (height and width [n, 2] of the samples that can be decoded; name of
+        the last other sample with the reason, or "").
     """
 
     def size(example):

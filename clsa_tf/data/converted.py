@@ -1,7 +1,7 @@
-"""WebP, TIFF, HEIC and AVIF files, which TensorFlow cannot decode.
+"""Reads WebP, TIFF, HEIC and AVIF files, which TensorFlow cannot decode.
 
-Pillow reads them, in this process. TensorFlow gets their pixels as a BMP file,
-which costs little more than a copy.
+Pillow reads them in this process. It passes their pixels to TensorFlow as a BMP
+file, which costs little more than a copy.
 """
 
 import functools
@@ -29,13 +29,13 @@ _MISSING = {
     "HEIC": "needs pip install 'clsa_tf[heif]'",
     "AVIF": "needs Pillow 11.3 or newer",
 }
-# Kind -> format of Pillow; no other of its decoders ever sees a file.
+# Kind -> format of Pillow. No other decoder of Pillow gets a file.
 _FORMATS = {"WebP": "WEBP", "TIFF": "TIFF", "HEIC": "HEIF", "AVIF": "AVIF"}
 
 
-@functools.lru_cache(maxsize=None)  # asked for every file
+@functools.lru_cache(maxsize=None)  # called for every file
 def missing(kind) -> str:
-    """Says what has to be installed for a kind of file; "" if nothing has.
+    """Returns what to install for a kind of file; "" if nothing is missing.
 
     Args:
         kind: a key of `headers.CONVERTED`.
@@ -63,14 +63,13 @@ def read(path, rules):
     """Reads a file that TensorFlow may be unable to decode.
 
     Args:
-        path: local path, or a URL that `tf.io.gfile` knows; str or bytes.
+        path: local path, or a URL that `tf.io.gfile` supports; str or bytes.
         rules: `headers.Rules`.
 
     Returns:
-        (bytes that `decode.decode` takes, a code of `headers`). JPEGs and
-        other files that TensorFlow decodes come as they are, with
-        `headers.OK`; converted ones with `headers.CHECKED`. With other codes
-        the bytes are empty.
+        (bytes for `decode.decode`, a code of `headers`). JPEGs and other files
+        that TensorFlow decodes are unchanged, with `headers.OK`. Converted
+        files have `headers.CHECKED`. With other codes the bytes are empty.
     """
     try:
         content = _content(os.fsdecode(path), rules.image_bytes)
@@ -87,11 +86,11 @@ def read(path, rules):
 
 
 def _content(path, most):
-    """The content of a file; None if it has more than `most` bytes."""
+    """Returns the content of a file; None if it exceeds `most` bytes."""
     if "://" in path:
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read() if file.size() <= (most or np.inf) else None
-    # Not blocked by a pipe, which is refused.
+    # O_NONBLOCK, because opening a pipe would wait. A pipe is then rejected.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -100,15 +99,15 @@ def _content(path, most):
 
 
 def decode(content, rules):
-    """Decodes a WebP, TIFF, HEIC or AVIF file; of several images the first.
+    """Decodes the first image of a WebP, TIFF, HEIC or AVIF file.
 
-    Pixels of 16 bits keep the high byte, alpha is dropped without blending.
+    16-bit pixels keep the high byte. Alpha is dropped without blending.
 
     Args:
         content: bytes of the file.
-        rules: `headers.Rules`. The rotation of a TIFF file, and that which
-            HEIC and AVIF files state outside of EXIF data, belong to the
-            image: Pillow applies them always.
+        rules: `headers.Rules`. The rotation of a TIFF file, and the rotation
+            that HEIC and AVIF files store outside of EXIF data, are a part of
+            the image. Pillow always applies them.
 
     Returns:
         (u8[H, W, 3], `headers.OK`) or (None, another code).
@@ -129,15 +128,15 @@ def decode(content, rules):
             return _rgb(image, rules.exif_rotation), headers.OK
     except Image.DecompressionBombError:
         return None, headers.PIXELS
-    # Pillow's plugins raise whatever they stumble over.
+    # Pillow's plugins raise many kinds of exceptions.
     except Exception:
         return None, headers.DAMAGED
 
 
 def _allow(pixels):
-    """Keeps Pillow's own limit, which is everybody's, out of the way.
+    """Extends Pillow's process-wide limit to `pixels`, if that is larger.
 
-    It warns beyond 89 million pixels. Larger images were asked for by a flag.
+    Pillow warns above 89 million pixels, but a flag may allow larger images.
     """
     if Image.MAX_IMAGE_PIXELS and not 0 < pixels <= Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = pixels or None

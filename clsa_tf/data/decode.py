@@ -1,8 +1,9 @@
-"""From the bytes of an image file to pixels, and what to do if that fails.
+"""Decodes image files, and handles files that cannot be decoded.
 
-`decode` gives the whole image. `open_image` and then `decode_boxes` do only
-the work that a set of crops needs. The functions that begin with `try_` keep
-to `headers.Rules` and report with a code of `headers` why an image is bad.
+`decode` returns the whole image. `open_image` followed by `decode_boxes` does
+only the work needed for a set of crops. The functions whose names start with
+`try_` apply `headers.Rules`, and return a code of `headers` as the reason why
+an image is unreadable.
 """
 
 import functools
@@ -13,31 +14,31 @@ import tensorflow as tf
 from clsa_tf.data import headers, orientation
 from clsa_tf.data.graph_calls import attempt, opaque
 
-_REDUCTIONS = (1, 2, 4, 8)  # what libjpeg can divide sizes by as it decodes
+_REDUCTIONS = (1, 2, 4, 8)  # factors by which libjpeg can reduce the size
 # Pixels that a reduction must leave per pixel of the result, in each
 # direction. Pillow has the same default (`reducing_gap` of `thumbnail`).
 _GAP = 2
-# Shorter side, as a multiple of the largest square, of the smallest image that
-# can be reduced at all.
+# Smallest shorter side of an image that can be reduced at all, as a multiple of
+# the largest square.
 REDUCIBLE = _GAP * _REDUCTIONS[1]
-# The accurate transform is libjpeg's (and Pillow's) default and costs no more;
-# TensorFlow's default is the fast one.
+# The accurate transform is the default of libjpeg and Pillow, and it costs no
+# more. TensorFlow's default is the fast transform.
 _DCT_METHOD = "INTEGER_ACCURATE"
-# Colours are stored for fewer pixels than there are, and interpolated; at the
-# border of a window one neighbour is missing.
+# JPEG stores colours at a lower resolution and interpolates them. At the border
+# of a window one neighbour is missing.
 _MARGIN = 1  # pixels
 
 
 class Opened(NamedTuple):
-    """An image file of which the size is known, and perhaps no pixel yet.
+    """An image file of known size, whose pixels may not be decoded yet.
 
     Attributes:
         encoded: string[], the contents of the file.
         size: i32[2], height and width in pixels, upright.
-        pixels: u8[H, W, 3] like `decode`; of a large JPEG u8[0, 0, 3] instead.
-        code: i32[], `headers.OK` or why there are no pixels: then `pixels` is
-            one black pixel.
-        turn: i32[], the orientation of the JPEG that is applied, see
+        pixels: u8[H, W, 3] as from `decode`, or u8[0, 0, 3] for a large JPEG.
+        code: i32[], `headers.OK`, or the reason why there are no pixels. In
+            that case `pixels` is one black pixel.
+        turn: i32[], the EXIF orientation to apply to the JPEG, see
             `orientation`; 1 for none.
     """
 
@@ -51,11 +52,10 @@ class Opened(NamedTuple):
 def decode(encoded) -> tf.Tensor:
     """Decodes a JPEG, PNG, BMP or GIF image, whatever its size.
 
-    Grey images get three equal channels; palettes and CMYK become RGB; of an
-    animation the first frame is taken; 16-bit PNGs keep the high byte. As
-    with Pillow's `convert("RGB")`, alpha is dropped without blending. A
-    rotation noted in EXIF data is not applied, as in published pipelines; see
-    `try_decode`.
+    Grey images get three equal channels. Palettes and CMYK become RGB. An
+    animation yields its first frame. 16-bit PNGs keep the high byte. Alpha is
+    dropped without blending, as by Pillow's `convert("RGB")`. The rotation in
+    EXIF data is not applied, as in published pipelines; see `try_decode`.
 
     Args:
         encoded: string[], the contents of the file.
@@ -64,12 +64,12 @@ def decode(encoded) -> tf.Tensor:
         u8[H, W, 3], RGB.
 
     Raises:
-        tf.errors.InvalidArgumentError: `encoded` is none of these formats, or
+        tf.errors.InvalidArgumentError: `encoded` has none of these formats, or
             is damaged or truncated.
 
-    Source: equal to Pillow's decoders, except for 16-bit PNGs (Pillow clips)
-    and GIFs: transparent pixels are black, and a first frame that is smaller
-    than the canvas is not put on it.
+    Source: equal to Pillow's decoders, with two exceptions. Pillow clips 16-bit
+    PNGs. In GIFs, transparent pixels are black here, and a first frame that is
+    smaller than the canvas is not placed on it.
     """
     return tf.cond(
         _is_jpeg(encoded),
@@ -79,21 +79,21 @@ def decode(encoded) -> tf.Tensor:
 
 
 def open_image(encoded, *, whole_below=0) -> Opened:
-    """Finds the size of an image; decodes it unless it is a large JPEG.
+    """Finds the size of an image, and decodes it unless it is a large JPEG.
 
     Args:
         encoded: string[], the contents of the file.
-        whole_below: JPEGs of which the shorter side is less, in pixels, are
-            decoded too: small ones gain less from `decode_boxes` than a second
-            look at them costs.
+        whole_below: a JPEG whose shorter side is less than this, in pixels, is
+            decoded, too. For small images a second pass costs more than
+            `decode_boxes` saves.
 
     Returns:
-        `Opened`, for `decode_boxes`, not turned; the size of a JPEG is that in
-        its header.
+        `Opened` for `decode_boxes`, not rotated. The size of a JPEG is taken
+        from its header.
 
     Raises:
-        tf.errors.InvalidArgumentError: as `decode`, but for damage behind the
-            header of a large JPEG, which `decode_boxes` finds.
+        tf.errors.InvalidArgumentError: as `decode`, except for damage after
+            the header of a large JPEG, which `decode_boxes` finds.
     """
 
     def jpeg():
@@ -119,7 +119,7 @@ def _open_jpeg(encoded, size, whole_below):
 
 
 def _opened(encoded, pixels):
-    """The `Opened` of an image that is decoded."""
+    """Returns the `Opened` of a decoded image."""
     pixels = tf.ensure_shape(pixels, [None, None, 3])
     return Opened(
         encoded, tf.shape(pixels)[:2], pixels, tf.constant(headers.OK)
@@ -127,34 +127,34 @@ def _opened(encoded, pixels):
 
 
 def decode_boxes(opened, boxes, *, sizes):
-    """Decodes what is needed to resize rectangles of an image to squares.
+    """Decodes the pixels needed to resize rectangles of an image to squares.
 
-    Of a large JPEG only the window that holds all boxes is decoded, reduced by
-    the largest r of 8, 4, 2 and 1 that leaves every box twice as many pixels
-    as its square has, in height and in width. The boxes come back in pixels of
-    what was decoded. Other images are decoded already.
+    Of a large JPEG only the window that holds all boxes is decoded. It is
+    reduced by the largest r of 8, 4, 2 and 1 that leaves every box at least
+    twice as many pixels as its square, in height and in width. The returned
+    boxes are in pixels of the decoded window. Other images are already decoded.
 
     With r = 1 the pixels in the boxes equal those of `decode`. With r > 1 a
-    pixel is about the mean of r x r pixels (DCT scaling); antialiased squares
+    pixel is about the mean of r x r pixels (DCT scaling). Antialiased squares
     of photographs then differ from those of the full image by 1/255 on
-    average for boxes just large enough for r, and by less for larger ones.
+    average for boxes just large enough for r, and by less for larger boxes.
 
-    Damage below the boxes goes unnoticed, but a JPEG that does not end as one
-    should is read to its last row: if it is truncated that is an error.
+    Damage below the boxes is not detected. However, a JPEG without the usual
+    end marker is read to its last row, so a truncated file is an error.
 
     Args:
         opened: an `Opened`.
         boxes: i32[V, 4], rows (top, left, height, width) in pixels of the
             full image, inside it.
-        sizes: V ints, sides in pixels of the squares.
+        sizes: V ints, sides of the squares in pixels.
 
     Returns:
-        (image u8[H, W, 3], boxes f32[V, 4]); each box lies inside the image.
+        (image u8[H, W, 3], boxes f32[V, 4]). Each box lies inside the image.
 
     Raises:
         tf.errors.InvalidArgumentError: the JPEG is damaged or truncated.
 
-    Source: what libjpeg does for Pillow's `Image.draft`, and the same pixels.
+    Source: libjpeg, as used by Pillow's `Image.draft`; the pixels are equal.
     """
     boxes = tf.ensure_shape(tf.convert_to_tensor(boxes), [len(sizes), 4])
     turn = tf.convert_to_tensor(opened.turn)
@@ -172,7 +172,7 @@ def decode_boxes(opened, boxes, *, sizes):
     ]
 
     def window():
-        """Decodes as stored, and turns what was decoded."""
+        """Decodes the window as stored, then rotates it."""
         image, inside = tf.switch_case(choice, windows)
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         inside = orientation.upright_boxes(inside, size, turn)
@@ -199,13 +199,17 @@ def _decode_jpeg(encoded):
 
 
 def _decode_window(encoded, size, boxes, *, reduction):
-    """Decodes the window that holds the boxes; returns it and them in it.
+    """Decodes the window that holds the boxes.
 
-    A window of any size takes no longer than the whole image: below it nothing
-    is read (but if progressive), and only what is in it is transformed.
+    A window never takes longer than the whole image. The decoder does not read
+    the rows below it (except in progressive files), and transforms only its
+    pixels.
+
+    Returns:
+        (window u8[h, w, 3], boxes f32[V, 4] in pixels of the window).
     """
     r = reduction
-    size = (size + r - 1) // r  # [2], rounded as by libjpeg
+    size = (size + r - 1) // r  # [2], rounded as in libjpeg
     begin, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]  # [V, 2]
     first = tf.reduce_min(begin // r, axis=0) - _MARGIN  # [2]
     last = tf.reduce_max((end + r - 1) // r, axis=0) + _MARGIN  # [2]
@@ -246,7 +250,7 @@ def _decode_bmp(encoded):
 
 
 def _apply_palette(encoded, indices):
-    """Looks 8-bit BMP pixels up, which decode_bmp takes for grey values."""
+    """Looks up 8-bit BMP pixels, which `decode_bmp` returns as grey values."""
     header = tf.io.decode_raw(tf.strings.substr(encoded, 10, 8), tf.int32)
     end, begin = header[0], 14 + header[1]
     palette = tf.io.decode_raw(
@@ -257,18 +261,18 @@ def _apply_palette(encoded, indices):
 
 
 def try_decode(encoded, rules, *, code=headers.OK):
-    """Decodes an image, or says why it could not.
+    """Decodes an image; returns a code instead of failing.
 
     Args:
         encoded: string[], the contents of the file.
-        rules: `headers.Rules`. Of a JPEG the rotation is applied that its EXIF
-            data ask for; PNGs with such data are left as they are, because
-            programs disagree about them.
-        code: i32[], why there are no contents, if there are none.
+        rules: `headers.Rules`. With `exif_rotation`, a JPEG is rotated as its
+            EXIF data specify. A PNG with EXIF data is not, because programs
+            disagree about it.
+        code: i32[], `headers.OK`, or the reason why there are no contents.
 
     Returns:
-        (code i32[], `headers.OK` if it worked; image u8[H, W, 3], one black
-        pixel otherwise).
+        (code i32[], image u8[H, W, 3]). The code is `headers.OK` if the image
+        was decoded; otherwise the image is one black pixel.
     """
 
     _, (code, image) = attempt(
@@ -282,19 +286,19 @@ def try_decode(encoded, rules, *, code=headers.OK):
 
 
 def try_open(stored, *, rules, load=None, whole_below=0):
-    """Like `open_image` for each of several, but none of them fails.
+    """Opens several images like `open_image`; returns codes instead of failing.
 
-    It costs one guard against errors if none is damaged.
+    If no image is damaged, this costs a single guard against errors.
 
     Args:
-        stored: list of K string[], the contents of the files, or what `load`
-            takes.
+        stored: list of K string[], the contents of the files, or the arguments
+            of `load`.
         rules: `headers.Rules`.
         load: see `source.Source`; it may fail.
         whole_below: see `open_image`.
 
     Returns:
-        list of K `Opened`.
+        List of K `Opened`.
     """
 
     def load_one(item):
@@ -310,8 +314,8 @@ def try_open(stored, *, rules, load=None, whole_below=0):
         return attempt(open_one, contents, otherwise=nothing)[1]
 
     def open_all(*items):
-        # One after the other: a call that fails cancels those beside it, and an
-        # error that says that a call was cancelled is not dropped.
+        # In sequence, because a failing call cancels concurrent ones, and the
+        # error of a cancelled call is not dropped.
         found = []
         for item in items:
             with tf.control_dependencies(tf.nest.flatten(found[-1:])):
@@ -335,7 +339,7 @@ def try_open(stored, *, rules, load=None, whole_below=0):
 
 
 def _turned(opened, turn):
-    """An `Opened` that will be upright."""
+    """Returns an `Opened` whose pixels are or will be upright."""
     return opened._replace(
         size=orientation.upright_size(opened.size, turn),
         pixels=orientation.upright(opened.pixels, turn),
@@ -344,11 +348,11 @@ def _turned(opened, turn):
 
 
 def try_decode_boxes(opened, boxes, *, sizes):
-    """Like `decode_boxes`, but a failure gives one black pixel.
+    """Decodes like `decode_boxes`; a failure yields one black pixel.
 
     Returns:
-        (code i32[], that of `opened` or `headers.DAMAGED`; image u8[H, W, 3];
-        boxes f32[V, 4]).
+        (code i32[], image u8[H, W, 3], boxes f32[V, 4]). The code is that of
+        `opened`, or `headers.DAMAGED`.
     """
 
     code, image, boxes = tf.cond(
@@ -397,12 +401,12 @@ def _open(encoded, code, limits, whole_below):
 
 
 def _nothing(code):
-    """The `Opened` of an image that there is not, for a reason."""
+    """Returns the `Opened` of an unreadable image, with the reason."""
     code = tf.convert_to_tensor(code)
     return Opened("", tf.ones([2], tf.int32), _black(), code)
 
 
-# Functions from contents and size to pixels.
+# Functions from (contents, size) to pixels.
 _DECODERS = {
     "JPEG": lambda encoded, _: _decode_jpeg(encoded),
     "PNG": lambda encoded, _: _decode_png(encoded),

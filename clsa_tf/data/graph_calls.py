@@ -1,4 +1,4 @@
-"""Functions that a graph calls: as one node, in Python, or guarded."""
+"""Ways to call a function in a graph: as one node, in Python, or guarded."""
 
 import atexit
 import gc
@@ -8,10 +8,11 @@ import tensorflow as tf
 
 
 def opaque(function):
-    """Makes a function of tensors one node of the graphs that call it.
+    """Makes a function of tensors a single node of the graphs that call it.
 
-    In a mapped function all nodes are looked at again, by name, in each call;
-    and what is called several times is optimized once.
+    In a mapped function, TensorFlow looks up all nodes by name in each call, so
+    fewer nodes are faster. A function that is called several times is also
+    optimized only once.
     """
     return tf.function(
         function, experimental_attributes={"_noinline": True}, autograph=False
@@ -21,19 +22,20 @@ def opaque(function):
 def in_python(function, inputs, dtypes, *, stateful):
     """Calls a Python function of NumPy arrays inside a graph.
 
-    As `tf.numpy_function`, but a process can end while such calls are under
-    way (`_end_pipelines`).
+    This is `tf.numpy_function`. In addition, `_end_pipelines` lets the process
+    end while calls are in progress.
     """
     return tf.numpy_function(function, inputs, dtypes, stateful=stateful)
 
 
 @atexit.register
 def _end_pipelines():
-    """Ends pipelines that nobody holds, as long as Python answers them.
+    """Ends unused pipelines while Python can still serve their calls.
 
-    Afterwards a thread that calls Python is ended in the middle, and whoever
-    waits for it, such as the pipeline's own end, waits for ever. What holds one
-    after an error is a cycle of frames, or the traceback that was printed last.
+    After this point, a thread that calls Python ends in the middle of the call.
+    Anything that waits for it, such as the end of its pipeline, waits forever.
+    After an error, a cycle of frames or the last printed traceback can keep a
+    pipeline alive.
     """
     sys.last_exc = sys.last_value = sys.last_traceback = None
     gc.collect()
@@ -42,13 +44,14 @@ def _end_pipelines():
 def attempt(function, arguments, *, otherwise):
     """Calls a function of tensors that may fail, inside a graph.
 
-    It costs about 0.1 ms per call. (A dataset that drops errors is the only
-    place where TensorFlow lets a graph survive one.)
+    It costs about 0.1 ms per call. It uses a dataset that drops errors, because
+    nothing else in TensorFlow lets a graph continue after an error.
 
     Args:
-        function: from `arguments` to a structure of tensors.
+        function: function from `arguments` to a structure of tensors.
         arguments: a tensor, or a tuple of tensors.
-        otherwise: the result if `function` fails; same structure and dtypes.
+        otherwise: the result if `function` fails, of the same structure and
+            dtypes.
 
     Returns:
         (worked bool[], result).

@@ -1,8 +1,8 @@
-"""What an image file claims to be, read from its header before it is decoded.
+"""Checks the header of an image file before the file is decoded.
 
-A file of a few kB can claim 900 million pixels, thousands of scans or frames.
-Training, evaluation and exported models use the rules of this file: only what
-keeps within the limits is decoded.
+A file of a few kB can claim 900 million pixels, or thousands of scans or
+frames. Training, evaluation and exported models use the rules of this module
+and decode only files within the limits.
 """
 
 import functools
@@ -10,31 +10,31 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# A pixel of a JPEG is worked on once per scan; progressive files have about
-# ten scans.
+# A decoder processes each pixel of a JPEG once per scan. Progressive files have
+# about ten scans.
 _MAX_SCANS = 20
-# The largest side that a JPEG can have; resizing computes with 32 bits.
+# Largest possible side of a JPEG. Resizing computes with 32 bits.
 MAX_SIDE = 65_535
-# Bytes that a scan of a JPEG takes at least: its header.
+# Smallest size of a scan of a JPEG in bytes: its header.
 _SCAN_BYTES = 8
 _NO_LIMIT = 2**62
 
 MAX_IMAGE_BYTES = 20_000_000
 MAX_IMAGE_PIXELS = 50_000_000
 
-# What may be wrong with a file; `reasons` has the words.
+# Codes: why a file is unreadable. `reasons` returns their texts.
 OK, UNKNOWN, BYTES, PIXELS, DAMAGED, CLOSED, EMPTY, WEBP, TIFF, HEIC, AVIF = (
     range(11)
 )
 
-# Not wrong: a converted file, which was within the limits as it was. As a BMP
-# it may have more bytes than a file may.
+# Not an error: a converted file. The original was within the limits, but its
+# conversion to BMP may have more bytes than the limit.
 CHECKED = -1
 
-# Bytes of a file that tell its kind.
+# Number of bytes at the start of a file that determine its kind.
 HEAD = 32
-# (place, bytes there) of each kind: first what TensorFlow decodes, then what
-# only Pillow can read.
+# (offset, bytes there) of each kind. DECODED: TensorFlow decodes it. CONVERTED:
+# only Pillow can read it.
 DECODED = {
     "JPEG": [(0, b"\xff\xd8\xff")],
     "PNG": [(0, b"\x89PNG\r\n\x1a\n")],
@@ -62,12 +62,12 @@ class Rules(NamedTuple):
     """How the files of a dataset are read.
 
     Attributes:
-        image_bytes: limit of a file; 0: none.
-        image_pixels: limit of height times width; 0: none.
-        exif_rotation: whether photographs are turned upright as their EXIF
-            data say.
-        more_formats: whether, in folders, WebP, TIFF, HEIC and AVIF files are
-            read, and images whose names do not say that they are.
+        image_bytes: largest size of a file in bytes; 0 for no limit.
+        image_pixels: largest height times width; 0 for no limit.
+        exif_rotation: whether photographs are rotated upright as their EXIF
+            data specify.
+        more_formats: whether to read, in folders, also WebP, TIFF, HEIC and
+            AVIF files, and images without the suffix of an image.
     """
 
     image_bytes: int = MAX_IMAGE_BYTES
@@ -80,7 +80,7 @@ DEFAULT = Rules()
 
 
 def reasons(limits):
-    """Words for `OK` and the other codes, a dictionary.
+    """Returns {code: text}, clauses that follow "which".
 
     Args:
         limits: `Rules`, or another object with these limits.
@@ -103,13 +103,13 @@ def reasons(limits):
 
 
 def kind(head):
-    """Tells the kind of a file from its content.
+    """Finds the kind of a file by its content.
 
     Args:
-        head: bytes, its first `HEAD`.
+        head: the first `HEAD` bytes of the file.
 
     Returns:
-        a key of `DECODED` or `CONVERTED`; "" for others.
+        A key of `DECODED` or `CONVERTED`; "" for other files.
     """
     for number, place, magic in _PATTERNS:
         if head[place:].startswith(magic):
@@ -118,23 +118,24 @@ def kind(head):
 
 
 def examine(encoded, code, limits, readers, refuse):
-    """Looks at the header of a file, and reads it if that is good.
+    """Checks the header of a file, and reads the file if it passes.
 
-    Few branches and loops: TensorFlow prepares each of them, for every place
-    that uses this, when a dataset is first read.
+    It uses few branches and loops, because TensorFlow prepares each of them,
+    at every place of use, when a dataset is first read.
 
     Args:
         encoded: string[], the contents of the file.
-        code: i32[], why there are no contents, or `OK` or `CHECKED`.
+        code: i32[], `OK`, `CHECKED`, or the reason why there are no contents.
         limits: `Rules`, or another object with these limits.
-        readers: for each key of `DECODED`, a function from the contents (of a
-            GIF with its first frame only) and height and width i64[2] as
-            claimed to a structure of tensors. Claims may be wrong.
-        refuse: function from a code i32[], why it is not read, to the same
-            structure.
+        readers: for each key of `DECODED`, a function (contents string[],
+            size i64[2]) -> structure of tensors. The contents of a GIF have
+            only its first frame. The size is height and width as in the
+            header, which may be wrong.
+        refuse: function from a code i32[], the reason for not reading the
+            file, to the same structure.
 
     Returns:
-        what one of these functions returned.
+        The result of one of these functions.
 
     Raises:
         tf.errors.InvalidArgumentError: the header is damaged.
@@ -162,7 +163,7 @@ def examine(encoded, code, limits, readers, refuse):
 
 
 def _kind_number(encoded):
-    """The place of a file's kind in `_KINDS`; their number for others."""
+    """Returns the index of the kind in `_KINDS`; their number for others."""
     numbers, places, magics = zip(*_PATTERNS)
     padded = tf.strings.substr(encoded, 0, HEAD) + b"\0" * HEAD
     found = tf.strings.substr(
@@ -173,11 +174,11 @@ def _kind_number(encoded):
 
 
 def _fits(encoded, size, number, limits):
-    """Whether decoding is not too much work."""
+    """Returns whether decoding stays within the limits."""
     most = limits.image_pixels or _NO_LIMIT // _MAX_SCANS
     pixels = tf.reduce_prod(size)
     fits = (tf.reduce_max(size) <= MAX_SIDE) & (pixels <= most)
-    # Counting goes through the whole file: only where scans could be many.
+    # Counting reads the whole file, so do it only if there may be many scans.
     length = tf.cast(tf.strings.length(encoded), tf.int64)
     many = pixels * (length // _SCAN_BYTES + 1) > _MAX_SCANS * most
     scans = tf.cond(
@@ -189,31 +190,31 @@ def _fits(encoded, size, number, limits):
 
 
 def _size(encoded, number, frame):
-    """Height and width, int64[2], from the header; may fail, may be wrong.
+    """Returns height and width i64[2] from the header; may fail or be wrong.
 
     Args:
-        encoded: string[].
-        number: i32[], of the kind in `_KINDS`; of others the size is 0.
-        frame: i32[], where that of a GIF is described.
+        encoded: string[], the contents of the file.
+        number: i32[], index of the kind in `_KINDS`. Other kinds have size 0.
+        frame: i32[], position of the frame's description in a GIF.
     """
 
     def jpeg():
         return tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
 
     def other():
-        # The screen of a GIF need not be that of its frame.
+        # The screen of a GIF may differ in size from its frame.
         places = [0, 16, 18, frame + 5]
         position = tf.gather([*places, 0], tf.minimum(number, len(places)))
         width = tf.gather([0, 4, 4, 2, 0], tf.minimum(number, len(places)))
         raw = tf.strings.substr(encoded, position, 2 * width)
         digits = tf.cast(tf.io.decode_raw(raw, tf.uint8), tf.int64)
-        # A header that ends too early fails here.
+        # Fails for a truncated header.
         digits = tf.reshape(digits, [2, width])
         big = number == _NUMBERS["PNG"]
         digits = tf.where(big, digits[:, ::-1], digits)
         units = 256 ** tf.range(tf.cast(width, tf.int64))
         columns, rows = tf.unstack(tf.reduce_sum(digits * units, axis=1))
-        # The height of a BMP that is stored top down is negative.
+        # A BMP stored from top to bottom has a negative height.
         return tf.stack([tf.where(rows >= 2**31, 2**32 - rows, rows), columns])
 
     size = tf.cond(number == _NUMBERS["JPEG"], jpeg, other)
@@ -221,31 +222,32 @@ def _size(encoded, number, frame):
 
 
 def _scans(encoded):
-    """How often a decoder of JPEGs goes over the pixels, int64[]."""
+    """Counts the scans of a JPEG, i64[]."""
     values = tf.io.decode_raw(encoded, tf.uint8)
     marks = (values[:-1] == 0xFF) & (values[1:] == 0xDA)
     return tf.math.count_nonzero(marks)
 
 
 # --- GIF --------------------------------------------------------------------
-# TensorFlow's decoder unpacks all frames, of which it is asked for the first.
+# TensorFlow's decoder unpacks all frames, although only the first is needed.
 
 _EXTENSION = 0x21
 
 
 def _first_frame(encoded, number):
-    """Cuts off what follows the first frame of a GIF.
+    """Removes everything after the first frame of a GIF.
 
-    Blocks follow each other, and each says its length first, until one of
-    length 0: extensions, which begin with "!", then the frame.
+    A GIF holds extensions, which start with "!", then a frame. The data of each
+    is a chain of blocks. Each block starts with its length, and a block of
+    length 0 ends the chain.
 
     Args:
-        encoded: string[].
-        number: i32[], of the kind in `_KINDS`.
+        encoded: string[], the contents of the file.
+        number: i32[], index of the kind in `_KINDS`.
 
     Returns:
-        (the contents, of other kinds as they are; where the description of
-        the frame begins i32[], 0 for other kinds).
+        (contents string[], unchanged for other kinds; position of the frame's
+        description i32[], 0 for other kinds).
     """
 
     last = tf.strings.length(encoded) - 1
@@ -256,7 +258,7 @@ def _first_frame(encoded, number):
         return begin + tf.where(flags >= 128, 3 * entries, 0)
 
     def step(position, frame, in_chain):
-        byte = _byte(encoded, position)  # fails behind the end
+        byte = _byte(encoded, position)  # fails past the end
         extends = byte == _EXTENSION
         starts = ~in_chain & ~extends
         data = table_ends(position + 9, position + 10) + 1

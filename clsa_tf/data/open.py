@@ -1,4 +1,4 @@
-"""Opens the dataset that a user names, whatever it is."""
+"""Opens the dataset that the user names."""
 
 from dataclasses import replace
 from typing import Union
@@ -32,48 +32,50 @@ def open_source(
 
     Spellings of `dataset`:
 
-    * `folder:/photos`: images anywhere below: .jpg .jpeg .png .bmp .gif and,
-      with `rules.more_formats`, .webp .tif .tiff .heic .heif .avif and what
-      begins as an image does, whatever its name (see `listing`). It is
-      labelled if every image lies below one of two or more first-level
-      folders, the classes. If it has the folders `train` and one of `test`,
-      `val`, `validation`, these are the splits, and the classes are below
-      them. Otherwise a share `holdout` of a labelled folder, chosen by a hash
-      of the path, is for role "eval", the rest for role "train".
+    * `folder:/photos`: all images anywhere below the folder. These are files
+      named .jpg .jpeg .png .bmp .gif. With `rules.more_formats` they are also
+      files named .webp .tif .tiff .heic .heif .avif, and files that start like
+      an image, whatever their names (see `listing`). The folder is labelled if
+      every image is in one of at least two first-level folders, the classes.
+      If it has the folders `train` and one of `test`, `val`, `validation`,
+      these are the splits, and the classes are the folders in them. Otherwise
+      a share `holdout` of a labelled folder, chosen by a hash of the path, is
+      for role "eval", and the rest is for role "train".
     * `tfrecord:gs://bucket/train-*`: `tf.train.Example` with `image/encoded`
-      or `image`, and maybe `image/class/label` or `label`. For role "eval"
-      there are records only if `holdout` is 1: all of them.
-    * `shapes`, which is drawn when first used.
+      or `image`, and optionally `image/class/label` or `label`. Role "eval"
+      gets all records if `holdout` is 1, and none otherwise.
+    * `shapes`: the embedded dataset, rendered on first use.
     * a tensorflow-datasets name (`cifar10`, `imagenet2012:5.1.0`, `a/b`) or
-      the directory of a prepared one. Role "eval" means `split` or, if that
+      the directory of a prepared dataset. Role "eval" gets `split` or, if that
       is empty, the first of `test`, `validation` that has labels.
 
-    Role "bank" is the training split that stands beside the split of role
+    Role "bank" gets the training split that belongs to the split of role
     "eval", if the dataset has splits.
 
-    Files up to `memory_bytes` are read into memory, larger record files are
-    streamed; folders are read file by file.
+    Record files up to `memory_bytes` are read into memory, and larger ones are
+    streamed. Folders are read file by file.
 
     Args:
         dataset: one of the above.
-        split: which part; empty for the usual one of the role.
-        data_dir: where tensorflow-datasets are prepared; empty for theirs.
+        split: name of the split; empty for the default of the role.
+        data_dir: directory of the prepared tensorflow-datasets; empty for
+            their default.
         labels: "auto", or "none" to ignore labels.
-        holdout: share for evaluation, in [0, 1]; 1 to evaluate on all of it.
+        holdout: share for evaluation, in [0, 1]; 1 to evaluate on all images.
         role: "train", "eval" or "bank".
-        num_examples: records behind a tfrecord pattern; 0 to count them.
-        download: whether tensorflow-datasets may download what is missing.
-        window: records among which a streamed source is shuffled.
-        memory_bytes: size up to which records are read into memory.
-        rules: how files are read. `exif_rotation` and `more_formats` are for
-            folders only: other datasets were made for training.
+        num_examples: number of records of a tfrecord pattern; 0 to count them.
+        download: whether tensorflow-datasets may download missing data.
+        window: number of records among which a streamed source is shuffled.
+        memory_bytes: largest size of records to read into memory.
+        rules: how files are read. `exif_rotation` and `more_formats` apply to
+            folders only, because other datasets were prepared for training.
 
     Returns:
-        A `Source`; for role "eval", which needs labels, and "bank" the reason
-        why there is none, if so.
+        A `Source`. For the roles "eval", which needs labels, and "bank", it
+        may be an `Absent` with the reason why there is none.
 
     Raises:
-        UserError: there is no such dataset, or it holds no images.
+        UserError: the dataset does not exist, or has no images.
     """
     memory = {"window": window, "memory_bytes": memory_bytes}
     if dataset.startswith(FOLDER):
@@ -95,8 +97,8 @@ def open_source(
             return Absent(f"{dataset} has no splits")
         if role == "eval" and holdout < 1:
             return Absent(
-                f"all images of {dataset} are trained on; name others that "
-                "have labels with --eval_dataset"
+                f"training uses all images of {dataset}; pass other images "
+                "with labels as --eval_dataset"
             )
         source = open_tfrecords(
             dataset[len(TFRECORD) :],
@@ -124,7 +126,7 @@ def open_source(
 
 
 def open_train_source(config) -> Source:
-    """Opens what a run trains on; see `open_source` for what it raises."""
+    """Opens the training images of a run; see `open_source` for errors."""
     return open_source(
         config.dataset,
         split=config.split,
@@ -135,19 +137,19 @@ def open_train_source(config) -> Source:
 
 
 def open_eval_source(config) -> Union[Source, Absent]:
-    """Opens the labelled images that a run is evaluated on, if there are."""
+    """Opens the labelled images for the evaluation of a run, if any."""
     return _open_evaluation(config, "eval")
 
 
 def open_bank_source(config) -> Union[Source, Absent]:
-    """Opens the training split of what a run is evaluated on, if it has one."""
+    """Opens the training split of the evaluation dataset, if it has one."""
     return _open_evaluation(config, "bank")
 
 
 def _open_evaluation(config, role):
     settings = _common(config)
     if config.eval_dataset:
-        # A dataset of its own: all of it, and named for its labels.
+        # A dataset only for evaluation: use all of it, with its labels.
         settings |= {"holdout": 1.0, "labels": "auto"}
     return open_source(
         config.eval_dataset or config.dataset,

@@ -1,7 +1,7 @@
-"""The rotation that EXIF data of a JPEG ask for, in a graph.
+"""Applies the EXIF orientation of a JPEG, in a graph.
 
-Cameras store the pixels as the sensor has them, and note in one of eight
-numbers how the photograph was held: 1 is upright, 6 and 8 are quarter turns.
+Cameras store the pixels as the sensor delivers them. One of eight numbers
+records how the camera was held: 1 is upright, 6 and 8 are quarter turns.
 """
 
 import tensorflow as tf
@@ -10,8 +10,8 @@ from clsa_tf.data.graph_calls import opaque
 
 _TAG = 0x0112
 _SHORT = 3
-# EXIF data that begin later are not found; they are in one of the first
-# segments, of at most 64 KiB each.
+# EXIF data that start after this position are not found. They are in one of the
+# first segments, of at most 64 KiB each.
 _SEARCHED = 2**17  # bytes
 _MOST_SEGMENTS = 32
 _MOST_ENTRIES = 128
@@ -22,15 +22,15 @@ def of_files(files) -> tf.Tensor:
     """Reads the orientations of JPEGs.
 
     Args:
-        files: list of K string[], the contents. Other files are upright.
+        files: list of K string[], the contents. Other kinds count as upright.
 
     Returns:
-        i32[K] in 1..8; 1 if there are no EXIF data, or damaged ones.
+        i32[K] in 1..8; 1 if the EXIF data are missing or damaged.
 
-    Source: JEITA CP-3451, 4.6.2 and 4.6.4 A; as in Pillow the first segment
+    Source: JEITA CP-3451, 4.6.2 and 4.6.4 A. As in Pillow, the first segment
     with EXIF data counts.
     """
-    # All at once, because small operations cost more than what they do.
+    # All files at once, because small operations are mostly overhead.
     heads = tf.stack([tf.strings.substr(x, 0, _SEARCHED) for x in files])
 
     def is_exif(position, marker):
@@ -38,7 +38,7 @@ def of_files(files) -> tf.Tensor:
         return (marker == 0xFFE1) & (words == b"Exif\0\0")
 
     def is_other(position, marker):
-        """Whether it is a segment that may come before EXIF data."""
+        """Returns whether the segment may come before EXIF data."""
         application = (marker >= 0xFFE0) & (marker <= 0xFFEF)
         before = application | (marker == 0xFFFE)
         return before & ~is_exif(position, marker)
@@ -62,7 +62,7 @@ def of_files(files) -> tf.Tensor:
 
 
 def _of_exif(heads, begin):
-    """The orientations [K] that TIFF headers at `begin` [K] lead to."""
+    """Returns the orientations [K] from the TIFF headers at `begin` [K]."""
     order = _substr(heads, begin, 4)
     big = order == b"MM\0*"
     known = big | (order == b"II*\0")
@@ -84,7 +84,7 @@ def _of_exif(heads, begin):
 
 
 def _substr(heads, position, length):
-    """Like `tf.strings.substr`, but past the end there is nothing."""
+    """Like `tf.strings.substr`, but returns "" past the end."""
     sizes = tf.strings.length(heads)
     # Offsets in damaged files may be negative as well.
     outside = (position < 0) | (position > sizes)
@@ -93,7 +93,7 @@ def _substr(heads, position, length):
 
 
 def _bytes(heads, position, length):
-    """Bytes at positions [K], i32[K, length]; zeros past the end."""
+    """Returns the bytes at positions [K], i32[K, length]; 0 past the end."""
     found = tf.io.decode_raw(
         tf.strings.join([_substr(heads, position, length), b"\0" * length]),
         tf.uint8,
@@ -103,7 +103,7 @@ def _bytes(heads, position, length):
 
 
 def _number(heads, position, width, big):
-    """Numbers of `width` <= 4 bytes at positions [K], i32[K]."""
+    """Returns the numbers of `width` <= 4 bytes at positions [K], i32[K]."""
     digits = _bytes(heads, position, width)
     big = tf.reshape(big, [-1, 1])
     digits = tf.where(big, digits, digits[:, ::-1])
@@ -113,7 +113,7 @@ def _number(heads, position, width, big):
 
 
 def _parts(orientation):
-    """Whether to transpose, then to mirror columns, then to mirror rows."""
+    """Returns whether to transpose, then mirror columns, then mirror rows."""
     transpose = orientation >= 5
     columns, rows = (
         tf.reduce_any(orientation == numbers)
@@ -124,7 +124,7 @@ def _parts(orientation):
 
 @opaque
 def upright(image, orientation) -> tf.Tensor:
-    """Turns pixels as stored, u8[H, W, 3], upright.
+    """Rotates the stored pixels upright.
 
     Args:
         image: u8[H, W, 3].
@@ -148,12 +148,12 @@ def upright(image, orientation) -> tf.Tensor:
 
 
 def upright_size(size, orientation) -> tf.Tensor:
-    """Height and width [2] that an image of `size` [2] has once upright."""
+    """Returns the upright height and width [2] of an image of `size` [2]."""
     return tf.where(orientation >= 5, size[::-1], size)
 
 
 def stored_boxes(boxes, size, orientation) -> tf.Tensor:
-    """Where boxes of the upright image lie in the image as stored.
+    """Converts boxes of the upright image to boxes of the stored image.
 
     Args:
         boxes: [V, 4], rows (top, left, height, width) in pixels.
@@ -161,7 +161,7 @@ def stored_boxes(boxes, size, orientation) -> tf.Tensor:
         orientation: i32[] in 1..8.
 
     Returns:
-        [V, 4], boxes as above.
+        [V, 4], boxes in the same form.
     """
     transpose, columns, rows = _parts(orientation)
     boxes = _mirrored(boxes, size, rows, columns)
@@ -169,7 +169,7 @@ def stored_boxes(boxes, size, orientation) -> tf.Tensor:
 
 
 def upright_boxes(boxes, size, orientation) -> tf.Tensor:
-    """The inverse of `stored_boxes`; `size` is that of the stored image."""
+    """Inverts `stored_boxes`; `size` is the size of the stored image."""
     transpose, columns, rows = _parts(orientation)
     boxes = tf.where(transpose, _transposed(boxes), boxes)
     size = upright_size(size, orientation)

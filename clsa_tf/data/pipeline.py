@@ -1,8 +1,8 @@
-"""Batches of views for training, and of centre crops for evaluation.
+"""Batches of views for training.
 
-A training batch is a pure function of (seed, step): the batch of step `s`
-holds the examples with counters `s * G` to `s * G + G - 1`, whatever the
-number of threads and wherever the dataset was started.
+A training batch is a pure function of (seed, step). The batch of step `s` holds
+the examples with counters `s * G` to `s * G + G - 1`. Neither the number of
+threads nor the step at which the dataset starts changes it.
 """
 
 import functools
@@ -12,34 +12,24 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from clsa_tf.augment import crop
 from clsa_tf.augment.chain import compiled_draw, make_views
-from clsa_tf.augment.views import (
-    View,
-    params_key,
-    shuffled_copy,
-    split_packed,
-)
+from clsa_tf.augment.views import View, params_key, split_packed
 from clsa_tf.data import headers
+from clsa_tf.data.batch_rows import arrange, next_valid
 from clsa_tf.data.checks import check_readable_elsewhere
-from clsa_tf.data.decode import (
-    REDUCIBLE,
-    try_decode,
-    try_decode_boxes,
-    try_open,
-)
-from clsa_tf.data.order import ALONE, ROWS, VIEWS, Worker, key
+from clsa_tf.data.decode import REDUCIBLE, try_decode_boxes, try_open
+from clsa_tf.data.order import ALONE, VIEWS, Worker, key, prefetch_in_order
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 
-# Images that one call makes, at most. A call of a compiled program costs a host
-# about 0.1 ms whatever it does, and so does a guard against damaged files.
-_TOGETHER = 4
-# Images that a service sends at once, at most. TensorFlow keeps about fifteen
-# such messages of each service ready.
-_SENT = 16
+# Largest number of images per call. A call of a compiled program has a fixed
+# cost of about 0.1 ms on a host, and so has a guard against damaged files.
+_MAX_GROUP = 4
+# Largest number of images per message of a service. TensorFlow keeps about
+# fifteen messages of each service ready.
+_MAX_SENT = 16
 
 
 def training_batches(
@@ -59,62 +49,67 @@ def training_batches(
     replicas: int = 1,
     services: Optional[Services] = None,
 ) -> tf.data.Dataset:
-    """Returns the endless dataset of batches from a step on.
+    """Returns the endless dataset of batches, starting at a step.
 
-    Each example is decoded once; its views follow from (seed, counter).
-    Unreadable images are replaced by the next readable one of the batch,
-    cyclically, and reported to `unreadable`, which ends the dataset with an
-    error if there are too many.
+    Each example is decoded once. Its views depend on (seed, counter) only.
+    An unreadable image is replaced by the next readable one of the batch,
+    cyclically, and reported to `unreadable`. The dataset ends with an error if
+    there are too many of them.
 
-    Memory, whatever the size of the dataset: `prefetch` finished batches, the
-    one being made (up to twice), and per parallel call the decoded images and
-    the views of four examples. With services these are theirs, and here are
-    the views of some 250 examples of each.
+    The memory needed does not depend on the size of the dataset. It holds
+    `prefetch` finished batches, the batch in progress (up to twice), and for
+    each parallel call the decoded images and the views of four examples. With
+    services, the memory for the calls is needed there, and this process holds
+    the views of about 250 examples of each service.
 
     Args:
         source: where the images come from.
-        views: what each image is made into.
+        views: the views to make of each image.
         batch_size: G, examples in a global batch; fastest if divisible by 4.
-        seed: seed of everything random.
+        seed: seed of all random draws.
         start_step: step of the first batch.
         unreadable: collects the names of unreadable images. After an error of
             the iterator, `unreadable.error()` is set if they caused it.
-        completed: whether views are complete, or only cropped and resized, for
-            `complete_batch` to complete them on the accelerator.
-        keep_params: whether batches hold what was drawn. Unfinished ones
-            always do.
-        whole_epochs: whether an epoch ends with its last whole batch, as in
-            published code; otherwise a batch may continue into the next epoch
+        completed: whether views are complete. Otherwise they are only cropped
+            and resized, and `complete_batch` completes them on the
+            accelerator.
+        keep_params: whether batches hold the drawn parameters. Batches of
+            incomplete views always do.
+        whole_epochs: whether an epoch ends with its last full batch, as in
+            published code. Otherwise a batch may continue into the next epoch
             and hold an image twice.
-        prefetch: finished batches kept ready.
-        parallel_calls: groups of images made at the same time; None is two
-            for each processor core (one if there is one), in a service one for
-            each core. It does not change the batches.
-        worker: which part of each global batch is made here.
-        replicas: parts that this one is handed out in, one after the other.
-        services: where images are read and views are made, instead of in this
-            process; it changes no batch. See `Services.distribute` for the
-            errors of the iterator.
+        prefetch: number of finished batches to keep ready.
+        parallel_calls: number of groups of images made at the same time. None
+            means two per processor core (one on a single core), or one per
+            core in a service. It does not change the batches.
+        worker: which part of each global batch this process makes.
+        replicas: number of parts into which the rows are split. The dataset
+            returns the parts one after the other.
+        services: processes that read images and make views instead of this
+            one. They do not change the batches. See `Services.distribute` for
+            the errors of the iterator.
 
     Returns:
         Dataset of dicts:
 
-        * for each view its name -> u8[G, S, S, 3];
+        * name of each view -> u8[G, S, S, 3];
         * `"index"` i64[G], number of each example's record in the data set,
           if the source has random access;
         * `"label"` i64[G], if the source has classes;
-        * of a view with `shuffle`, `"<name>_order"` i32[G]: which example each
-          row of the permuted view shows. The rows of `"<name>"` are permuted.
-          With `both_orders` they are not, and `"<name>_shuffled"` holds the
-          permuted ones, if there are several replicas. With several workers
-          no rows are permuted, because other workers have the images: the
-          order says which rows of the global batch belong here;
-        * `"<name>_params"`, if kept: what was drawn for each row, f32[G, p];
-          `augment.views.unpack` turns it into what `augment.views.draw` says.
+        * `"<name>_order"` i32[G], for a view with `shuffle`: the example in
+          each row of the permuted view. The rows of `"<name>"` are permuted.
+          With `both_orders` they are not, and if there are several replicas,
+          `"<name>_shuffled"` holds the permuted rows. With several workers no
+          rows are permuted, because other workers have the images. Then the
+          order lists the rows of the global batch that belong to this worker;
+        * `"<name>_params"` f32[G, p], if kept: the drawn parameters of each
+          row. `augment.views.unpack` returns them in the form of
+          `augment.views.draw`.
 
     Raises:
-        UserError: the batch is larger than the dataset, or views cannot share
-            what they are to share, or a service cannot do its part.
+        UserError: the batch is larger than the dataset, a view shares parts
+            that it cannot share, a service does not take its dataset, or the
+            source cannot be read by services.
     """
     views = tuple(views)
     keep_params = keep_params or not completed
@@ -125,22 +120,22 @@ def training_batches(
             "images."
         )
 
-    share = batch_size // worker.count  # rows that are made here
-    count = math.gcd(share, _TOGETHER)
+    share = batch_size // worker.count  # rows that this process makes
+    group_size = math.gcd(share, _MAX_GROUP)
     calls = parallel_calls
     if not (calls or services):
         cores = _cores()
-        # A call waits now and then, for XLA's threads and the guard's: with one
-        # per core two cores were idle for a fifth of the time. A single core
-        # never is.
+        # A call sometimes waits for the threads of XLA and of the guard. With
+        # one call per core, two cores were idle for a fifth of the time. A
+        # single core is never idle.
         calls = 2 * cores if cores > 1 else 1
 
     def records(rows, first, stride):
         """Records of a stream that one of `stride` services reads.
 
-        A service reads files of its own, whatever the step it starts at: the
-        parts of all steps are counted, and each service has every
-        `stride`-th.
+        The parts of all steps are numbered, and each service makes every
+        `stride`-th part. So each service reads its own files, at whatever step
+        it starts.
         """
         before = start_step * (share // rows)  # parts of earlier steps
         owner = (first + before) % stride
@@ -150,7 +145,7 @@ def training_batches(
         return source.stream_of(reader, start=read, seed=seed, size=size)
 
     def parts(rows, first=0, stride=1):
-        """Parts of `rows` rows, number `first`, `first + stride`, …"""
+        """Dataset of the parts first, first + stride, … of `rows` rows each."""
 
         def belongs(counter, _=None):
             step, row = counter // batch_size, counter % share
@@ -174,22 +169,24 @@ def training_batches(
                 whole_epochs=whole_epochs,
             )
             items = items.filter(belongs) if stride > 1 else items
-        groups = items.batch(count, drop_remainder=True).map(
-            _views_of_items(source, views, seed, count, completed, keep_params),
+        groups = items.batch(group_size, drop_remainder=True).map(
+            _views_of_items(
+                source, views, seed, group_size, completed, keep_params
+            ),
             num_parallel_calls=calls or tf.data.AUTOTUNE,
             deterministic=True,
         )
         options = tf.data.Options()
         if calls:
             options.threading.private_threadpool_size = max(2, calls)
-        else:  # as many as the other process has cores, at most 16
+        else:  # one call per core of the service, at most 16
             options.autotune.enabled = False
-        return groups.batch(rows // count, drop_remainder=True).with_options(
-            options
-        )
+        return groups.batch(
+            rows // group_size, drop_remainder=True
+        ).with_options(options)
 
     def finish(batch):
-        # From (parts of) groups of examples to examples.
+        # Flattens (parts of) groups of examples to examples.
         outer = batch["code"].shape.rank
         batch = {
             name: tf.reshape(x, [-1, *x.shape[outer:]])
@@ -200,8 +197,8 @@ def training_batches(
         with tf.control_dependencies(
             [_report(batch, step - start_step + 1, source, unreadable)]
         ):
-            donors = _next_valid(batch["valid"])  # [G]
-        result = _arrange(
+            donors = next_valid(batch["valid"])  # [G]
+        result = arrange(
             batch, donors, views, seed, step, worker, copies=replicas > 1
         )
         return tf.nest.map_structure(_in_parts(replicas), result)
@@ -210,7 +207,7 @@ def training_batches(
         check_readable_elsewhere(
             source, "with --data_service", "leave --data_service out"
         )
-        rows = math.gcd(share, _SENT)
+        rows = math.gcd(share, _MAX_SENT)
         batches = services.distribute(functools.partial(parts, rows))
         batches = batches.batch(share // rows, drop_remainder=True)
         steps = tf.data.Dataset.counter(start_step)
@@ -222,151 +219,27 @@ def training_batches(
     batches = batches.map(finish)
     if replicas > 1:
         batches = batches.unbatch()
-    # Said aloud, because several workers otherwise prepare for the end of the
-    # data, with batches whose size is not known.
+    # Without this, several workers prepare for the end of the data, with
+    # batches of unknown size.
     endless = tf.data.experimental.assert_cardinality(
         tf.data.experimental.INFINITE_CARDINALITY
     )
-    # Last of all: behind anything else TensorFlow adds a buffer of its own,
-    # which grows and grows if batches are taken in bursts.
-    return _finished(batches.apply(endless), prefetch=prefetch * replicas)
-
-
-def evaluation_batches(
-    source: Source,
-    *,
-    image_size: int,
-    crop_ratio: float,
-    batch_size: int,
-    unreadable: UnreadableImages,
-    limit: Optional[int] = None,
-    names: bool = False,
-) -> tf.data.Dataset:
-    """Returns one pass over a source, always in the same order.
-
-    Unreadable images are left out, and reported to `unreadable`.
-
-    Args:
-        source: where the images come from.
-        image_size: S, side of the centre crops, in pixels.
-        crop_ratio: share of the short side that the crop keeps, in (0, 1].
-        batch_size: B; the last batch may be smaller.
-        unreadable: see `training_batches`.
-        limit: take so many at most, drawn at random but always the same.
-        names: whether to say what the images are called.
-
-    Returns:
-        Dataset of (u8[B, S, S, 3], label i64[B]), labels -1 if there are none;
-        with `names` also string[B], see `Source.examples`.
-    """
-
-    part = limit is not None and limit < source.size
-    # The first ones may be of one class.
-    examples = source.examples(start=0, seed=0, shuffle=part, repeat=False)
-    if part:
-        examples = examples.take(limit)
-    crops = _crops(examples, source, image_size, crop_ratio).filter(
-        _readable(source, unreadable)
-    )
-    fields = ("image", "label", "name")[: 3 if names else 2]
-    batches = crops.map(lambda e: tuple(e[field] for field in fields))
-    return _finished(batches.batch(batch_size), prefetch=2)
-
-
-def indexed_batches(
-    source: Source,
-    *,
-    image_size: int,
-    crop_ratio: float,
-    batch_size: int,
-    unreadable: UnreadableImages,
-    worker: Worker = ALONE,
-) -> tf.data.Dataset:
-    """Returns one pass over a source with random access, with indices.
-
-    Args:
-        source: where the images come from.
-        image_size: S, side of the centre crops, in pixels.
-        crop_ratio: share of the short side that the crop keeps, in (0, 1].
-        batch_size: B, of the global batch.
-        unreadable: collects the names of unreadable images.
-        worker: which part of each global batch is made here.
-
-    Returns:
-        Dataset of (u8[b, S, S, 3], index i32[b]), `b` rows of each global
-        batch. The index is -1 for unreadable images, and for rows that fill up
-        the last batch.
-    """
-    count = -(-source.size // batch_size) * batch_size
-    rows = worker.rows(batch_size)
-    numbers = tf.data.Dataset.range(count).batch(
-        batch_size, drop_remainder=True
-    )
-    examples = (
-        numbers.map(lambda batch: batch[rows])
-        .unbatch()
-        .map(lambda i: (i, i % source.size))
-        .map(
-            source.example,
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-    )
-    readable = _readable(source, unreadable)
-
-    def row(example):
-        use = (example["counter"] < source.size) & readable(example)
-        index = tf.where(use, tf.cast(example["counter"], tf.int32), -1)
-        return example["image"], index
-
-    crops = _crops(examples, source, image_size, crop_ratio).map(row)
-    share = batch_size // worker.count
-    return _finished(crops.batch(share, drop_remainder=True), prefetch=2)
-
-
-def _crops(examples, source, image_size, crop_ratio):
-    """Examples with the centre crop as `image`, and the code of its fate."""
-
-    def make_crop(example):
-        code, image = try_decode(
-            example["bytes"], source.rules, code=example["code"]
-        )
-        cropped = crop.central(image, size=image_size, crop_ratio=crop_ratio)
-        cropped = tf.ensure_shape(cropped, [image_size, image_size, 3])
-        return example | {"image": cropped, "code": code}
-
-    return examples.map(
-        make_crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    # Prefetching must come last. After any other transformation TensorFlow adds
+    # its own buffer, which keeps growing if batches are taken in bursts.
+    return prefetch_in_order(
+        batches.apply(endless), prefetch=prefetch * replicas
     )
 
 
-def _readable(source, unreadable):
-    """Returns the function that reports an example if it is unreadable."""
-
-    def readable(example):
-        def report():
-            noted = unreadable.report_op(
-                example["name"][None],
-                example["code"][None],
-                source=source,
-                seen=example["counter"] + 1,
-                lost=tf.constant(False),
-            )
-            with tf.control_dependencies([noted]):
-                return tf.constant(False)
-
-        return tf.cond(example["code"] == headers.OK, lambda: True, report)
-
-    return readable
-
-
-def _views_of_items(source, views, seed, count, completed, keep_params):
-    """Returns the function from `count` items of a source to their views."""
+def _views_of_items(source, views, seed, group_size, completed, keep_params):
+    """Returns a function from `group_size` items to their views."""
     sizes = [view.size for view in views]
     draw = _draw(views, seed)
 
     def views_of_items(counters, items):
-        columns = [tf.unstack(x, num=count) for x in tf.nest.flatten(items)]
+        columns = [
+            tf.unstack(x, num=group_size) for x in tf.nest.flatten(items)
+        ]
         rows = [tf.nest.pack_sequence_as(items, row) for row in zip(*columns)]
         examples = [source.read(row) for row in rows]
         opened = try_open(
@@ -405,9 +278,9 @@ def _views_of_items(source, views, seed, count, completed, keep_params):
 
 
 def _expected(batch_size, worker):
-    """Returns the function that lets a batch pass if it is that of its step.
+    """Returns a function that checks that a batch belongs to its step.
 
-    A service that was started anew might take one client for another.
+    A restarted service might confuse its clients.
     """
 
     def expected(step, batch):
@@ -425,23 +298,23 @@ def _expected(batch_size, worker):
 
 
 def _cores():
-    """Processor cores that this process may use."""
+    """Returns the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-# Compiled once; bounded, so that programs of other views can be freed.
+# Compiles once per key. The bound lets programs of other views be freed.
 @functools.lru_cache(maxsize=16)
 def _draw(views, seed):
-    """Returns the function that draws for examples by their counters.
+    """Returns a function that draws parameters from counters i64[K].
 
-    From counters i64[K] and sizes i32[K, 2] to what `compiled_draw` says.
+    Its second argument is sizes i32[K, 2]. See `compiled_draw` for the result.
     """
     program = compiled_draw(views)
 
     def view_seed(counter):
-        """Returns i32[2], of which all 64 bits depend on all arguments."""
+        """Returns i32[2] whose 64 bits all depend on all arguments."""
         bits = tf.random.stateless_uniform(
             [], key(seed, VIEWS, counter), None, None, tf.int64, alg="philox"
         )
@@ -455,81 +328,11 @@ def _draw(views, seed):
     return draw
 
 
-def _next_valid(valid):
-    """For each row, the row that shows instead: itself if it is valid."""
-    size = tf.size(valid)
-    rows = tf.cast(tf.where(valid)[:, 0], tf.int32)  # [number of valid]
-    following = tf.searchsorted(rows, tf.range(size))  # [G]
-    return tf.gather(rows, following % tf.size(rows))  # [G]
-
-
-def _arrange(batch, donors, views, seed, step, worker, *, copies):
-    """Replaces invalid rows, permutes those of shuffled views.
-
-    Args:
-        batch: what was made of the examples.
-        donors: i32[G], the row that each row shows.
-        views: of the batch.
-        seed: of the order of shuffled views.
-        step: of the batch.
-        worker: `Worker`.
-        copies: whether views in both orders get a permuted copy.
-    """
-    size = donors.shape[0]
-    result = _replaced(batch, ("index", "label"), donors)
-    for i, view in enumerate(views):
-        names = view.name, params_key(view)
-        if not view.shuffle:
-            result |= _replaced(batch, names, donors)
-            continue
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(size * worker.count), key(seed, ROWS, step, i), "philox"
-        )[worker.rows(size * worker.count)]  # [G]
-        result[f"{view.name}_order"] = order
-        alone = worker.count == 1
-        if view.both_orders or not alone:
-            result |= _replaced(batch, names, donors)
-        if alone and (copies or not view.both_orders):
-            place = shuffled_copy(view) if view.both_orders else view
-            places = place.name, params_key(place)
-            result |= {
-                new: tf.gather(batch[old], tf.gather(donors, order))
-                for new, old in zip(places, names)
-                if old in batch
-            }
-    return tf.nest.map_structure(_with_rows(size), result)
-
-
-def _rows_of(batch, names):
-    return {name: batch[name] for name in names if name in batch}
-
-
-def _replaced(batch, names, donors):
-    """Tensors of a batch in which valid rows stand in for invalid ones."""
-    rows = _rows_of(batch, names)
-    if not rows:
-        return {}
-    return tf.cond(
-        tf.reduce_all(batch["valid"]),
-        lambda: rows,
-        lambda: _gather(rows, donors),
-    )
-
-
 def _in_parts(count):
-    """Returns the function from [n, ...] to parts [count, n/count, ...]."""
+    """Returns a function from [n, ...] to parts [count, n/count, ...]."""
     if count == 1:
         return lambda x: x
     return lambda x: tf.reshape(x, [count, x.shape[0] // count, *x.shape[1:]])
-
-
-def _with_rows(count):
-    """Returns the function that lets a tensor know its number of rows."""
-    return lambda x: tf.ensure_shape(x, [count, *x.shape[1:]])
-
-
-def _gather(rows, index):
-    return tf.nest.map_structure(lambda x: tf.gather(x, index), rows)
 
 
 def _report(batch, batches_seen, source, unreadable):
@@ -545,9 +348,3 @@ def _report(batch, batches_seen, source, unreadable):
         )
 
     return tf.cond(tf.reduce_all(valid), tf.no_op, report)
-
-
-def _finished(batches, *, prefetch):
-    options = tf.data.Options()
-    options.deterministic = True
-    return batches.prefetch(prefetch).with_options(options)

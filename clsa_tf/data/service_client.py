@@ -1,9 +1,9 @@
-"""Views made by other processes: tf.data services that take turns.
+"""Reads views from other processes: tf.data services that take turns.
 
-A service is a dispatcher with one worker (`clsa_tf/data_service.py`). Of
-several workers behind one dispatcher whichever is ready is read first; of
-several services each makes every W-th part, and they are read in turn, so that
-the batches are those of a single process.
+A service is a dispatcher with one worker (`clsa_tf/data_service.py`). With
+several workers of one dispatcher, TensorFlow would read first whichever is
+ready. Instead, each of W services makes every W-th part, and the services are
+read in turn. So the batches equal those of a single process.
 """
 
 import re
@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from clsa_tf.errors import UserError, first_line
 
-ANSWER_SECONDS = 10.0  # within which a service answers at the start
-SILENT_SECONDS = 30.0  # after which one that does not answer is lost
-_PAUSE_SECONDS = 1.0  # between two looks at the services
-_LOOK_SECONDS = 3.0  # that one may take
+ANSWER_SECONDS = 10.0  # time limit for the first answer of a service
+SILENT_SECONDS = 30.0  # a service without answers for this long is lost
+_PAUSE_SECONDS = 1.0  # pause between two checks of the services
+_LOOK_SECONDS = 3.0  # time limit of one check
 
 _ADDRESS = re.compile(r"grpc://(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})")
 
@@ -29,13 +29,14 @@ def parse(text: str) -> Tuple[str, ...]:
     """Splits `--data_service` into addresses.
 
     Args:
-        text: `"grpc://host:port"`, several separated by commas; "" for none.
+        text: `"grpc://host:port"`, or several separated by commas; "" for
+            none.
 
     Returns:
-        the addresses, each as it was written.
+        The addresses, unchanged.
 
     Raises:
-        UserError: one is not of that form.
+        UserError: an address does not have this form.
     """
     addresses = tuple(text.split(",")) if text else ()
     for address in addresses:
@@ -43,8 +44,8 @@ def parse(text: str) -> Tuple[str, ...]:
         if not match or not 0 < int(match.group(2)) < 2**16:
             raise UserError(
                 "Expected --data_service=grpc://host:port, several separated "
-                f"by commas, received {address!r}; write them as `python -m "
-                "clsa_tf.data_service` prints them."
+                f"by commas, received {address!r}; copy the addresses that "
+                "`python -m clsa_tf.data_service` prints."
             )
     return addresses
 
@@ -53,7 +54,7 @@ class Services:
     """The tf.data services that a run uses.
 
     Args:
-        addresses: theirs, as from `parse`; at least one.
+        addresses: their addresses, as from `parse`; at least one.
     """
 
     def __init__(self, addresses: Tuple[str, ...]):
@@ -65,23 +66,23 @@ class Services:
         self._closed = threading.Event()
 
     def __enter__(self):
-        """Does nothing: services are watched once there are datasets."""
+        """Returns self. Watching starts with the first dataset."""
         return self
 
     def __exit__(self, *_):
-        """Ends all datasets, with the same error as a lost service."""
+        """Ends all datasets with the same error as after a lost service."""
         self._closed.set()
         self._ring()
 
     def lost(self) -> str:
-        """Says which service is gone, and since when; "" if none is."""
+        """Returns which service is lost, and for how long; "" if none is."""
         return self._lost
 
     def check(self):
-        """Has every service make a dataset.
+        """Checks that every service can make a dataset.
 
         Raises:
-            UserError: one did not within `ANSWER_SECONDS`.
+            UserError: a service did not make one within `ANSWER_SECONDS`.
         """
         for address in self.addresses:
             problem = _problem(address)
@@ -98,16 +99,16 @@ class Services:
         """Returns the elements that the services make, in order.
 
         Args:
-            make: `make(k, n)` is the endless dataset of elements k, k + n,
-                k + 2n, … without Python functions. It is made anew, and
-                runs, in the process of the service.
+            make: `make(k, n)` returns the endless dataset of elements k, k + n,
+                k + 2n, … without Python functions. The process of the service
+                builds it again, and runs it.
 
         Returns:
-            Dataset of elements 0, 1, 2, …; some ten of each service are here
-            ahead of time. Its iterator fails with a
-            `tf.errors.InvalidArgumentError` once a service has been silent
-            for `SILENT_SECONDS` (`lost` then says so), and with a
-            `tf.errors.NotFoundError` if one was started anew.
+            Dataset of elements 0, 1, 2, … About ten elements of each service
+            are read ahead. Its iterator fails with a
+            `tf.errors.InvalidArgumentError` after a service has been silent
+            for `SILENT_SECONDS` (see `lost`), and with a
+            `tf.errors.NotFoundError` if a service was restarted.
 
         Raises:
             UserError: a service did not take its dataset.
@@ -123,7 +124,8 @@ class Services:
                     f"dataset, received: {first_line(e)}; start it with the "
                     "same version of TensorFlow as the training."
                 ) from e
-        # Reads ahead from all, also at the beginning, when views are compiled.
+        # Reads ahead from all services, also at the start, while they compile
+        # the views.
         in_turn = _one_after_the_other(parts).interleave(
             lambda dataset: dataset,
             cycle_length=count,
@@ -133,24 +135,24 @@ class Services:
         return self._watched(in_turn)
 
     def _watched(self, elements):
-        """Adds the end that TensorFlow lacks: it waits for ever."""
+        """Adds an error for lost services; TensorFlow would wait forever."""
         with tf.device("CPU:0"):
             alarm = tf.queue.FIFOQueue(4, [tf.bool], shapes=[[]])
         self._watch(alarm)
 
         def wait(_):
-            # In here no Python: iterators are deleted by threads that hold its
-            # lock, and would wait for ever.
+            # No Python here. A thread that holds Python's lock may delete the
+            # iterator, and would wait forever.
             fine = alarm.dequeue()
-            # Put back, for an error again and again: an iterator that feeds
-            # several devices is deleted only once nobody waits for an element.
+            # The element is put back so that the error repeats. An iterator for
+            # several devices is deleted only if nothing waits for an element.
             with tf.control_dependencies([alarm.enqueue(fine)]):
                 check = tf.debugging.Assert(fine, ["Lost a tf.data service."])
             with tf.control_dependencies([check]):
                 return elements.take(0)
 
-        # The elements, and beside them a dataset that has none but may fail.
-        # `deterministic` would make the one wait for the other.
+        # Interleaves the elements with a dataset that is empty but may fail.
+        # With `deterministic` one of them would wait for the other.
         nothing = tf.data.Dataset.counter().flat_map(wait)
         return _one_after_the_other([elements, nothing]).interleave(
             lambda dataset: dataset,
@@ -187,7 +189,7 @@ class Services:
 
 
 def _one_after_the_other(datasets):
-    """The dataset whose elements are these datasets."""
+    """Returns the dataset whose elements are these datasets."""
     first, *rest = map(tf.data.Dataset.from_tensors, datasets)
     for dataset in rest:
         first = first.concatenate(dataset)
@@ -195,26 +197,26 @@ def _one_after_the_other(datasets):
 
 
 def _at(address):
-    """The transformation that moves a dataset into a service."""
+    """Returns the transformation that runs a dataset in a service."""
     return tf.data.experimental.service.distribute(
-        # The one worker makes all.
+        # The service has a single worker, which makes the whole dataset.
         processing_mode="parallel_epochs",
         service=address,
-        # Views are noise to a compressor.
+        # Views hardly compress.
         compression=None,
         max_outstanding_requests=2,
     )
 
 
 def _problem(address):
-    """Says what is wrong with a service; an empty string if nothing is."""
+    """Returns what is wrong with a service; "" if it works."""
     try:
         _connect(address, ANSWER_SECONDS)
     except OSError as e:
         return f"no connection ({e})"
     problems = [
-        f"no answer within {ANSWER_SECONDS:g} s (it has to be started with a "
-        "--host that is known here)"
+        f"no answer within {ANSWER_SECONDS:g} s (it must be started with a "
+        "--host that this machine can reach)"
     ]
 
     def ask():
@@ -224,7 +226,8 @@ def _problem(address):
         except tf.errors.OpError as e:
             problems[0] = first_line(e)
 
-    # TensorFlow asks until it is answered: what is not, ends with the process.
+    # TensorFlow retries forever. Without an answer, the thread ends with the
+    # process.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
@@ -232,18 +235,19 @@ def _problem(address):
 
 
 def _connect(address, seconds):
-    """Raises `OSError` if nothing listens there."""
+    """Raises `OSError` if nothing listens at the address."""
     host, port = _ADDRESS.fullmatch(address).groups()
     socket.create_connection((host.strip("[]"), int(port)), seconds).close()
 
 
 def _answers(address, seconds):
-    """Raises `OSError` unless a server is there that is not frozen.
+    """Raises `OSError` unless a server responds at the address.
 
-    The operating system accepts connections for a process that is.
+    An open port is not enough, because the operating system accepts connections
+    even for a frozen process.
     """
     _connect(address, seconds)
-    # A connection of its own, not one that is open already.
+    # Opens a new connection instead of reusing an open one.
     channel = grpc.insecure_channel(
         address[len("grpc://") :],
         options=[("grpc.use_local_subchannel_pool", 1)],

@@ -1,4 +1,4 @@
-"""A source: examples in an order that is a function of (seed, counter)."""
+"""A source of images, read in an order that depends on (seed, counter) only."""
 
 import dataclasses
 from typing import Callable, Dict, Optional, Tuple
@@ -14,10 +14,10 @@ Example = Dict[str, tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """Stands for a `Source` that there is not.
+    """Takes the place of a `Source` that does not exist.
 
     Attributes:
-        reason: why, a clause that can follow a colon.
+        reason: why it does not exist, a clause that can follow a colon.
     """
 
     reason: str
@@ -28,30 +28,31 @@ class Source:
     """Where examples come from, and in which order.
 
     Attributes:
-        name: the spelling it was opened with, for messages.
+        name: the dataset as the user spelled it, for messages.
         size: number of examples in an epoch.
         class_names: names of the classes, by label; None without labels.
-        random_access: whether any example can be had without reading those
-            before it.
-        epoch: `epoch(seed, e)` is the dataset of what identifies or holds
-            each example of epoch `e`, in order; not shuffled if seed is None.
-            Without random access `epoch(seed, e, worker)` is the part of it
-            that this `Worker` reads.
-        read: from an element of that dataset to name, label and bytes.
-        load: from those bytes to the encoded image and `headers.OK`, or to
-            "" and another code; it may fail. None if they are the encoded
-            image, and not where it is.
-        local: why `read` or `load` works in this process only, as Python
-            does; "" if they work elsewhere.
-        rules: how its images are decoded.
-        notes: sentences about it that a person should see at the start.
-        fingerprint: function that returns a digest of which examples these
-            are, in which order, the same wherever they are stored; see
-            `clsa_tf.data.sources.fingerprint`. None if nothing is known.
+        random_access: whether any example can be read without reading the
+            examples before it.
+        epoch: `epoch(seed, e)` returns the dataset of epoch `e`, in order. An
+            element is the key of an example or the example itself. The order
+            is not shuffled if seed is None. Without random access
+            `epoch(seed, e, worker)` is the part that this `Worker` reads.
+        read: function from an element of that dataset to name, label and
+            bytes.
+        load: function from these bytes to the encoded image and `headers.OK`,
+            or to "" and another code. It may fail. None if the bytes are the
+            encoded image itself, not its location.
+        local: why `read` or `load` works in this process only, because it
+            runs Python; "" if they work in other processes, too.
+        rules: how the images are decoded.
+        notes: sentences about the source for the user, shown at the start.
+        fingerprint: function that returns a digest of the examples and their
+            order. The digest does not depend on where they are stored; see
+            `clsa_tf.data.sources.fingerprint`. None if it is unknown.
         unlabelled: why there are no class names, a clause; "" if there are.
-        about: how the images were chosen and labelled, a clause; "" if there
-            is nothing to say.
-        held_out: images of the same folder that are kept for evaluation.
+        about: how the images were chosen and labelled, a clause; "" for none.
+        held_out: number of images of the same folder that are kept for
+            evaluation.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Source:
     held_out: int = 0
 
     def epoch_size(self, batch_size: int, whole_epochs: bool) -> int:
-        """Examples that an epoch uses: all, or those of its whole batches."""
+        """Number of examples per epoch: all, or only those in full batches."""
         rest = self.size % batch_size if whole_epochs else 0
         return self.size - rest
 
@@ -83,19 +84,20 @@ class Source:
         repeat: bool,
         size: Optional[int] = None,
     ) -> tf.data.Dataset:
-        """Returns (counter i64[], what `read` takes) from a counter on.
+        """Returns (counter i64[], element for `read`) from a counter on.
 
-        A start in the middle of an epoch passes over what comes before it:
-        at most one epoch of indices (about 0.4 s per million), or of raw
-        records where there is no random access; nothing is decoded.
+        A start in the middle of an epoch skips the elements before it: at most
+        one epoch of indices (about 0.4 s per million), or of raw records if
+        there is no random access. Skipped elements are not decoded.
 
         Args:
             start: counter of the first example.
             seed: seed of the order.
-            shuffle: whether each epoch is a permutation, or the fixed order.
+            shuffle: whether each epoch is a random permutation; otherwise the
+                order is fixed.
             repeat: whether epochs follow one another forever; otherwise the
                 dataset ends with counter `size - 1`.
-            size: examples that are taken from each epoch; None: all.
+            size: number of examples to take from each epoch; None for all.
 
         Returns:
             Dataset of (counter, element for `read`).
@@ -104,7 +106,7 @@ class Source:
 
         def epoch(number):
             whole = self.epoch(seed if shuffle else None, number)
-            # (A stream that is read to its end checks its length there.)
+            # A stream checks its length only if it is read to its end.
             return whole if size == self.size else whole.take(size)
 
         order = _epochs(
@@ -124,16 +126,16 @@ class Source:
         batch_size: int,
         whole_epochs: bool,
     ) -> tf.data.Dataset:
-        """Returns those of the endless, shuffled `items` that a worker makes.
+        """Returns the part of the endless, shuffled `items` for one worker.
 
-        With random access these are its rows of each batch, so that the
+        With random access this is the worker's rows of each batch, so the
         batches are the same for any number of workers. Otherwise each worker
-        reads files of its own, an equal number of records per epoch: some
-        twice if it has fewer, not all if it has more, and other files in the
-        next epoch.
+        reads its own files and takes the same number of records per epoch. It
+        repeats some if its files hold fewer, and skips some if they hold more.
+        The next epoch assigns other files to it.
 
         Args:
-            worker: which.
+            worker: the worker to select for.
             start: counter of the first example of a batch.
             seed: seed of the order.
             batch_size: G, examples in a global batch.
@@ -164,15 +166,16 @@ class Source:
     def stream_of(
         self, reader: Worker, *, start: int, seed: int, size: int
     ) -> tf.data.Dataset:
-        """Returns the elements that one of several readers of a stream reads.
+        """Returns the part of a stream that one of several readers reads.
 
-        Each reads files of its own, an equal number of records per epoch.
+        Each reader has its own files and reads the same number of records per
+        epoch.
 
         Args:
-            reader: which of them.
-            start: elements that it has read before.
+            reader: index and number of the readers, as a `Worker`.
+            start: number of elements that it has already read.
             seed: seed of the order.
-            size: examples of all readers in an epoch.
+            size: examples per epoch, over all readers.
 
         Returns:
             Endless dataset of elements for `read`.
@@ -208,10 +211,10 @@ class Source:
 
         Returns:
             Dataset of `{"counter": i64[], "name": string[], "bytes": string[],
-            "label": i64[], "code": i32[]}`: `bytes` is the encoded image,
-            empty if it could not be read, for the reason `code` of `headers`;
-            `label` is -1 if there is none; `name` is a path or such as
-            `"imagenet2012/train #123"`.
+            "label": i64[], "code": i32[]}`. `bytes` is the encoded image. It
+            is empty if the image could not be read; then `code`, one of the
+            codes of `headers`, is the reason. `label` is -1 if there is none.
+            `name` is a path, or for example `"imagenet2012/train #123"`.
         """
         items = self.items(
             start=start,
@@ -239,7 +242,7 @@ def _epochs(epoch, *, size, start, stop):
 
 
 def indexed(name, size, class_names, read, load=None) -> Source:
-    """Builds a source of which any example can be had by its index.
+    """Builds a source whose examples can be read by index.
 
     Args:
         name: see `Source`.
@@ -256,8 +259,8 @@ def indexed(name, size, class_names, read, load=None) -> Source:
     def epoch(seed, number):
         if seed is None:
             return tf.data.Dataset.range(size)
-        # Not index_shuffle, which would need no table: for 20,000 examples
-        # and fewer it knows only 256 permutations (TF 2.15.1).
+        # `index_shuffle` would need no table, but for up to 20,000 examples it
+        # yields only 256 different permutations (TF 2.15.1).
         indices = tf.random.experimental.stateless_shuffle(
             tf.range(size, dtype=tf.int64), key(seed, ORDER, number), "philox"
         )  # [size]

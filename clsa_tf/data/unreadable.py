@@ -1,4 +1,4 @@
-"""Images that cannot be read: counted, named, and too many of them an error."""
+"""Counts and lists unreadable images; too many of them are an error."""
 
 import itertools
 import os
@@ -15,52 +15,53 @@ from clsa_tf.data.source import Source
 from clsa_tf.errors import UserError
 from clsa_tf.terminal import progress
 
-# All names, one in a line; behind a tab the reason (earlier versions: none).
+# One line per image: its name, a tab, the reason. Earlier versions wrote the
+# name only.
 FILE = "unreadable.txt"
-LOGGED = 10  # names that are logged one by one
-NAMED = 3  # names in the error message
+LOGGED = 10  # images that are logged one by one
+NAMED = 3  # images in the error message
 
 
 class UnreadableImages:
-    """The unreadable images of a run. Safe to use from several threads.
+    """Collects the unreadable images of a run. Thread-safe.
 
-    A run goes on while, in each source, they are at most `max_bad_share` of
-    the distinct images seen so far, counting at least 1,000 images (or all,
-    if there are fewer) as seen: a few bad ones at the beginning are not yet a
-    bad share.
+    A run may continue while, in each source, at most a share of
+    `max_bad_share` of the distinct images seen so far is unreadable. At least
+    1,000 images (or all, if the source has fewer) count as seen, so that a few
+    unreadable images at the beginning do not stop the run.
     """
 
     def __init__(
         self, *, max_bad_share: float, advice: str = "", remote: bool = False
     ):
-        """Starts with no unreadable image.
+        """Starts without any unreadable images.
 
         Args:
             max_bad_share: tolerated share of unreadable images, in [0, 1].
-            advice: what else to do about them, in the imperative.
-            remote: whether other hosts read the images, which cannot call this
-                process: they replace unreadable images without a report.
+            advice: further advice for the error message, in the imperative.
+            remote: whether other hosts read the images. They cannot call this
+                process, so they replace unreadable images without a report.
         """
         self._remote = remote
         self._max_bad_share = max_bad_share
         self._advice = f"{advice}, " if advice else ""
         self._lock = threading.Lock()
-        self._names = {}  # by source: distinct, in the order they came in
+        self._names = {}  # source -> {name: reason}, in order of arrival
         self._error = None
         self._path = None
         self._noted = set()  # names in that file
         self._logged = 0
 
     def record(self, directory: str, moved=()):
-        """Writes further names to a file there, and reads those it has.
+        """Appends names to `FILE` from now on, and reads the names in it.
 
-        These are counted, too, but say nothing about the share: what was seen
-        beside them is not known.
+        The names read count in `count`, but not in the share, because the
+        number of images seen with them is unknown.
 
         Args:
-            directory: of the run; it exists.
-            moved: pairs (before, now) of datasets that are at another place
-                now, as flags spell them. Names below it change with it.
+            directory: directory of the run; it must exist.
+            moved: pairs (before, now) of datasets that have moved, as flags
+                spell them. Names of images in them are changed accordingly.
         """
         self._path = os.path.join(directory, FILE)
         if not os.path.exists(self._path):
@@ -79,7 +80,7 @@ class UnreadableImages:
         return len(self._noted)
 
     def summary(self) -> str:
-        """Returns a sentence for the end of the run."""
+        """Returns a sentence to print at the end of the run."""
         where = f"; {self._path} names them" if self._path else ""
         what = "images were" if self.count != 1 else "image was"
         return f"{self.count} unreadable {what} left out{where}."
@@ -96,18 +97,20 @@ class UnreadableImages:
         seen: int,
         lost: bool = False,
     ) -> bool:
-        """Notes unreadable images.
+        """Adds unreadable images.
 
         Args:
-            names: what they are called, and what each is or has, in words;
-                repetitions do not count.
-            source: where they are from.
-            seen: examples read from it so far, the unreadable ones included.
+            names: name -> reason, a clause that follows "which". Repeated
+                names do not count.
+            source: the source of the images.
+            seen: number of examples read from it so far, including unreadable
+                ones.
             lost: whether a batch has no readable image at all.
 
         Returns:
-            Whether the run may go on: not if there are too many, or `lost`, or
-            names cannot be written; `error()` then says so.
+            Whether the run may continue. It may not if there are too many
+            unreadable images, if `lost`, or if names cannot be written. Then
+            `error()` returns the reason.
         """
         with self._lock:
             known = self._names.setdefault(source, {})
@@ -128,14 +131,14 @@ class UnreadableImages:
 
         Args:
             names: string[n].
-            codes: i32[n], of `headers`.
-            source: as for `report`.
-            seen: i64[].
-            lost: bool[].
+            codes: i32[n], codes of `headers`.
+            source: see `report`.
+            seen: i64[], see `report`.
+            lost: bool[], see `report`.
 
         Returns:
-            An operation, which fails with `tf.errors.InvalidArgumentError` if
-            the run may not go on.
+            An operation. It fails with `tf.errors.InvalidArgumentError` if the
+            run may not continue.
         """
         if self._remote:
             return tf.debugging.Assert(
@@ -153,7 +156,8 @@ class UnreadableImages:
                 named, source=source, seen=int(seen), lost=bool(lost)
             )
 
-        # An error raised in there would be logged with tracebacks, repeatedly.
+        # An exception raised in the Python function would be logged repeatedly,
+        # with tracebacks. So it returns a boolean.
         fine = in_python(
             report, [names, codes, seen, lost], tf.bool, stateful=True
         )
@@ -213,9 +217,9 @@ def _say(text):
 
 
 def _follow(line, moved):
-    """A line of `FILE`, of an image whose dataset may have moved."""
+    """Returns a line of `FILE` with the new path if its dataset has moved."""
     for before, now in moved:
-        # (folder:/photos: the names are paths.)
+        # Names are paths, so "folder:" is removed from folder:/photos.
         before, now = (text.partition(":")[2] or text for text in (before, now))
         root = os.path.join(before, "")
         if line.startswith(root):

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from clsa_tf.data.evaluation_batches import indexed_batches
 from clsa_tf.data.order import Worker
-from clsa_tf.data.pipeline import indexed_batches
 from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
 from clsa_tf.networks.encoder import copy_variables

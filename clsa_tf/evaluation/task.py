@@ -3,8 +3,8 @@
 import dataclasses
 import typing
 
+from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_bank_source, open_eval_source
-from clsa_tf.data.pipeline import evaluation_batches
 from clsa_tf.data.source import Absent, Source
 from clsa_tf.evaluation.knn import KnnTask
 

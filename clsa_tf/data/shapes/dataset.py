@@ -1,8 +1,7 @@
 """The embedded dataset `shapes`: rendered on the machine, never downloaded.
 
-Importing this module registers the builder, after which
-`tfds.load("shapes", ...)` finds it; `prepare` is the one way to generate it.
-How an image is drawn: `shapes_render.py`.
+Importing this module registers the builder, so that `tfds.load("shapes", ...)`
+finds it. Only `prepare` generates it. `render.py` draws the images.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ JPEG_QUALITY = 95
 class _OfflineInfo(tfds.core.DatasetInfo):
     """Dataset info that is never looked up in the public storage bucket.
 
-    Releases of tfds before the bucket was switched off ask it, with retries,
+    The bucket is switched off. Older releases of tfds query it, with retries,
     for every dataset that is not yet prepared.
     """
 
@@ -33,10 +32,11 @@ class _OfflineInfo(tfds.core.DatasetInfo):
 
 
 def encoded_example(split, index):
-    """One example: JPEG bytes and its labels, a pure function of the arguments.
+    """Returns an example: JPEG bytes and labels.
 
-    `split` is "train" or "test", `index` counts from 0. "image" is an
-    `io.BytesIO`, [64, 64, 3] uint8 once decoded; the rest are Python ints.
+    It is a pure function of the arguments. `split` is "train" or "test";
+    `index` counts from 0. "image" is an `io.BytesIO` that decodes to
+    [64, 64, 3] uint8. The other values are Python ints.
     """
     factors = render.draw_factors(split, index)
     image = Image.fromarray(render.render(split, index, factors))
@@ -56,17 +56,17 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     """Ten oriented shapes in varying pose, colour, texture and clutter.
 
     Features: "image" [64, 64, 3] uint8; "label" (shape, 10), "color" (4),
-    "orientation" (4) and "texture" (5), int64. A subclass with other
-    EXAMPLES gives a smaller dataset with the same first images.
+    "orientation" (4) and "texture" (5), int64. A subclass with fewer EXAMPLES
+    yields a smaller dataset with the same first images.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Initial release."}
     EXAMPLES = {"train": 10_000, "test": 2_000}
-    # Nothing is downloaded. Left to itself, tfds 4.9.10 looks for a list of
-    # checksums with importlib_resources, which it does not declare to need.
+    # Nothing is downloaded. By default, tfds 4.9.10 looks for a list of
+    # checksums with importlib_resources, an undeclared dependency.
     url_infos = None
-    # Called after every example, while they are generated.
+    # Called after each generated example.
     on_example = staticmethod(lambda: None)
 
     def _info(self):
@@ -104,7 +104,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 @contextlib.contextmanager
 def _without_bars():
-    """Leaves out tfds' three bars on top of each other, while entered."""
+    """Hides the three progress bars of tfds while entered."""
     before = getattr(tfds.core.utils.tqdm_utils, "_active", True)
     tfds.disable_progress_bar()
     try:
@@ -115,20 +115,19 @@ def _without_bars():
 
 @contextlib.contextmanager
 def _exclusive(path):
-    """Holds a lock that the system drops even if this process is killed."""
+    """Holds a lock. The system releases it even if this process is killed."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def prepare(data_dir, *, builder_class=Shapes):
-    """The builder, its files generated if they are not there yet.
+    """Returns the builder; generates its files if they do not exist.
 
-    `data_dir` is a local directory. Needs no network. tfds writes to an
-    "incomplete" directory that is renamed at the end, so a killed run leaves
-    nothing that looks complete; what it left is removed by the next run.
-    Concurrent calls on one machine wait for each other. Progress goes to
-    stderr.
+    `data_dir` is a local directory. No network is needed. tfds writes to an
+    "incomplete" directory and renames it at the end, so a killed run leaves
+    nothing that looks complete. The next run removes its files. Concurrent
+    calls on one machine wait for each other. Progress goes to stderr.
 
     Raises:
         UserError: `data_dir` cannot be created or written to.
@@ -155,9 +154,9 @@ def _prepare_locked(root, parent, builder_class):
     count = sum(builder_class.EXAMPLES.values())
     print(
         f"Rendering {count} images of {builder.name} to {builder.data_dir} "
-        "(--data_dir chooses another place)"
+        "(--data_dir sets another directory)"
     )
-    # tfds announces a download of unknown size on stdout: there is none.
+    # tfds announces a download of unknown size on stdout, but there is none.
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(_without_bars())

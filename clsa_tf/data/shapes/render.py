@@ -1,8 +1,8 @@
-"""How one image of the dataset `shapes` is drawn (see `shapes.py`).
+"""Draws one image of the dataset `shapes` (see `dataset.py`).
 
-Outlines live in a square [-1, 1] x [-1, 1], y pointing down, drawn as they
-look when their orientation is "up". Outlines are filled four times too large
-and reduced, patterns and background are computed at the final size.
+Outlines are defined in the square [-1, 1] x [-1, 1], y pointing down, for the
+orientation "up". They are filled at four times the final size, then reduced.
+Patterns and background are computed at the final size.
 """
 
 import math
@@ -27,7 +27,7 @@ _SPLITS = ("train", "test")
 
 
 class Factors(NamedTuple):
-    """What is labelled: indices into SHAPES, COLORS, ORIENTATIONS, TEXTURES."""
+    """Labels: indices into SHAPES, COLORS, ORIENTATIONS and TEXTURES."""
 
     shape: int
     color: int
@@ -36,7 +36,10 @@ class Factors(NamedTuple):
 
 
 def _arc(center, radius, start, stop):
-    """Points of an arc; degrees, 0 is right, 90 is down, both ends included."""
+    """Returns points of an arc from start to stop, both included.
+
+    Angles are in degrees; 0 is right, 90 is down.
+    """
     angles = np.radians(np.linspace(start, stop, 33))
     x, y = np.cos(angles), np.sin(angles)
     return [(center[0] + radius * a, center[1] + radius * b)
@@ -47,7 +50,7 @@ def _box(left, top, right, bottom):
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-# Each outline is a list of (ink, polygon); ink 0 cuts a hole.
+# Each outline is a list of (ink, polygon). Ink 0 cuts a hole.
 _OUTLINES = {
     "arrow": [
         (1, [(0, -1), (0.85, 0), (0.33, 0), (0.33, 1), (-0.33, 1), (-0.33, 0),
@@ -105,12 +108,13 @@ _OUTLINES = {
 
 
 def shape_mask(shape, *, center, size, angle, aspect=1.0, shear=0.0):
-    """How much of each pixel a shape covers, [SIDE, SIDE] float32 in [0, 1].
+    """Returns the share of each pixel that a shape covers.
 
-    `shape` indexes SHAPES; `center` (x, y) and `size` are fractions of the
-    side. The outline's square is `size` wide and high before it is stretched
-    (x times, y over the root of `aspect`), slanted (x += shear * y) and turned
-    by `angle` degrees clockwise, all about `center`.
+    `shape` is an index into SHAPES. `center` (x, y) and `size` are fractions of
+    the side. The square of the outline is `size` wide and high. It is
+    stretched (x is multiplied by the root of `aspect`, y is divided by it),
+    sheared (x += shear * y) and rotated by `angle` degrees clockwise, all
+    about `center`. The result is [SIDE, SIDE] float32 in [0, 1].
     """
     scale = SIDE * SUPERSAMPLE
     canvas = Image.new("L", (scale, scale))
@@ -123,7 +127,7 @@ def shape_mask(shape, *, center, size, angle, aspect=1.0, shear=0.0):
         @ np.diag([stretch, 1 / stretch])
         * (size * scale / 2)
     )
-    offset = np.asarray(center) * scale - 0.5  # the centres of pixels are whole
+    offset = np.asarray(center) * scale - 0.5  # pixel centres are integers
     for ink, polygon in _OUTLINES[SHAPES[shape]]:
         points = np.asarray(polygon) @ warp.T + offset  # [points, 2]
         draw.polygon(points.ravel().tolist(), fill=255 * ink)
@@ -131,9 +135,9 @@ def shape_mask(shape, *, center, size, angle, aspect=1.0, shear=0.0):
 
 
 def _pattern(texture, rng, center):
-    """Mixing weight of the second fill colour, [SIDE, SIDE] in [0, 1].
+    """Returns the weight of the second fill colour, [SIDE, SIDE] in [0, 1].
 
-    Patterns lie at any angle, so that they never tell the shape's orientation.
+    Patterns have a random angle, so they do not reveal the shape's orientation.
     """
     turn = rng.uniform(0, 2 * math.pi)
     period = rng.uniform(0.85, 1.25)
@@ -161,7 +165,10 @@ def _pattern(texture, rng, center):
 
 
 def _color(hue, saturation, luma):
-    """RGB, [3] float32 in [0, 1], with exactly this luma; hue in degrees."""
+    """Returns RGB, [3] float32 in [0, 1], with exactly this luma.
+
+    The hue is in degrees.
+    """
     k = (np.array([5, 3, 1]) + hue / 60) % 6
     pure = 1 - np.clip(np.minimum(k, 4 - k), 0, 1)
     brightness = float(pure @ _LUMA)
@@ -173,7 +180,7 @@ def _color(hue, saturation, luma):
 
 
 def _background(rng, luma):
-    """A dull backdrop with faint clutter, [SIDE, SIDE, 3] float32."""
+    """Returns a dull background with faint clutter, [SIDE, SIDE, 3] float32."""
     grid = rng.uniform(-1, 1, (3, 3)) * rng.choice((0.06, 0.12, 0.18))
     soft = Image.fromarray(grid.astype(np.float32))
     soft = np.asarray(soft.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
@@ -197,9 +204,10 @@ def _background(rng, luma):
 
 
 def draw_factors(split, index):
-    """The labels of one example: shapes take turns, the rest is drawn.
+    """Returns the labels of one example, as `Factors`.
 
-    `split` is "train" or "test", `index` counts from 0; returns `Factors`.
+    Shapes take turns; the other labels are random. `split` is "train" or
+    "test"; `index` counts from 0.
     """
     rng = np.random.default_rng((_SPLITS.index(split), index, 0))
     return Factors(
@@ -211,10 +219,11 @@ def draw_factors(split, index):
 
 
 def render(split, index, factors):
-    """Draws one image: `factors` decide what is labelled, the rest is drawn.
+    """Draws one image, [SIDE, SIDE, 3] uint8 (RGB).
 
-    Position, size, jitter, polarity and background are a pure function of
-    (split, index), whatever the factors. Returns [SIDE, SIDE, 3] uint8 (RGB).
+    `factors` determine the labelled properties. Position, size, jitter,
+    polarity and background are a pure function of (split, index) and do not
+    depend on the factors.
     """
     rng = np.random.default_rng((_SPLITS.index(split), index, 1))
     size = rng.uniform(0.45, 0.7)

@@ -1,7 +1,8 @@
-"""A `tf.data.Dataset` as files, so that training on it can be resumed.
+"""Writes a `tf.data.Dataset` to files, so that training on it can be resumed.
 
-A dataset can only be read from its beginning, and may come in another order
-each time. It is read once, into TFRecord files that `tfrecord.py` opens.
+A dataset can only be read from its beginning, and its order may differ each
+time. So it is read once and written to TFRecord files, which `tfrecord.py`
+opens.
 """
 
 import itertools
@@ -19,22 +20,22 @@ from clsa_tf.data.sources.listing import SUFFIXES
 from clsa_tf.data.sources.tfrecord import IMAGE_KEYS, LABEL_KEYS
 from clsa_tf.errors import UserError, first_line
 
-# How many images there are; it comes with the directory, when all are.
+# Holds the number of images. It is written last, before the directory appears.
 ABOUT = "about.json"
 UNFINISHED = ".unfinished"
-# Of a file. The order of large datasets is shuffled by files first.
+# Size of a file. Large datasets are shuffled by files first.
 SHARD_BYTES = 64 * 2**20
 _LONGEST_NAME = 4096  # bytes, of a path
-# What has a meaning in patterns.
+# Characters with a meaning in patterns.
 _SPECIAL = "*?[]\\,"
 _IMAGES = "uint8 or float [H, W, 3], or encoded as string []"
 
 
 def pattern(directory):
-    """Returns the pattern of the files that `write` leaves in `directory`.
+    """Returns the pattern of the files that `write` creates in `directory`.
 
     Raises:
-        UserError: the path means something else in a pattern.
+        UserError: the path has a character with a meaning in patterns.
     """
     directory = os.path.abspath(directory)
     if set(directory) & set(_SPECIAL):
@@ -47,24 +48,24 @@ def pattern(directory):
 
 
 def write(dataset, directory, *, shard_bytes=SHARD_BYTES):
-    """Writes a dataset to files, unless they are there.
+    """Writes a dataset to files, unless they already exist.
 
-    Images are stored without loss, as PNG; encoded images as they are. The
-    directory appears when all is written: whatever stops the writing leaves
-    none. Progress goes to stderr.
+    Images are stored losslessly as PNG, and encoded images unchanged. The
+    directory appears only after everything is written, so an interrupted call
+    leaves none. Progress goes to stderr.
 
     Args:
         dataset: finite `tf.data.Dataset` of single images, of (image, label)
-            or of dictionaries with `"image"` and maybe `"label"`. An image is
-            uint8 or float in [0, 1], `[H, W, 3]` or grey `[H, W, 1]`, or
+            or of dictionaries with `"image"` and optionally `"label"`. An image
+            is uint8 or float in [0, 1], `[H, W, 3]` or grey `[H, W, 1]`, or
             string `[]`, the contents of a file that `decode` reads. Labels
             are kept if they are single integers.
-        directory: where to.
-        shard_bytes: size of a file, about.
+        directory: directory to write to.
+        shard_bytes: approximate size of a file.
 
     Raises:
-        UserError: it is no such dataset, cannot be read to its end, or the
-            directory cannot be written.
+        UserError: the dataset has another form, it cannot be read to its end,
+            or the directory cannot be written.
     """
     directory = os.path.abspath(directory)
     try:
@@ -73,7 +74,7 @@ def write(dataset, directory, *, shard_bytes=SHARD_BYTES):
             _write_locked(dataset, directory, shard_bytes)
     except files.Locked as e:
         raise UserError(
-            f"Expected a dataset that no other process writes, received "
+            "Expected a dataset that no other process is writing, received "
             f"{directory}, in use by {e}; wait for it or choose another "
             "workdir."
         ) from e
@@ -93,7 +94,7 @@ def _write_locked(dataset, directory, shard_bytes):
         return
     if size == tf.data.INFINITE_CARDINALITY:
         raise UserError(
-            "Expected a finite tf.data.Dataset, received one without an end; "
+            "Expected a finite tf.data.Dataset, received an infinite one; "
             "leave out repeat(), or add take()."
         )
     read, words = _reader(dataset.element_spec)
@@ -102,7 +103,7 @@ def _write_locked(dataset, directory, shard_bytes):
     )
     print(f"  writing the dataset to {directory} {words}")
     unfinished = directory + UNFINISHED
-    # What a process left that was killed.
+    # Removes the files of a killed process.
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         os.mkdir(unfinished)
@@ -117,7 +118,7 @@ def _write_locked(dataset, directory, shard_bytes):
 
 
 def _check_size(directory, size):
-    """Is it the same dataset, as far as can be told without reading it?"""
+    """Raises `UserError` if the number of images differs from the files."""
     path = os.path.join(directory, ABOUT)
     try:
         with open(path, encoding="utf-8") as file:
@@ -139,18 +140,18 @@ def _check_size(directory, size):
 
 
 def _reader(spec):
-    """Returns how to read elements of `spec`, and what becomes of labels.
+    """Returns how to read elements of `spec`, and what happens to the labels.
 
     Returns:
-        function from an element to (encoded string[], label i64[], lowest and
-        highest value f32[]); words.
+        (function from an element to (encoded string[], label i64[], lowest
+        value f32[], highest value f32[]); text about the labels).
     """
     image, label = _pick(spec, spec)
     form = _form(image)
     labelled = _is_label(label)
 
     def read(*element):
-        # Only tuples come as several arguments.
+        # Only tuples are passed as several arguments.
         element = element if isinstance(spec, tuple) else element[0]
         image, label = _pick(element, spec)
         low = high = tf.constant(0.0)
@@ -168,12 +169,12 @@ def _reader(spec):
     if labelled:
         return read, "with its labels"
     return read, "without labels" + (
-        "" if label is None else ", which are not single integers"
+        "" if label is None else ", because they are not single integers"
     )
 
 
 def _pick(element, spec):
-    """The image and the label, None if there is none, of an element."""
+    """Returns (image, label) of an element; label is None without labels."""
     if isinstance(spec, dict) and "image" in spec:
         return element["image"], element.get("label")
     if isinstance(spec, tuple) and len(spec) in (1, 2):
@@ -188,7 +189,7 @@ def _pick(element, spec):
 
 
 def _is_label(spec):
-    # Labels in keras.datasets are [1], not [].
+    # Labels in keras.datasets have shape [1], not [].
     return (
         isinstance(spec, tf.TensorSpec)
         and spec.dtype.is_integer
@@ -197,7 +198,7 @@ def _is_label(spec):
 
 
 def _form(spec):
-    """Returns "encoded", "float" or "uint8"; refuses what is no image."""
+    """Returns "encoded", "float" or "uint8"; raises `UserError` otherwise."""
     received = f"{spec}"
     if isinstance(spec, tf.TensorSpec):
         received = f"{spec.dtype.name} {spec.shape}"
@@ -237,7 +238,7 @@ def _read(examples, size):
                     raise UserError(
                         "Expected float images in [0, 1], received values from "
                         f"{low:g} to {high:g} in image {count}; scale them, "
-                        "or cast to uint8 what is in 0..255."
+                        "or cast values in 0..255 to uint8."
                     )
                 if not count:
                     _check_content(encoded)
@@ -252,12 +253,12 @@ def _read(examples, size):
     if not count:
         raise UserError(
             "Expected a tf.data.Dataset with images, received an empty one; "
-            "check what it is made from."
+            "check how it is made."
         )
 
 
 def _check_content(encoded):
-    """Refuses the name of a file, where its contents are expected."""
+    """Raises `UserError` for a file name instead of the file's contents."""
     if headers.kind(encoded[: headers.HEAD]) or len(encoded) > _LONGEST_NAME:
         return
     name = encoded.decode("utf-8", "replace")
@@ -265,7 +266,7 @@ def _check_content(encoded):
     if suffix in SUFFIXES or suffix in converted.SUFFIXES:
         raise UserError(
             "Expected the contents of image files, as string [], received "
-            f"what seems to be the name of one, {name!r}; read the files: "
+            f"a string that looks like a file name, {name!r}; read the files: "
             "dataset.map(tf.io.read_file), or, with labels, dataset.map("
             "lambda name, label: (tf.io.read_file(name), label))."
         )
@@ -275,7 +276,7 @@ def _check_content(encoded):
 
 
 def _write_files(examples, directory, shard_bytes):
-    """Writes as many files as it takes; returns the number of images."""
+    """Writes the examples to files; returns the number of images."""
     count = 0
     for number in itertools.count():
         first = next(examples, None)
@@ -287,7 +288,7 @@ def _write_files(examples, directory, shard_bytes):
 
 
 def _write_file(examples, path, shard_bytes):
-    """Writes until the file is full or nothing is left."""
+    """Writes one file, up to its size; returns the number of images."""
     count = written = 0
     with tf.io.TFRecordWriter(path) as writer:
         for encoded, label in examples:

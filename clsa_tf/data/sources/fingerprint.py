@@ -1,8 +1,8 @@
-"""Telling whether images at another path are those that a run began with.
+"""Recognises the images of a run at another path, by a digest.
 
-A digest of names and sizes, and of a few contents: cheap enough for every
-start, and not the same for two datasets by chance. It says nothing about where
-the images are. It does not notice a few files that were changed in place.
+The digest covers names and sizes, and a few contents. It is cheap enough for
+every start, and two datasets do not share one by chance. It does not depend on
+the location of the images. It may miss a few files that were changed in place.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from typing import Iterable, List, Sequence, Tuple
 import numpy as np
 import tensorflow as tf
 
-# Of so many files, spread evenly over the list, the size counts, too.
+# Number of files whose sizes count, spread evenly over the list.
 SIZES = 1000
-# Likewise the first bytes.
+# Number of files whose first CONTENT_BYTES count, spread evenly as well.
 CONTENTS = 16
 CONTENT_BYTES = 2**16
 
@@ -25,9 +25,9 @@ def of_files(root: str, paths: Sequence[str]) -> str:
     """Returns the digest of a folder of images.
 
     Args:
-        root: the folder, a local path or a URL. Of files behind a URL, where
-            each costs a request, only `CONTENTS` sizes and contents count.
-        paths: of the images below it, in the order of the source.
+        root: the folder, a local path or a URL. With a URL, where each file
+            costs a request, only `CONTENTS` sizes and contents count.
+        paths: paths of the images below root, in the order of the source.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -44,9 +44,9 @@ def of_records(parts: Iterable[Tuple[str, int, int]], about: str) -> str:
     """Returns the digest of record files.
 
     Args:
-        parts: (path of the file, records left out before the part, records in
-            it or -1 for all), in the order of the source.
-        about: what else makes these examples what they are.
+        parts: (path of the file, records before the part, records in the part
+            or -1 for all), in the order of the source.
+        about: other properties that identify the examples.
     """
     digest = hashlib.sha256(about.encode())
     for path, skip, take in parts:
@@ -61,7 +61,7 @@ def _spread(paths, count) -> List[str]:
 
 
 def _size(path) -> int:
-    """Bytes of a file; -1 if there is none any more."""
+    """Returns the size of a file in bytes; -1 if it cannot be read."""
     try:
         if "://" in path:
             return tf.io.gfile.stat(path).length
@@ -71,12 +71,12 @@ def _size(path) -> int:
 
 
 def _start(path) -> bytes:
-    """First bytes of a file; none if it cannot be read."""
+    """Returns the first bytes of a file; empty if it cannot be read."""
     try:
         if "://" in path:
             with tf.io.gfile.GFile(path, "rb") as file:
                 return file.read(CONTENT_BYTES)
-        # Opening a FIFO would wait for ever.
+        # Opening a FIFO would wait forever.
         if not stat.S_ISREG(os.stat(path).st_mode):
             return b""
         with open(path, "rb") as file:

@@ -19,17 +19,18 @@ from clsa_tf.text import listed
 
 TRAIN = "train"
 EVAL = ("test", "val", "validation")
-# Before the path of a file that TensorFlow cannot decode; no path has it.
+# Prefix of the path of a file that TensorFlow cannot decode. No path has it.
 _CONVERT = b"\0"
 
 
 def classes(paths: List[str]) -> Optional[Tuple[str, ...]]:
     """Returns the class names, or None if the folder is not labelled.
 
-    It is if every image lies below one of at least two first-level folders.
+    A folder is labelled if every image is in one of at least two first-level
+    folders.
 
     Args:
-        paths: as from `list_images`.
+        paths: paths as from `list_images`.
     """
     if any("/" not in path for path in paths):
         return None
@@ -38,14 +39,14 @@ def classes(paths: List[str]) -> Optional[Tuple[str, ...]]:
 
 
 def why_unlabelled(paths: List[str]) -> str:
-    """Returns why `classes` finds none in these paths, "" if it does."""
+    """Returns why `classes` finds no classes in paths; "" if it finds some."""
     beside = [path for path in paths if "/" not in path]
     folders = sorted({path.split("/")[0] for path in paths if "/" in path})
     if not folders:
         return "there are no folders in it that could be classes"
     if len(folders) == 1:
         return (
-            f"classes are two or more folders, and it has one "
+            "labels need at least two class folders, and it has one "
             f"({listed(folders)})"
         )
     if not beside:
@@ -58,11 +59,13 @@ def why_unlabelled(paths: List[str]) -> str:
 
 
 def held_out(path: str, share: float) -> bool:
-    """Tells whether an image is kept for evaluation, by a hash of its path.
+    """Returns whether an image is held out for evaluation.
+
+    A hash of its path decides.
 
     Args:
         path: path below the root of the folder.
-        share: expected share of such images, in [0, 1].
+        share: expected share of held-out images, in [0, 1].
     """
     digest = hashlib.sha256(os.fsencode(path)).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
@@ -81,17 +84,18 @@ def open_folder(
 
     Args:
         root: the folder.
-        split: name of a folder directly below root; empty for the usual one.
+        split: name of a folder directly below root; empty for the default of
+            the role.
         labels: "auto" or "none".
-        holdout: share of a labelled folder kept for evaluation.
+        holdout: share of a labelled folder that is kept for evaluation.
         role: "train", "eval" or "bank".
         rules: how files are read.
 
     Returns:
-        A `Source`, or why there is none for this role.
+        A `Source`, or an `Absent` with the reason why this role has none.
 
     Raises:
-        UserError: there is no such folder, split, or no image in it.
+        UserError: the folder or the split does not exist, or has no images.
     """
     listing = list_folder(root, more_formats=rules.more_formats)
     paths = listing.images
@@ -113,19 +117,19 @@ def open_folder(
             "the split empty."
         )
     if role == "bank":
-        return Absent(f"{root} has no folders that are splits")
+        return Absent(f"{root} has no split folders")
     return _open_whole(source, root, paths, labels, holdout, role)
 
 
 def list_folder(root: str, *, more_formats: bool) -> Listing:
-    """Lists the images of a folder, at least one.
+    """Lists the images of a folder that has at least one.
 
     Args:
         root: see `list_images`.
-        more_formats: likewise.
+        more_formats: see `list_images`.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: the folder does not exist, or has no images.
     """
     _check_folder(root)
     listing = list_images(root, more_formats=more_formats)
@@ -133,7 +137,7 @@ def list_folder(root: str, *, more_formats: bool) -> Listing:
         others = listing.describe()
         raise UserError(
             f"Expected images in {root}, received "
-            f"{f'other files: {others}' if others else 'no files'}; name a "
+            f"{f'other files: {others}' if others else 'no files'}; pass a "
             "folder with images in or below it."
         )
     return listing
@@ -162,13 +166,13 @@ def _check_folder(root):
         )
     if not tf.io.gfile.isdir(root):
         raise UserError(
-            f"Expected a folder of images, received the file {root}; name the "
-            "folder it is in."
+            f"Expected a folder of images, received the file {root}; pass the "
+            "folder that holds it."
         )
 
 
 def _splits(paths):
-    """Images below each folder that is a split; empty if there are none."""
+    """Returns {split: images in its folder}; empty without splits."""
     groups = {}
     for path in paths:
         first, slash, rest = path.partition("/")
@@ -203,15 +207,15 @@ def _open_whole(source, root, paths, labels, holdout, role):
         )
     if not chosen:
         raise UserError(
-            f"Expected images to train on in {root}, received none that "
-            f"--holdout={holdout:g} leaves; lower it."
+            f"Expected training images in {root}, received none, because "
+            f"--holdout={holdout:g} holds all of them out; lower it."
         )
-    about = f"folders are taken for {len(names)} classes ({listed(names)})"
+    about = f"folders are used as {len(names)} classes ({listed(names)})"
     return source("", chosen, names, about=about, held_out=sum(held))
 
 
 def _open_split(source, root, images, splits, split, labels, role):
-    """Opens one of several splits, a folder each, of a folder."""
+    """Opens one split of a folder that has a folder for each split."""
     if split not in ("", *splits):
         raise UserError(
             f"Expected one of the splits {', '.join(splits)} of {root}, "
@@ -219,11 +223,11 @@ def _open_split(source, root, images, splits, split, labels, role):
         )
     names, why = _labels(splits[TRAIN], labels)
     if role == "bank" and split == TRAIN:
-        return Absent(f"{TRAIN} of {root} is what is evaluated on")
+        return Absent(f"{TRAIN} of {root} is the evaluation split itself")
     if role == "bank" or (role == "train" and not split):
         split = TRAIN
     if not split:
-        # ImageNet's test images have no labels; evaluate on val then.
+        # ImageNet's test images have no labels. Then use val.
         others = [name for name in splits if name != TRAIN]
         labelled = [name for name in others if classes(splits[name])]
         if not labelled and labels == "auto":
@@ -235,16 +239,16 @@ def _open_split(source, root, images, splits, split, labels, role):
         split = (labelled or others)[0]
     if names:
         _check_classes(root, split, splits[split], names)
-    elif split != TRAIN:  # it may be labelled all the same
+    elif split != TRAIN:  # this split may have labels even so
         names, why = _labels(splits[split], labels)
     if role == "eval" and not names:
         return Absent(f"no labels in {root}/{split}: {why}")
     about = (
-        f"of {images} images, the {len(splits[split])} in the folder {split} "
-        "are trained on"
+        f"training uses the {len(splits[split])} of {images} images in the "
+        f"folder {split}"
     )
     if names:
-        about += f"; folders are taken for {len(names)} classes "
+        about += f"; folders are used as {len(names)} classes "
         about += f"({listed(names)})"
     chosen = [f"{split}/{path}" for path in splits[split]]
     return source(f"{split}/", chosen, names, unlabelled=why, about=about)
@@ -268,7 +272,7 @@ def _source(root, prefix, chosen, class_names, listing, rules, **words):
         number = {name: i for i, name in enumerate(class_names)}
         for i, path in enumerate(chosen):
             labels[i] = number[path[len(prefix) :].split("/")[0]]
-    # Bytes, because file names need not be valid text.
+    # Bytes, because file names may not be valid text.
     files = [os.fsencode(posixpath.join(root, path)) for path in chosen]
     places = [
         _CONVERT + file if path in listing.converted else file
@@ -307,7 +311,7 @@ def _load(place):
 
 
 def _loader(rules):
-    """Returns the function that also loads what Pillow has to read."""
+    """Returns a function that also loads files that only Pillow can read."""
 
     def read(path):
         content, code = converted.read(path, rules)

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and what the others are."""
+"""Lists the images of a folder, and counts its other files by kind."""
 
 import os
 import posixpath
@@ -9,31 +9,30 @@ import tensorflow as tf
 
 from clsa_tf.data import converted, headers
 
-# What TensorFlow decodes.
+# Files that TensorFlow decodes.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-# What is never an image that can be used, and common: not worth a look.
-# Raw files would be taken for the small TIFF that they begin with.
+# Common files that are never usable images, so they are not opened. Raw files
+# would be recognised as the small TIFF image at their beginning.
 _OTHERS = frozenset(
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .html .htm .log .pdf .npy "
     ".npz .mat .h5 .pkl .parquet .tfrecord .zip .tar .gz .tgz .7z .rar .mp4 "
     ".mov .avi .mkv .webm .m4v .3gp .mp3 .wav .m4a .psd .svg .xmp .aae .thm "
     ".dng .nef .cr2 .cr3 .arw .orf .rw2 .raf .py .sh .js .css .ini .db".split()
 )
-# Lengths of the headers that BMP files have.
+# Possible lengths of a BMP header.
 _BMP_HEADERS = [bytes([n, 0, 0, 0]) for n in (12, 40, 52, 56, 64, 108, 124)]
-_LONGEST = 10  # characters of what is taken for an extension
-_NAMED = 8  # kinds of files that are named in a sentence
+_LONGEST = 10  # characters; a longer suffix does not count as an extension
+_NAMED = 8  # kinds of files that a sentence lists
 
 
 class Listing(NamedTuple):
     """The files anywhere below a folder.
 
     Attributes:
-        images: paths below the root, with "/" and sorted.
-        converted: those of them that `converted` has to read.
-        left_out: kinds of files that are no images -> how many.
-        recognised: kinds of names of those images that only their content
-            shows to be images -> how many.
+        images: sorted paths below the root, with "/".
+        converted: the images that the module `converted` has to read.
+        left_out: kind -> number of files that are not images.
+        recognised: suffix -> number of images recognised only by content.
     """
 
     images: List[str]
@@ -42,13 +41,13 @@ class Listing(NamedTuple):
     recognised: Counter
 
     def notes(self, root: str) -> List[str]:
-        """What a person should know about the listing of `root`, sentences."""
+        """Returns sentences about the listing of `root` for the user."""
         notes = []
         if self.left_out:
             notes.append(f"left out of {root}: {self.describe()}")
         if self.recognised:
             notes.append(
-                f"taken for images by their content in {root}: "
+                f"recognised as images by content in {root}: "
                 f"{self.describe(self.recognised)}"
             )
         return notes
@@ -57,7 +56,7 @@ class Listing(NamedTuple):
         """Counts files by kind: "3 files: 2 .txt, 1 .mp4"; "" for none.
 
         Args:
-            kinds: kinds -> how many; None: those left out.
+            kinds: kind -> number of files; None for the files left out.
         """
         kinds = self.left_out if kinds is None else kinds
         if not kinds:
@@ -74,14 +73,14 @@ class Listing(NamedTuple):
 def list_images(root: str, *, more_formats: bool = True) -> Listing:
     """Lists the images anywhere below a folder.
 
-    Hidden files and folders are passed over, links are followed. Of local
-    folders, what is no regular file is left out without being opened, and
-    files whose suffix is not known are looked into.
+    Hidden files and folders are skipped, and links are followed. In local
+    folders, anything that is not a regular file is left out without being
+    opened, and files with an unknown suffix are recognised by content.
 
     Args:
-        root: a local path or a URL that `tf.io.gfile` knows.
-        more_formats: see `headers.Rules`; otherwise only the names in
-            `SUFFIXES` are images.
+        root: a local path or a URL that `tf.io.gfile` supports.
+        more_formats: see `headers.Rules`. If False, only files with a suffix
+            in `SUFFIXES` are images.
 
     Returns:
         A `Listing`.
@@ -106,7 +105,7 @@ def list_images(root: str, *, more_formats: bool = True) -> Listing:
         missing = kind in headers.CONVERTED and converted.missing(kind)
         shown = suffix or "without extension"
         if not kind:
-            left_out[shown if suffix else f"{shown} that are no images"] += 1
+            left_out[shown if suffix else f"{shown} that are not images"] += 1
         elif missing:
             left_out[f"{shown} ({kind}: {missing})"] += 1
         else:
@@ -118,31 +117,31 @@ def list_images(root: str, *, more_formats: bool = True) -> Listing:
 
 
 def _suffix(path):
-    """What a file is called by, in lower case; "" for none."""
+    """Returns the extension of a path, in lower case; "" for none."""
     suffix = os.path.splitext(path)[1].lower()
     strange = len(suffix) > _LONGEST or not suffix.isprintable()
     return "" if strange or " " in suffix or suffix == "." else suffix
 
 
 def _look(path, suffix):
-    """The kind of a file by its content, as `headers.kind`; "" for others."""
+    """Returns the kind of a file by content, see `headers.kind`; "" if none."""
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(headers.HEAD)
     except OSError:
         return ""
     kind = headers.kind(head)
-    # Raw files begin as TIFF files, but hold a thumbnail there.
+    # Raw files begin like TIFF files, but that image is only a thumbnail.
     if kind == "TIFF" and suffix:
         return ""
-    # Texts may begin with BM; here the length of a header follows.
+    # A text may also begin with BM, so the header length is checked, too.
     if kind == "BMP" and head[14:18] not in _BMP_HEADERS:
         return ""
     return kind
 
 
 def _walk_remote(root):
-    """Yields (path below root, "") of each file."""
+    """Yields (path below root, "") for each file."""
     for folder, _, files in tf.io.gfile.walk(root):
         below = folder[len(root) :].strip("/")
         for name in files:
@@ -150,9 +149,9 @@ def _walk_remote(root):
 
 
 def _walk(root):
-    """Yields (path below root, fault) of each file, "" if it has none.
+    """Yields (path below root, fault) for each file; "" without a fault.
 
-    Most files need no call of their own. Any name will do.
+    Most files need no system call of their own. File names may be any bytes.
     """
     visited, waiting = set(), [""]
     while waiting:
@@ -168,19 +167,19 @@ def _walk(root):
         for entry in entries:
             path = posixpath.join(below, entry.name)
             if _is(entry.is_dir):
-                # A link upwards would never end.
+                # Links to a parent folder would never end.
                 hidden = entry.name.startswith(".")
                 if not hidden and os.path.realpath(entry.path) not in visited:
                     folders.append(path)
             elif _is(entry.is_file) or not os.path.exists(entry.path):
-                yield path, ""  # a link to nowhere is found when it is read
+                yield path, ""  # a dangling link counts as unreadable later
             else:
-                yield path, "that are no files (pipes, sockets, devices)"
+                yield path, "that are not files (pipes, sockets, devices)"
         waiting += reversed(folders)
 
 
 def _is(question):
     try:
         return question()  # follows links
-    except OSError:  # a link to itself
+    except OSError:  # for example a link to itself
         return False

@@ -1,4 +1,4 @@
-"""Record files as a source: in memory, or streamed in a shuffled order."""
+"""Sources of record files, in memory or streamed in a shuffled order."""
 
 import dataclasses
 from typing import Callable, Sequence, Tuple
@@ -10,9 +10,9 @@ from clsa_tf.data.graph_calls import in_python
 from clsa_tf.data.order import ALONE, SHARDS, WINDOW, key
 from clsa_tf.data.source import Source, indexed
 
-WINDOW_RECORDS = 16_384  # for ImageNet about 1.8 GB
-MEMORY_BYTES = 512 * 2**20  # what is smaller is read into memory once
-CYCLE, BLOCK, BUFFER_BYTES = 16, 16, 2**20  # how files are interleaved
+WINDOW_RECORDS = 16_384  # about 1.8 GB for ImageNet
+MEMORY_BYTES = 512 * 2**20  # smaller datasets are read into memory once
+CYCLE, BLOCK, BUFFER_BYTES = 16, 16, 2**20  # of interleaved files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Shard:
     """A part of a record file.
 
     Attributes:
-        path: of the file.
-        skip: records before the part.
-        take: records in the part; -1 for all.
-        name: what its examples are called, before " #<number>".
+        path: path of the file.
+        skip: number of records before the part.
+        take: number of records in the part; -1 for all.
+        name: prefix of the names of its examples, before " #<number>".
         number: number of its first example.
     """
 
@@ -66,20 +66,20 @@ def from_shards(
         shards: the files, in a fixed order.
         name: see `Source`.
         size: see `Source`.
-        form: what the records hold.
-        window: records among which the order is shuffled.
+        form: keys of the records.
+        window: number of records among which the order is shuffled.
         memory: whether to read everything into memory now.
 
     Returns:
-        A `Source` without class names: with random access if in memory.
+        A `Source` without class names. In memory it has random access.
         Otherwise each epoch permutes the files, interleaves them and shuffles
-        the records within a moving window; an epoch with another number of
-        records than `size` ends in a `tf.errors.FailedPreconditionError`.
+        the records within a moving window. An epoch whose number of records is
+        not `size` ends with a `tf.errors.FailedPreconditionError`.
     """
 
     def epoch(seed, number, worker=None):
         stream = _stream(shards, seed, number, window, worker or ALONE)
-        if worker:  # how many it has is not known
+        if worker:  # its number of records is unknown
             return stream
         return stream.apply(tf.data.experimental.assert_cardinality(size))
 
@@ -98,13 +98,13 @@ def from_getter(
     form: Format,
     memory: bool,
 ) -> Source:
-    """Builds a source from files whose records can be had by number.
+    """Builds a source from files whose records can be read by number.
 
     Args:
-        get: from a number in [0, size) to a record.
+        get: function from a number in [0, size) to a record.
         name: see `Source`.
         size: see `Source`.
-        form: what the records hold.
+        form: keys of the records.
         memory: whether to read everything into memory now.
 
     Returns:
@@ -180,12 +180,12 @@ def _stream(shards, seed, epoch, window, worker):
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    if not by_file:  # too few: reads all, and keeps its share
+    if not by_file:  # too few files: reads all of them and keeps a share
         result = result.shard(worker.count, worker.index)
     if seed is None:
         return result
-    # Dataset.shuffle mixes its seed with the program-wide one; inside the
-    # function of a dataset, this sets it for that function only.
+    # Dataset.shuffle mixes its seed with the global seed. In the function of a
+    # dataset, set_seed sets the global seed for that function only.
     assert not tf.executing_eagerly()
     tf.random.set_seed(1)
     draw = tf.random.stateless_uniform(

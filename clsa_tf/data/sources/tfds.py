@@ -1,4 +1,4 @@
-"""Datasets prepared by tensorflow-datasets as a source."""
+"""Opens datasets prepared by tensorflow-datasets."""
 
 import dataclasses
 import difflib
@@ -28,7 +28,8 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 NAME = re.compile(rf"(\w+)(?:/([\w.+-]+))?(?::({VERSION.pattern}))?")
 ARCHIVE = re.compile(r"[\w.-]+\.(?:tar\.gz|tgz|tar|zip)\b")
 INFO = "dataset_info.json"
-# How people call the 1,000 classes; the catalogue has others called nearly so.
+# Common names of ImageNet with 1,000 classes. The catalogue has other datasets
+# with similar names.
 _IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k", "ilsvrc2012")
 TRAIN = "train"
 EVAL_SPLITS = ("test", "validation", "val")
@@ -45,28 +46,28 @@ def open_tfds(
     window: int = WINDOW_RECORDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Union[Source, Absent]:
-    """Opens a prepared dataset; nothing is fetched unless `download`.
+    """Opens a prepared dataset; downloads nothing unless `download`.
 
     Args:
-        dataset: `name`, `name/config`, either with `:1.2.3`, or the directory
-            of a prepared dataset.
-        split: such as `"train"` or `"train[:10%]"`; empty for the usual one.
-        data_dir: where datasets are prepared; empty for the default.
+        dataset: `name` or `name/config`, optionally with `:1.2.3`, or the
+            directory of a prepared dataset.
+        split: such as `"train"` or `"train[:10%]"`; empty for the default of
+            the role.
+        data_dir: directory of prepared datasets; empty for the default.
         labels: "auto" or "none".
         role: "train", "eval" or "bank".
-        download: whether to download and prepare what is missing.
-        window: records among which the order is shuffled.
-        memory_bytes: size up to which a split is read into memory.
+        download: whether to download and prepare a missing dataset.
+        window: number of records among which the order is shuffled.
+        memory_bytes: largest size of a split to read into memory.
 
     Returns:
-        A `Source`, or why there is none for this role.
+        A `Source`, or an `Absent` with the reason why this role has none.
 
     Raises:
-        UserError: there is no such dataset or split, or it has no images.
+        UserError: the dataset or split does not exist, or has no images.
     """
     builder = _builder(dataset, data_dir, download)
     form = _format(dataset, builder.info.features, labels)
-
     splits = builder.info.splits
 
     def open_split(name):
@@ -74,7 +75,7 @@ def open_tfds(
         return _with_classes(source, builder.info.features, form, labels)
 
     if role == "bank":
-        # Another split may be a part of this one.
+        # Splits with other names may be a part of the training split.
         if split in ("", *EVAL_SPLITS) and TRAIN in splits:
             return open_split(TRAIN)
         return Absent(f"{split} of {dataset} may be a part of its {TRAIN}")
@@ -144,12 +145,12 @@ def _version(directory):
 def _glob(pattern):
     try:
         return tf.io.gfile.glob(pattern)
-    except tf.errors.OpError:  # such as a folder or bucket that is absent
+    except tf.errors.OpError:  # for example a missing folder or bucket
         return []
 
 
 def _missing(dataset, name, data_dir, download):
-    """Prepares a dataset that is not there, or says how to."""
+    """Prepares a missing dataset, or raises `UserError` with advice."""
     _check_name(dataset, name, data_dir)
     manual = tfds.builder_cls(name).MANUAL_DOWNLOAD_INSTRUCTIONS
     by_hand = ""
@@ -157,8 +158,8 @@ def _missing(dataset, name, data_dir, download):
         files = sorted(set(ARCHIVE.findall(manual)))
         place = posixpath.join(data_dir, "downloads", "manual")
         by_hand = (
-            f"put {' and '.join(files) or 'the files it asks for'} (which its "
-            f"authors give out on request) into {place} and "
+            f"put {' and '.join(files) or 'the files it asks for'} (available "
+            f"from its authors on request) into {place} and "
         )
     if not download:
         raise UserError(
@@ -169,7 +170,7 @@ def _missing(dataset, name, data_dir, download):
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
         builder.download_and_prepare()
-    except Exception as error:  # of the network, of tfds, of the dataset
+    except Exception as error:  # from the network, tfds or the dataset
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"Expected to download {dataset} into {data_dir}, received "
@@ -195,15 +196,15 @@ def _known():
 
 
 def _near(name):
-    """Names of datasets that somebody who wrote `name` may have meant."""
+    """Returns names of datasets that are similar to `name`."""
     if name.lower() in _IMAGENET:
         return ["imagenet2012"]
-    # Closer than difflib's own bound: "toto" is not what "photos" means.
+    # Stricter than the default of difflib, which suggests "toto" for "photos".
     return difflib.get_close_matches(name, _known(), cutoff=0.7)
 
 
 def _is_prepared(directory):
-    """Whether it is the directory of a prepared dataset."""
+    """Returns whether a directory holds a prepared dataset."""
     try:
         return tf.io.gfile.exists(posixpath.join(directory, INFO))
     except tf.errors.OpError as e:
@@ -215,7 +216,7 @@ def _is_prepared(directory):
 
 
 def _check_no_folder(dataset):
-    """Raises `UserError` if somebody names a folder as if it were a dataset."""
+    """Raises `UserError` if the dataset is a folder without `folder:`."""
     if os.path.isdir(dataset):
         raise UserError(
             f"Expected folder:PATH for a folder of images, received {dataset}; "
@@ -224,7 +225,7 @@ def _check_no_folder(dataset):
 
 
 def _format(dataset, features, labels) -> Format:
-    # A dataset may also be a single feature, which has no names.
+    # A dataset may also be a single feature without a name.
     parts = dict(features.items()) if hasattr(features, "items") else {}
     image = parts.get("image")
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
@@ -280,7 +281,7 @@ def _shards(name, parts):
 
 
 def _getter(builder, split):
-    """Returns a function from an index to the record, for array_record."""
+    """Returns a function from index to record, for array_record files."""
     try:
         return builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -299,7 +300,7 @@ def _with_classes(source, features, form, labels):
     if not form.label:
         why = f"--labels={labels}"
         if labels == "auto":
-            why = "its images have no feature `label` of one class each"
+            why = "it has no feature `label` with one class per image"
         return dataclasses.replace(source, unlabelled=why)
     first = source.examples(start=0, seed=0, shuffle=False, repeat=False)
     if next(first.as_numpy_iterator())["label"] < 0:

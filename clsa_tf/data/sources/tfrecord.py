@@ -1,4 +1,4 @@
-"""TFRecord files of `tf.train.Example`, found by a pattern, as a source."""
+"""Opens TFRecord files of `tf.train.Example` that match a pattern."""
 
 import dataclasses
 from typing import Tuple
@@ -33,19 +33,19 @@ def open_tfrecords(
     """Opens TFRecord files.
 
     Args:
-        pattern: path of the files with `*`; several, separated by commas.
-        labels: "auto" (the label in the records, if there) or "none".
-        num_examples: number of records; 0 to count them, which reads all. If
-            given for large files, there are no class names: they are counted
-            in the same pass.
-        window: records among which the order is shuffled.
-        memory_bytes: size up to which the files are read into memory.
+        pattern: path of the files with `*`, or several separated by commas.
+        labels: "auto" (the label in the records, if any) or "none".
+        num_examples: number of records; 0 to count them, which reads all
+            files. If it is given for large files, there are no class names,
+            because classes are counted in the same pass.
+        window: number of records among which the order is shuffled.
+        memory_bytes: largest size of the files to read them into memory.
 
     Returns:
-        A `Source`; its classes are called by their numbers.
+        A `Source`. The names of its classes are their numbers.
 
     Raises:
-        UserError: there are no such files, or they are not as expected.
+        UserError: no files match, or their content is not as expected.
     """
     paths = _match(pattern)
     form = _find_format(paths, use_label=labels == "auto")
@@ -85,19 +85,19 @@ def open_tfrecords(
 
 
 def _why_unlabelled(form, labels, counted, highest):
-    """Why there are no classes, a clause."""
+    """Returns why there are no classes, a clause."""
     if labels != "auto":
         return f"--labels={labels}"
     if not form.label:
-        return f"its records have no whole number {' or '.join(LABEL_KEYS)}"
+        return f"its records have no integer {' or '.join(LABEL_KEYS)}"
     if not counted:
         return (
-            "--num_examples saves reading all of it, and classes are counted "
-            "by that"
+            "classes are counted by reading all records, which --num_examples "
+            "skips"
         )
     if highest < 0:
         return f"{form.label} is negative in all records"
-    return f"labels up to {highest} are no classes"
+    return f"labels up to {highest} are too large to be classes"
 
 
 def _match(pattern):
@@ -105,7 +105,7 @@ def _match(pattern):
     for part in pattern.split(","):
         try:
             paths += tf.io.gfile.glob(part)
-        except tf.errors.NotFoundError:  # a folder or bucket that is absent
+        except tf.errors.NotFoundError:  # a missing folder or bucket
             continue
         except tf.errors.OpError as e:
             why = f" ({first_line(e).rstrip('.')})"
@@ -118,13 +118,13 @@ def _match(pattern):
 
 
 def _find_format(paths, use_label):
-    """Looks at the first record."""
+    """Finds the keys of image and label in the first record."""
     record = _first_record(paths)
     try:
         features = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's DecodeError has no public name
         raise UserError(
-            f"Expected records of tf.train.Example, received other ones in "
+            "Expected records of tf.train.Example, received other records in "
             f"{paths[0]}; convert the files."
         ) from error
     kinds = {name: f.WhichOneof("kind") for name, f in features.items()}
@@ -161,7 +161,7 @@ def _damaged(paths):
 
 
 def _count(paths, form) -> Tuple[int, int]:
-    """Reads all records; returns (their number, the highest label)."""
+    """Reads all records; returns (number of records, highest label)."""
 
     def totals(path):
         labels = tf.data.TFRecordDataset(path).map(lambda r: form.parse(r)[1])
