@@ -125,7 +125,7 @@ def test_two_replicas(straight, folder, tmp_path):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["tfrecord", "tfds"])
+@pytest.mark.parametrize("kind", slow_but(1, ["tfrecord", "tfds"]))
 def test_other_sources_with_indices(kind, folder, tmp_path):
     """Small record files are read into memory: any record by its number."""
     root = pathlib.Path(folder.partition(":")[2])
@@ -204,7 +204,7 @@ def test_one_file_and_one_flagfile_are_a_method(tmp_path):
     flags = flags.replace("--method=simclr", "--method=added")
     (tmp_path / "configs" / "added.flags").write_text(flags)
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not slow"]
+        [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow"]
         + ["-k", "added", "tests/test_methods.py", "tests/test_config.py"]
         + ["tests/test_help.py", "tests/test_auto.py"],
         cwd=tmp_path,

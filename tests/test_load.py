@@ -15,6 +15,7 @@ from clsa_tf.networks import functional
 from clsa_tf.networks.encoder import make_encoder
 from export import formats
 from tests import exports
+from tests.marks import slow_but
 
 PIXELS = exports.noise(4)
 # The package that Keras 2 is in.
@@ -76,7 +77,7 @@ def test_outputs(exported):
     assert_close(one, both["projection"])
 
 
-@pytest.mark.parametrize("place", ["run", "file"])
+@pytest.mark.parametrize("place", slow_but(1, ["file", "run"]))
 def test_range_of_pixels(exported, keras_file, place, tmp_path):
     path = exported.workdir if place == "run" else keras_file
     expected = exported.encoder(PIXELS)
@@ -164,6 +165,7 @@ def test_frozen_it_stays_as_it_is(exported):
     np.testing.assert_array_equal(encoder(PIXELS), before)
 
 
+@pytest.mark.slow
 def test_what_is_built_on_it_needs_nothing_of_ours(encoder, tmp_path):
     model = keras.Sequential([encoder, keras.layers.Dense(3)])
     model.compile("sgd", "mse")
@@ -177,11 +179,14 @@ def test_what_is_built_on_it_needs_nothing_of_ours(encoder, tmp_path):
 
 @pytest.mark.parametrize(
     "backbone, stem, strides",
-    [
-        ("resnet18", "small", [1, 2, 4, 8]),
-        ("resnet34", "imagenet", [4, 8, 16, 32]),
-        ("resnet50", "imagenet", [4, 8, 16, 32]),
-    ],
+    slow_but(
+        1,
+        [
+            ("resnet18", "small", [1, 2, 4, 8]),
+            ("resnet34", "imagenet", [4, 8, 16, 32]),
+            ("resnet50", "imagenet", [4, 8, 16, 32]),
+        ],
+    ),
 )
 def test_every_architecture_and_its_stages(backbone, stem, strides):
     config = config_lib.default(

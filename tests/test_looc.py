@@ -319,6 +319,7 @@ def test_loaded_encoder_gives_what_the_trained_one_gives():
         )
 
 
+@pytest.mark.slow
 def test_export_is_of_all_heads(tmp_path):
     config = plus_plus().replace(workdir=str(tmp_path))
     method = tiny.make(config)

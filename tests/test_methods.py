@@ -21,6 +21,7 @@ from clsa_tf.options.fields import Crop
 from clsa_tf.training.checkpoint import Checkpoints
 from export.model.served import ServedEncoder
 from tests import golden, tiny
+from tests.marks import slow_but
 
 
 def those_of(kind):
@@ -34,6 +35,11 @@ def method_class(name):
 
 
 every = those_of(object)
+# CLSA in `make test`, the others in `make test-slow`.
+clsa_first = pytest.mark.parametrize(
+    "name",
+    slow_but(1, ["clsa", *(n for n in methods.names() if n != "clsa")]),
+)
 
 
 def arrays(variables):
@@ -115,7 +121,7 @@ def test_queue_holds_the_keys_in_the_order_of_the_batch(name):
     assert method.queue.pointer == tiny.ROWS
 
 
-@every
+@clsa_first
 def test_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
     config = tiny.config(name)
     straight = tiny.make(config)
@@ -181,7 +187,7 @@ SMALL_BATCH = {
 }
 
 
-@every
+@clsa_first
 def test_loss_falls_below_chance(name, shapes):
     """Within 60 steps on `shapes`; of BYOL: and it does not collapse."""
     known = methods.load(name).Options.__dataclass_fields__
@@ -278,7 +284,7 @@ def test_golden_values_through_the_method(name, case):
         assert np.mean(got[key]) == pytest.approx(value, abs=2e-6), key
 
 
-@every
+@clsa_first
 def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
     config = tiny.config(name)
     method = tiny.make(config)
@@ -296,7 +302,7 @@ def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
             np.testing.assert_allclose(found[key], value, atol=1e-5 * scale)
 
 
-@every
+@clsa_first
 def test_views_completed_on_the_device_train_alike(name, tmp_path):
     """Also with the whole step compiled by XLA, as TPUs need it."""
     for i in range(20):

@@ -77,6 +77,7 @@ def poor(tmp_path_factory):
     return exports.make(workdir)
 
 
+@pytest.mark.slow
 def test_export_and_card_say_so(poor, capsys):
     path = poor.path
     savedmodel.show(path)
@@ -96,6 +97,7 @@ def test_export_and_card_say_so(poor, capsys):
     assert "--total_epochs=200 instead of 5" in text
 
 
+@pytest.mark.slow
 def test_other_formats_and_embeddings_of_a_run_say_so(poor, capsys, tmp_path):
     formats.export(str(poor.workdir), str(tmp_path), formats=["weights"])
     encoders.CheckpointEncoder(str(poor.workdir), ["embedding"])

@@ -8,6 +8,7 @@ from clsa_tf.networks import precision
 from clsa_tf.networks.encoder import make_encoder
 from clsa_tf.options.fields import Crop
 from tests import tiny
+from tests.marks import slow_but
 
 SMALL = dict(
     key_crop=Crop(8, 0.2, 1.0),
@@ -59,7 +60,7 @@ def test_only_convolutions_are_low(policy):
     assert encoder.project(images).dtype == tf.float32
 
 
-@pytest.mark.parametrize("kind", ["local", "sync", "split"])
+@pytest.mark.parametrize("kind", slow_but(1, ["split", "sync", "local"]))
 def test_bfloat16_trains_like_float32(kind):
     """With statistics that stay in float32."""
     found = {}
