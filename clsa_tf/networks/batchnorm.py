@@ -1,4 +1,4 @@
-"""Batch normalisation per replica, over all replicas, or per part of a batch."""
+"""Batch normalisation per replica, over all replicas or per part of a batch."""
 
 import tensorflow as tf
 from tensorflow import keras
