@@ -43,3 +43,18 @@ def build(name, *, width=1.0, stem="imagenet", **settings):
     if name in BACKBONES:
         return BACKBONES[name](width=width, stem=stem, **settings)
     return libraries.build(name, width=width, stem=stem, **settings)
+
+
+def check_sizes(name, sizes):
+    """Checks that a backbone can encode images of several sizes.
+
+    Args:
+        name: see `build`.
+        sizes: iterable of int, sides of square images in px.
+
+    Raises:
+        UserError: a size is invalid for a library's backbone. Backbones in
+            `BACKBONES` have to accept all sizes.
+    """
+    if name not in BACKBONES:
+        libraries.check_sizes(name, sizes)
