@@ -49,6 +49,27 @@ def test_width_and_stem_are_those_of_resnets():
         backbones.build(LIBRARIES[0], stem="small")
 
 
+def test_sizes_that_a_backbone_cannot_encode_stop_the_run_at_its_start(
+    monkeypatch, photos, tmp_path
+):
+    def made(_):
+        images = keras.Input([None, None, 3])
+        return keras.Model(images, keras.layers.Conv2D(2, 13)(images))
+
+    monkeypatch.setattr(libraries, "_made", made)
+    config = tiny.config(
+        backbone=LIBRARIES[0],
+        width=1.0,
+        stem="imagenet",
+        dataset=f"folder:{photos}",
+        workdir=str(tmp_path / "run"),
+        image_size=8,  # a negative size; strong views of 12 px: an empty map
+    )
+    with pytest.raises(UserError, match=f"{LIBRARIES[0]} .* 8, 12 px;"):
+        train.run(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_function_in_the_registry_is_a_backbone(monkeypatch):
     def flat(*, width, stem, bn_kind, bn_splits, seed, precision):
         del width, stem, bn_kind, bn_splits, seed, precision

@@ -311,7 +311,7 @@ def test_predictor_and_projector_are_those_of_moco_v3():
             dict(crops=(Crop(16, 0.2, 1.0),)),
             "at least two crops in --crops.* received 1",
         ),
-        ("cacr_moco", dict(queue_size=15), "at least as long as the 16 keys"),
+        ("cacr_moco", dict(queue_size=15), "queue_size of at least 16, .*=15;"),
         ("cacr", dict(repulsion_weight=0.0), "above 0.* --repulsion_weight"),
         ("cacr", dict(attraction_sharpness=-1.0), "at least 0"),
         ("cacr_mocov3", dict(local_keys=True), "local crops for --local_keys"),

@@ -79,7 +79,7 @@ def test_auto_follows_the_environment(
             json.dumps(
                 {"cluster": CLUSTER, "task": {"type": "worker", "index": 2}}
             ),
-            ['"index": 2', "unset it"],
+            ['"index": 2', "unset TF_CONFIG"],
         ),
         (
             "multiworker",

@@ -1,1 +1,1 @@
-"""Devices and machines: strategy and collectives."""
+"""Devices and hosts: the choice of a strategy, and collective operations."""

@@ -1,4 +1,4 @@
-"""Within a replica: gathering over all of them, updating each alike."""
+"""Collective operations, called in the replica context unless noted."""
 
 import tensorflow as tf
 
@@ -9,10 +9,10 @@ def num_replicas():
 
 
 def num_loaders(strategy=None):
-    """Number of machines that each load a part of the global batch.
+    """Number of hosts, each of which loads a part of the global batch.
 
     Args:
-        strategy: the present one unless given.
+        strategy: `tf.distribute.Strategy`; None: the current one.
     """
     strategy = strategy or tf.distribute.get_strategy()
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -30,15 +30,15 @@ def gather(rows):
         rows: float or int32 `[N, ...]` on each replica; `N` is static.
 
     Returns:
-        `[G, ...]`, the same on each replica, `G = N R`. Differentiable: the
-        gradient is that of the sum over all replicas' losses.
+        `[G, ...]`, the same on each replica, `G = N R`. Differentiable; the
+        gradient is that of the sum of all replicas' losses.
     """
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
     if replicas == 1:
         return rows
-    # A sum with zeros, which is exact, instead of `all_gather`: XLA compiles
-    # it on GPUs and TPUs.
+    # A sum with zeros (exact) instead of `all_gather`, because XLA compiles it
+    # on GPUs and TPUs.
     place = tf.reshape(_replica_id(), [1, 1])
     shape = [replicas, *rows.shape]
     placed = tf.scatter_nd(place, rows[tf.newaxis], shape)
@@ -55,11 +55,12 @@ def total(tensors):
 
 
 def exchange(images, order):
-    """Images of the global batch, most of which other replicas hold.
+    """Fetches images of the global batch from all replicas.
 
     Args:
         images: uint8 `[N, ...]` on each replica; the shape is static.
-        order: int32 `[N]`, which images of the global batch are wanted here.
+        order: int32 `[N]`, positions in the global batch of the images to
+            fetch.
 
     Returns:
         uint8 `[N, ...]`.
@@ -69,8 +70,8 @@ def exchange(images, order):
         return tf.gather(images, order)
     flat = tf.reshape(images, [images.shape[0], -1])  # [N, bytes]
     width = flat.shape[1]
-    # No collective knows bytes; four of them travel as one integer. (As a float
-    # it could be a NaN, whose bits not every device keeps.)
+    # No collective supports bytes, so four of them are packed into an int32. (A
+    # float could be a NaN, whose bits some devices change.)
     words = tf.pad(flat, [[0, 0], [0, -width % 4]])
     words = tf.bitcast(
         tf.reshape(words, [images.shape[0], -1, 4]), tf.int32
@@ -84,7 +85,7 @@ def exchange(images, order):
 def example_ids(rows):
     """Positions of this replica's examples in the global batch.
 
-    They are the columns of their own keys among the gathered keys.
+    An example's id is also the column of its own key among the gathered keys.
 
     Args:
         rows: int, `N`, examples per replica.
@@ -93,14 +94,14 @@ def example_ids(rows):
         int32 `[N]`: global replica id * N + 0 .. N-1.
 
     Source: the published CLSA code uses the GPU's index *within its machine*,
-    which is wrong on more than one machine (maple-research-lab/CLSA@37df76c).
+    which is wrong with several machines (maple-research-lab/CLSA@37df76c).
     """
     return _replica_id() * rows + tf.range(rows, dtype=tf.int32)
 
 
 def _replica_id():
     context = tf.distribute.get_replica_context()
-    # A tensor on every strategy.
+    # A tensor with all strategies.
     return tf.cast(context.replica_id_in_sync_group, tf.int32)
 
 
@@ -118,11 +119,12 @@ def moving_average(variables, sources, momentum):
     Args:
         variables: list of float variables, `v`.
         sources: list of variables of the same shapes, `s`.
-        momentum: function that returns `m`, a float or scalar in [0, 1].
+        momentum: function without arguments that returns `m`, a float or
+            scalar tensor in [0, 1].
     """
 
     def step(variable, source, share):
-        # As a difference: exactly nothing happens when both are equal.
+        # As a difference, so that equal variables stay bit-equal.
         variable.assign_sub(share * (variable - source))
 
     def update(strategy, variables, sources):
@@ -130,8 +132,8 @@ def moving_average(variables, sources, momentum):
         for variable, source in zip(variables, sources):
             strategy.extended.update(variable, step, args=(source, share))
 
-    # Mirrored variables are written from the cross-replica context, but where
-    # XLA compiles the replica's step; Keras' optimizers do likewise.
+    # Mirrored variables are written in the cross-replica context, except if XLA
+    # compiles the replica's step. Keras' optimizers do the same.
     tf.__internal__.distribute.interim.maybe_merge_call(
         update, tf.distribute.get_strategy(), variables, sources
     )

@@ -1,4 +1,4 @@
-"""Choosing the devices and machines that a run uses."""
+"""Choice of the devices and hosts of a run."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import tensorflow as tf
 from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
 
-# What TensorFlow raises when another process of the job is gone.
+# Exceptions of TensorFlow if another process of the job has stopped.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
-# An internal error means that only if it speaks of the connection.
+# An InternalError has the same cause only if its message has one of these.
 _CONNECTION = re.compile(
     r"collective ops is aborted|connection (reset|refused|closed)|socket"
     r"|failed to connect|peer|rpc|barrier|coordination service",
@@ -31,23 +31,24 @@ STRATEGIES = ("auto", "one", "mirrored", "multiworker", "tpu")
 def make_strategy(name, *, tpu=""):
     """Returns the `tf.distribute.Strategy` called `name`.
 
-    Has to be called before TensorFlow computes anything: workers of several
-    processes connect to one another when TensorFlow starts.
+    Must be called before TensorFlow computes anything, because the processes of
+    a multi-worker job connect to each other when TensorFlow starts.
 
     Args:
         name: `"one"` (first GPU, else the CPU), `"mirrored"` (all GPUs of this
             machine), `"multiworker"` (all GPUs, else the CPU, of every process
-            that `TF_CONFIG` or SLURM names), `"tpu"`, or `"auto"`: what the
-            arguments, the environment and the machine suggest.
+            in `TF_CONFIG` or in the SLURM step), `"tpu"`, or `"auto"` (chosen
+            by `tpu`, the environment and the GPUs of this machine).
         tpu: name or address of the TPU; `"local"` on a TPU VM.
 
     Raises:
-        UserError: unknown name, or the machine or environment lacks it.
+        UserError: the name is unknown, or the machine or the environment does
+            not support this strategy.
     """
     if name not in STRATEGIES:
         raise UserError(
-            f"Expected a strategy out of {', '.join(STRATEGIES)}, received "
-            f"{name!r}; set --strategy."
+            f"Expected one of {', '.join(STRATEGIES)}, received {name!r}; "
+            "change --strategy."
         )
     if name == "auto":
         name = _suggested(tpu)
@@ -56,25 +57,25 @@ def make_strategy(name, *, tpu=""):
     if tpu:
         raise UserError(
             f"Expected --strategy=tpu or auto with --tpu={tpu}, received "
-            f"{name}; change one."
+            f"--strategy={name}; change --strategy or omit --tpu."
         )
     if name == "multiworker":
         return _multiworker_strategy()
     gpus = tf.config.list_logical_devices("GPU")
-    # Several logical CPUs are how the tests make replicas.
+    # Tests use several logical CPUs as replicas.
     devices = gpus or tf.config.list_logical_devices("CPU")
     if name == "mirrored":
         if len(devices) == 1 and not gpus:
             raise UserError(
                 "Expected GPUs for --strategy=mirrored, received a machine "
-                "without any; use --strategy=auto or --strategy=one."
+                "without GPUs; use --strategy=auto or --strategy=one."
             )
         return tf.distribute.MirroredStrategy([d.name for d in devices])
     return tf.distribute.OneDeviceStrategy(devices[0].name)
 
 
 def loads_elsewhere(strategy):
-    """Whether other hosts than this one load the data: those of a TPU."""
+    """Whether the data are loaded on the remote hosts of a TPU."""
     devices = strategy.extended.worker_devices
     return isinstance(strategy, tf.distribute.TPUStrategy) and not any(
         "/job:localhost" in device for device in devices
@@ -82,10 +83,10 @@ def loads_elsewhere(strategy):
 
 
 def is_lost_worker(error):
-    """Whether an error says that another process of the job is gone.
+    """Whether the cause of an error is a stopped process of the same job.
 
     Args:
-        error: exception that TensorFlow raised.
+        error: exception raised by TensorFlow.
     """
     if isinstance(error, tf.errors.InternalError):
         return bool(_CONNECTION.search(str(error)))
@@ -98,16 +99,16 @@ def is_accelerated(strategy):
 
 
 class Workers:
-    """The processes that train together, and what they tell one another.
+    """The processes of a job, and values that they exchange.
 
-    What is asked of them has to be asked by all, in the same order.
+    All workers must call the same methods in the same order.
 
     Args:
         strategy: the run's strategy.
 
     Attributes:
-        count: how many they are.
-        chief: whether this is the one that writes files and talks.
+        count: number of workers.
+        chief: whether this worker writes files and prints.
     """
 
     def __init__(self, strategy):
@@ -120,20 +121,20 @@ class Workers:
         )
 
     def maximum(self, number):
-        """The largest of the int32 numbers that the workers give."""
+        """The largest of the workers' numbers; each passes one int32."""
         if self.count == 1:
             return number
         return int(np.max(self._table([number])))
 
     def check_same(self, **numbers):
-        """Compares numbers that all workers have to share.
+        """Checks that numbers are the same on all workers.
 
         Args:
-            **numbers: int32 values; the name says, in words with underscores,
-                what each is.
+            **numbers: int32 values. Error messages use their names, with spaces
+                instead of underscores.
 
         Raises:
-            UserError: they differ between workers.
+            UserError: a number differs between workers.
         """
         if self.count == 1:
             return
@@ -143,8 +144,8 @@ class Workers:
                 raise UserError(
                     f"Expected the same {name.replace('_', ' ')} on all "
                     f"workers, received {', '.join(map(str, column))}; start "
-                    "them with the same flags, data and --workdir on storage "
-                    "that all of them share."
+                    "all workers with the same flags and data, and with "
+                    "--workdir on shared storage."
                 )
 
     def _table(self, numbers):
@@ -163,7 +164,7 @@ def _suggested(tpu):
 
 
 def _tf_config():
-    """The cluster that the environment names: `TF_CONFIG`, parsed."""
+    """The value of `TF_CONFIG`, parsed; {} if it is not set."""
     text = os.environ.get("TF_CONFIG", "")
     if not text.strip():
         return {}
@@ -172,13 +173,13 @@ def _tf_config():
         cluster = config.get("cluster", {})
         if cluster:
             task = config["task"]
-            cluster[task["type"]][int(task["index"])]  # is it there?
+            cluster[task["type"]][int(task["index"])]  # raises if missing
         return config
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise UserError(
             'Expected TF_CONFIG like {"cluster": {"worker": ["a:1", "b:1"]}, '
             f'"task": {{"type": "worker", "index": 0}}}}, received {text!r}; '
-            "correct it or unset it."
+            "correct or unset TF_CONFIG."
         ) from e
 
 
@@ -188,7 +189,7 @@ def _tf_config_tasks():
 
 
 def _slurm_tasks():
-    # Set within a step (`srun`) only: the script around it is no worker.
+    # Set only within a step (`srun`); the script around it is not a worker.
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))
 
 
@@ -200,9 +201,9 @@ def _multiworker_strategy():
         resolver = _slurm_resolver()
     else:
         raise UserError(
-            "Expected TF_CONFIG, or a SLURM step (srun), for "
+            "Expected TF_CONFIG or a SLURM step (srun) for "
             "--strategy=multiworker, received neither; set TF_CONFIG on each "
-            "worker (configs/cluster has examples), or use --strategy=auto."
+            "worker (see configs/cluster for examples) or use --strategy=auto."
         )
     cluster = resolver.cluster_spec().as_dict()
     workers = [f"{job} {', '.join(hosts)}" for job, hosts in cluster.items()]
@@ -213,35 +214,35 @@ def _multiworker_strategy():
         if "startup" not in str(e):
             raise
         raise UserError(
-            "Expected the workers to be connected before TensorFlow computes "
-            "anything, received a program in which it has; start the training "
-            "first, or by python -m clsa_tf.train."
+            "Expected the workers to connect before TensorFlow computes "
+            "anything, received a program that has already used TensorFlow; "
+            "start the training first, or use python -m clsa_tf.train."
         ) from e
 
 
 def _slurm_resolver():
     resolvers = tf.distribute.cluster_resolver
-    # Jobs that share a machine must not share ports.
+    # Jobs on the same machine need different ports.
     job = int(os.environ.get("SLURM_JOB_ID", 0))
     port = 20_000 + 100 * (job % 100)
     tasks = _slurm_tasks()
-    # Which GPUs a task sees is SLURM's business (--gpus-per-task); the resolver
-    # wants some to count with.
+    # SLURM assigns the GPUs of a task (--gpus-per-task). The resolver requires
+    # these numbers but assigns nothing.
     cluster = resolvers.SlurmClusterResolver(
         port_base=port,
         gpus_per_node=tasks,
         gpus_per_task=1,
         auto_set_gpu=False,
     ).cluster_spec()
-    # It sorts machines by name, where node10 comes before node2: a task's
-    # number there need not be SLURM's.
+    # The resolver sorts machines by name, so node10 precedes node2, and its
+    # task numbers can differ from SLURM's.
     host = os.environ.get("SLURMD_NODENAME", "")
     address = f"{host}:{port + int(os.environ.get('SLURM_LOCALID', 0))}"
     addresses = cluster.as_dict()["worker"]
     if address not in addresses:
         raise UserError(
             f"Expected this task's machine in {', '.join(addresses)}, received "
-            f"SLURMD_NODENAME={host!r}; start the training by srun."
+            f"SLURMD_NODENAME={host!r}; start the training with srun."
         )
     return resolvers.SimpleClusterResolver(
         cluster,
@@ -260,6 +261,6 @@ def _tpu_strategy(name):
         reason = str(e).strip().split("\n")[0]
         raise UserError(
             f"Expected a TPU called {name!r}, received: {reason}; set --tpu to "
-            "its name, or to local on the TPU's own machine."
+            "its name, or to local on a TPU VM."
         ) from e
     return tf.distribute.TPUStrategy(resolver)

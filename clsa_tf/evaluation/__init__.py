@@ -1,1 +1,1 @@
-"""How good features are."""
+"""Evaluation of features."""

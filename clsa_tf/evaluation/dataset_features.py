@@ -1,4 +1,4 @@
-"""Features of all training images, in the order of their indices."""
+"""Features of all training images, in the order of their index."""
 
 import functools
 
@@ -11,7 +11,7 @@ from clsa_tf.distributed import collectives
 from clsa_tf.errors import UserError
 from clsa_tf.networks.encoder import copy_variables
 
-# Images that a replica encodes at a time.
+# Number of images that a replica encodes at once.
 _BATCH = 128
 
 
@@ -19,9 +19,9 @@ class DatasetFeatures:
     """Encodes a whole data set with an encoder in training, on all replicas.
 
     Args:
-        method: the `Method` that is trained.
-        source: `clsa_tf.data.source.Source` that it is trained on.
-        strategy: the strategy it is trained under.
+        method: the trained `Method`.
+        source: `clsa_tf.data.source.Source` of the training images.
+        strategy: the strategy of the run.
         unreadable: `clsa_tf.data.unreadable.UnreadableImages`.
     """
 
@@ -36,17 +36,16 @@ class DatasetFeatures:
     def once(self):
         """Returns the function `features` of `Method.on_epoch_begin`.
 
-        It computes each of its results once.
+        It computes each result once and caches it.
         """
         return functools.lru_cache(maxsize=None)(self._features)
 
     def _features(self, encoder=None, *, projections=False):
         if not self._source.random_access:
             raise UserError(
-                "Expected images that have a number each for features of the "
-                f"whole data set, received {self._source.name}, which is read "
-                "as a stream; use a folder, array_record files or a smaller "
-                "dataset."
+                "Expected a dataset with an index per image for features of "
+                f"all images, received {self._source.name}, which is read as a "
+                "stream; use a folder, array_record files or a smaller dataset."
             )
         self._take(encoder or self._method.encoder)
         found = None
@@ -58,10 +57,10 @@ class DatasetFeatures:
         return found
 
     def _take(self, encoder):
-        """Copies an encoder's variables; all workers have to call it.
+        """Copies an encoder's variables; all workers must call it.
 
-        Running statistics differ between replicas: reading them here averages
-        them, so that the result does not depend on the number of replicas.
+        Running statistics differ between replicas. Reading them here averages
+        them, so the result does not depend on the number of replicas.
         """
         if self._copy is None:
             with self._strategy.scope():
@@ -69,7 +68,7 @@ class DatasetFeatures:
         copy_variables(encoder, self._copy)
 
     def _batches(self, projections):
-        """Yields (indices, -1 for none, and rows) of each global batch."""
+        """Yields (indices, rows) of each global batch; index -1 is padding."""
         replicas = self._strategy.num_replicas_in_sync
         config = self._method.config
 

@@ -1,4 +1,4 @@
-"""Nearest-neighbour classification: how good features are, without training."""
+"""kNN classification: evaluates features without training a classifier."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,9 +12,9 @@ def neighbours(bank, queries, *, k, own=None):
     Args:
         bank: float32 `[M, F]`.
         queries: float32 `[Q, F]`.
-        k: at most `M`; less, if a query is a row itself.
-        own: int `[Q]`, the row of the bank that each query is, and that is not
-            one of its neighbours; None if they are other images.
+        k: number of neighbours, at most `M`, or `M - 1` with `own`.
+        own: int `[Q]`, row of each query in the bank, which is excluded from
+            its neighbours; None if the queries are not in the bank.
 
     Returns:
         cosines float32 `[Q, k]`, largest first, and rows int32 `[Q, k]`.
@@ -37,7 +37,7 @@ def neighbours(bank, queries, *, k, own=None):
 def knn_accuracy(
     bank, bank_labels, queries, query_labels, *, k, temperature, own=None
 ):
-    """Share of queries whose nearest neighbours vote for the right class.
+    """Accuracy of kNN classification, the share of correct queries.
 
     Each of the `k` nearest rows votes for its class with `exp(cosine / T)`.
 
@@ -46,7 +46,7 @@ def knn_accuracy(
         bank_labels: int `[M]`, classes from 0.
         queries: float32 `[Q, F]`.
         query_labels: int `[Q]`.
-        k: neighbours; all of the bank if it is smaller.
+        k: number of neighbours; limited to the size of the bank.
         temperature: T > 0.
         own: see `neighbours`.
 
@@ -66,19 +66,19 @@ def knn_accuracy(
 
 
 class KnnTask:
-    """The kNN evaluation of one run: the same images for every encoder.
+    """The kNN evaluation of a run, with the same images for every encoder.
 
     Args:
-        bank: dataset of (images uint8 `[B, S, S, 3]`, labels int64 `[B]`) that
-            neighbours are taken from.
-        queries: likewise, images to classify; None: those of the bank, each
-            among all others.
-        k: neighbours that vote.
-        temperature: T > 0 of their weights.
+        bank: dataset of (images uint8 `[B, S, S, 3]`, labels int64 `[B]`), the
+            candidate neighbours.
+        queries: dataset of the same form, the images to classify; None:
+            classify each image of the bank among all others.
+        k: number of neighbours that vote.
+        temperature: T > 0, of the neighbours' weights.
 
     Attributes:
-        bank: as given.
-        queries: as given.
+        bank: the argument.
+        queries: the argument.
     """
 
     def __init__(self, bank, queries, *, k, temperature):
@@ -103,15 +103,15 @@ class KnnTask:
         return bank, extract(function, self.queries)
 
     def own(self, count):
-        """The rows of the bank that the `count` queries are; None if others."""
+        """Rows of the `count` queries in the bank; None if not in the bank."""
         return np.arange(count) if self.queries is None else None
 
     def accuracy(self, function):
-        """Accuracy in [0, 1] of kNN on what `function` makes of images."""
+        """kNN accuracy in [0, 1] of the features that `function` returns."""
         return self.accuracy_of(*self.features(function))
 
     def accuracy_of(self, bank, queries):
-        """Likewise, of what `features` returned."""
+        """kNN accuracy in [0, 1] of the results of `features`."""
         return knn_accuracy(
             *bank,
             *queries,

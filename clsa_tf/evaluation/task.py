@@ -1,4 +1,4 @@
-"""What a run is evaluated on."""
+"""Choice of the images on which a run is evaluated."""
 
 import dataclasses
 import typing
@@ -11,14 +11,15 @@ from clsa_tf.evaluation.knn import KnnTask
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Images whose nearest neighbours are looked for, and among which.
+    """The images of a kNN evaluation.
 
     Attributes:
         config: `clsa_tf.config.Config` of the run.
-        bank: `Source` that neighbours are taken from.
-        queries: `Source` of images to find neighbours of; None: those of the
-            bank, each among all others.
-        no_accuracy: why there is no kNN accuracy, a clause; "" if there is.
+        bank: `Source` of the candidate neighbours.
+        queries: `Source` of the images whose neighbours are searched; None: the
+            images of the bank, each among all others.
+        no_accuracy: clause that explains why there is no kNN accuracy; "" if
+            there is one.
     """
 
     config: typing.Any
@@ -28,12 +29,12 @@ class Evaluation:
 
     @property
     def fingerprint(self):
-        """Of the labelled images, see `Source`; None if there are none."""
+        """Fingerprint of the labelled images, see `Source`; None without."""
         labelled = None if self.no_accuracy else self.queries or self.bank
         return labelled and labelled.fingerprint
 
     def task(self, unreadable):
-        """Returns the `KnnTask` with these images, labelled or not.
+        """Returns the `KnnTask` of these images, with or without labels.
 
         Args:
             unreadable: `clsa_tf.data.unreadable.UnreadableImages`.
@@ -51,7 +52,7 @@ class Evaluation:
         return self._batches(self.bank, unreadable, names=names, limit=limit)
 
     def query_batches(self, unreadable, *, names=False):
-        """The queries as `evaluation_batches`; the bank if it is these."""
+        """The queries as `evaluation_batches`; the bank if there are none."""
         if not self.queries:
             return self.bank_batches(unreadable, names=names)
         return self._batches(self.queries, unreadable, names=names)
@@ -68,24 +69,28 @@ class Evaluation:
 
 
 def plan(config, train):
-    """Decides which images a run is evaluated on.
+    """Chooses the images on which a run is evaluated.
 
-    Queries are the labelled images of `--eval_dataset`, or those that the
-    training dataset has or keeps for that. The bank are the training images if
-    they have the same classes; otherwise the training split that stands beside
-    the queries, or, where there is none, the queries themselves, each among
-    all others. Without labelled images it is the training images, for which
-    neighbours can be found and no accuracy.
+    Queries are the labelled images of `--eval_dataset`, or the test split or
+    held-out images of the training dataset. The bank is the first of these with
+    the same classes as the queries:
+
+    1. the training images;
+    2. the training split of the queries' dataset;
+    3. the queries themselves, each among all others.
+
+    Without labelled images, the bank is the training images; neighbours can be
+    shown, but there is no accuracy.
 
     Args:
         config: `clsa_tf.config.Config`.
-        train: `Source` that the run trains on.
+        train: `Source` of the training images.
 
     Returns:
         `Evaluation`.
 
     Raises:
-        UserError: a dataset is missing, or not as it has to be.
+        UserError: a dataset is missing or invalid.
     """
     test = open_eval_source(config)
     if isinstance(test, Absent):
@@ -96,21 +101,21 @@ def plan(config, train):
     if not isinstance(bank, Absent) and bank.class_names == test.class_names:
         return Evaluation(config, bank, test)
     if min(test.size, config.knn_bank) < 2:
-        reason = f"one image of {test.name} has none to be compared with"
+        reason = f"one image of {test.name} has no other to compare with"
         return Evaluation(config, train, None, reason)
     return Evaluation(config, test, None)
 
 
 def announcement(config, train, evaluation):
-    """Says what is held out of training, and what a run is evaluated on.
+    """Describes held-out images and the images of the evaluation.
 
     Args:
         config: `clsa_tf.config.Config`.
-        train: `Source` that the run trains on.
+        train: `Source` of the training images.
         evaluation: `Evaluation`, or None with `--knn_epochs=0`.
 
     Returns:
-        list of lines; empty if all is as usual.
+        list of lines to print; empty in the default case.
     """
     lines = [train.about] if train.about else []
     if train.held_out:

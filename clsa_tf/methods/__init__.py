@@ -1,16 +1,17 @@
-"""The methods: one file each, found by name.
+"""The methods, one file each.
 
-A method's module defines `Options` (a frozen dataclass of `option`s, which
-become flags), `check(config)` and `METHOD` (a subclass of `base.Method`).
-Modules in this package are found by their file names; `register` adds others.
+The module of a method defines `Options` (a frozen dataclass of `option`s, which
+become flags), `check(config)` and `METHOD` (a subclass of `base.Method`). The
+name of a method is the name of its file in this package. `register` adds
+methods from elsewhere.
 """
 
 import importlib
 import pkgutil
 
-# What methods are made of.
+# Modules of this package that are not methods.
 _PARTS = ("base", "gradients", "key_queue", "momentum", "statistics")
-# Name -> module to import.
+# Name of each method -> full name of its module.
 METHODS = {
     found.name: f"{__name__}.{found.name}"
     for found in sorted(pkgutil.iter_modules(__path__))
@@ -32,7 +33,7 @@ def register(name, module):
     """Adds a method that is defined outside this package.
 
     Args:
-        name: for `--method`.
+        name: value of `--method` that selects it.
         module: full name of its module, such as `"my_project.my_method"`.
     """
     METHODS[name] = module

@@ -1,4 +1,4 @@
-"""What a method is, and the one training step."""
+"""The base class of all methods, with the training step that they share."""
 
 import dataclasses
 
@@ -20,13 +20,13 @@ from clsa_tf.options.fields import unresolved
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a method may know about the run that trains it.
+    """Facts about the run that a method may use.
 
     Attributes:
         num_images: images in the training set.
         num_classes: classes in the training set; 0 without labels.
         steps_per_epoch: steps per epoch.
-        total_steps: steps of the whole run, for schedules.
+        total_steps: steps of the whole run, used by schedules.
     """
 
     num_images: int = 0
@@ -36,7 +36,7 @@ class RunInfo:
 
 
 class Method(keras.Model):
-    """A way to learn an encoder. Subclasses define one method each.
+    """Base class of the methods; each subclass trains an encoder in one way.
 
     The training step calls, in this order:
 
@@ -46,10 +46,11 @@ class Method(keras.Model):
     4. `transform_gradients(gradients, step)`, then the optimizer;
     5. `update(batch, targets, outputs)`.
 
-    A subclass has to define `views`, `chance_loss`, `forward` and `loss`; the
-    rest has defaults. `loss` has to report `contrast_accuracy` or another
-    figure in [0, 1] under that name if the method recognises anything.
-    Everything that has to survive a restart must be a variable of the method.
+    A subclass must define `views`, `chance_loss`, `forward` and `loss`; all
+    other members have defaults. If the method has a measure of success in
+    [0, 1], such as the share of queries that recognise their key, `loss` must
+    report it as `contrast_accuracy`. All state that must survive a restart has
+    to be in variables of the method.
 
     A batch is a dictionary:
 
@@ -57,28 +58,30 @@ class Method(keras.Model):
     * `"example_ids"`, int32 `[n]`: position of each example in the global
       batch;
     * `"index"`, int64 `[n]`: number of each example's record in the data set,
-      the same in every epoch, after a restart and on every worker. Missing
-      where the source is a stream; a method that needs it sets `needs_index`;
-    * `"label"`, int64 `[n]`: class of each example. Missing where there are no
+      the same in every epoch, after a restart and on every worker. Missing if
+      the source is a stream; a method that needs it sets `needs_index`;
+    * `"label"`, int64 `[n]`: class of each example. Missing if there are no
       labels; a method that needs it sets `needs_label`.
 
     Attributes:
-        encoder: the `Encoder` that is trained.
-        config: the `Config` it was made from.
+        encoder: the trained `Encoder`.
+        config: the `Config` that the method was made from.
         run: `RunInfo`.
-        precision: of the convolutions, see `clsa_tf.networks.precision`.
-        steps_taken: int64 variable; the position in the data follows from it.
+        precision: Keras policy of the convolutions, see
+            `clsa_tf.networks.precision`.
+        steps_taken: int64 variable, from which the position in the data
+            follows.
     """
 
-    # Whether `loss` has to see the outputs of the whole batch at once, because
-    # their gradients depend on one another.
+    # Whether `loss` needs the outputs of the whole batch at once, because the
+    # loss of one example depends on the outputs of others.
     whole_batch = False
     needs_index = False
     needs_label = False
-    # Batch statistics that the method is made for: of the "whole" batch, or of
-    # "parts" of it, because a query must not share them with its key.
+    # Batch statistics that the method needs: of the "whole" batch, or of
+    # "parts" of it, if a query must not share them with its key.
     batch_statistics = "whole"
-    # Unit of the loss, and the sentence that announces `chance_loss`.
+    # Unit of the loss; text that prints `chance_loss` when training starts.
     unit = "nats"
     chance_text = "chance-level loss: {:.2f} nats"
     # Variables that `loss` itself uses and trains, such as prototypes.
@@ -88,8 +91,8 @@ class Method(keras.Model):
         """Creates the encoder.
 
         Args:
-            config: `clsa_tf.config.Config` whose `method` is this one, without
-                `auto` values; see `clsa_tf.training.auto.resolve`.
+            config: `clsa_tf.config.Config` of this method, without `auto`
+                values; see `clsa_tf.training.auto.resolve`.
             run: `RunInfo`.
 
         Raises:
@@ -102,14 +105,14 @@ class Method(keras.Model):
                 "clsa_tf.training.auto.resolve first."
             )
         super().__init__(name=config.method)
-        # `train_step` averages its reports itself; Keras would add them up.
+        # `train_step` averages its reports itself; Keras would sum them.
         self.distribute_reduction_method = "first"
         self.config = config
         self.run = run
         self.precision = precision.resolve(config.precision)
         self.encoder = self.make_encoder("encoder")
-        # A variable of its own, so that the position in the data does not
-        # depend on an optimizer.
+        # Separate from the optimizer's counter, so that the position in the
+        # data does not depend on the optimizer.
         self.steps_taken = tf.Variable(
             tf.zeros([], tf.int64),
             trainable=False,
@@ -118,25 +121,25 @@ class Method(keras.Model):
         )
 
     def compile(self, optimizer, **kwargs):
-        """See `keras.Model.compile`; losses and metrics are the method's."""
+        """See `keras.Model.compile`; the method has its own loss."""
         super().compile(optimizer=optimizer, **kwargs)
-        # Keras stores its argument of this name, which would hide the method.
+        # Keras stores its `loss` argument here, which would hide our `loss`.
         del self.loss
 
-    # ---- What a method defines
+    # ---- Methods to define or override in a subclass
 
     @classmethod
     def views(cls, options):
-        """Returns the list of `View`s that a batch holds."""
+        """Returns the `View`s of a batch, a list."""
         raise NotImplementedError
 
     @classmethod
     def chance_loss(cls, config):
-        """Returns the contrast of an encoder that has learned nothing."""
+        """Returns the chance-level loss, of an encoder that learned nothing."""
         raise NotImplementedError
 
     def targets(self, batch):
-        """Computes what `loss` compares with; outside the gradient tape.
+        """Computes the targets of `loss`, outside the gradient tape.
 
         Args:
             batch: the replica's batch, see the class.
@@ -147,10 +150,10 @@ class Method(keras.Model):
         return None
 
     def forward(self, batch):
-        """Computes the outputs that the encoder is trained through.
+        """Computes the outputs through which the gradient flows.
 
         Args:
-            batch: see the class; of a micro-batch with `--accumulation_steps`.
+            batch: see the class; with `--accumulation_steps`, a micro-batch.
 
         Returns:
             any structure of tensors `[n, ...]`, such as a dictionary from view
@@ -161,27 +164,29 @@ class Method(keras.Model):
     def loss(self, outputs, targets, batch):
         """Computes the loss of each example.
 
-        It may use no variables except `loss_variables`: with `whole_batch` and
-        `--accumulation_steps` it is differentiated by `outputs` and these.
+        The only variables that it may use are `loss_variables`. With
+        `whole_batch` and `--accumulation_steps`, gradients are taken with
+        respect to `outputs` and these variables only.
 
         Args:
-            outputs: what `forward` returned; of a micro-batch or, with
-                `whole_batch`, of the replica's whole batch.
-            targets: what `targets` returned.
-            batch: of the same examples as `outputs`.
+            outputs: result of `forward`, for a micro-batch or, with
+                `whole_batch`, for the replica's whole batch.
+            targets: result of `targets`.
+            batch: the same examples as `outputs`.
 
         Returns:
-            float32 `[n]`, and a dictionary of float32 `[n]` to report.
+            float32 `[n]`, the loss, and a dictionary of float32 `[n]` to
+            report.
         """
         raise NotImplementedError
 
     def transform_gradients(self, gradients, step):
-        """Changes the gradients before the optimizer sees them.
+        """Changes the gradients before the optimizer applies them.
 
         Args:
             gradients: list of tensors, one for each of `learned`: gradients of
                 the mean loss of the global batch, equal on all replicas.
-            step: int64 scalar tensor, steps taken before this one.
+            step: int64 scalar tensor, number of steps taken before this one.
 
         Returns:
             list of the same length.
@@ -189,45 +194,48 @@ class Method(keras.Model):
         return gradients
 
     def update(self, batch, targets, outputs):
-        """Changes the method's own state after the optimizer's step.
+        """Updates the method's own state after the optimizer's step.
 
         Args:
             batch: the replica's batch.
-            targets: what `targets` returned.
-            outputs: what `forward` returned, for the replica's whole batch.
+            targets: result of `targets`.
+            outputs: result of `forward`, for the replica's whole batch.
         """
 
     def on_epoch_begin(self, epoch, features):
-        """Called before the first step of each epoch, outside the graph.
+        """Runs before the first step of each epoch, outside the graph.
 
-        What it computes has to be kept in variables: a run that is resumed
-        within an epoch restores them and does not call this again.
+        Results must be stored in variables. A run that resumes within an epoch
+        restores them and does not call this again.
 
         Args:
             epoch: int, from 0.
             features: function. `features()` returns float32
-                `[num_images, F]`, the features of all images by `encoder`, in
-                the order of `"index"`; `features(encoder=x, projections=True)`
-                those of another `Encoder` of the method, or its projections.
-                Rows of unreadable images are zero. All workers must call it.
+                `[num_images, F]`, the features of all images from `encoder`, in
+                the order of `"index"`. `features(encoder=x, projections=True)`
+                uses another `Encoder` of the method, and returns projections
+                instead of features. Rows of unreadable images are zero. All
+                workers must call it.
         """
 
     def collapse_embeddings(self, targets, outputs):
-        """Returns unit vectors float32 `[G, D]`, in which to find a collapse.
+        """Returns the projections in which a collapse is looked for.
 
-        They have to come from one encoder and be those of the global batch.
-        The default takes the first output.
+        They must come from one encoder. The default uses the first output.
 
         Args:
-            targets: what `targets` returned.
-            outputs: what `forward` returned.
+            targets: result of `targets`.
+            outputs: result of `forward`.
+
+        Returns:
+            float32 `[G, D]`, unit rows, of the global batch.
         """
         return collectives.gather(tf.nest.flatten(outputs)[0])
 
-    # ---- What methods use
+    # ---- Tools for subclasses
 
     def make_encoder(self, name):
-        """Returns an `Encoder` called `name` that computes as this run does."""
+        """Returns an `Encoder` called `name`, in the precision of this run."""
         return make_encoder(self.config, name=name, precision=self.precision)
 
     @property
@@ -237,11 +245,11 @@ class Method(keras.Model):
 
     @property
     def learned(self):
-        """Variables that the optimizer changes."""
+        """Variables that the optimizer trains."""
         return [*self.encoder.trainable_variables, *self.loss_variables]
 
     def view_names(self, prefix=""):
-        """Names of the views that begin with `prefix`."""
+        """Names of the views, those that begin with `prefix`."""
         views = self.views(self.options)
         return [view.name for view in views if view.name.startswith(prefix)]
 
@@ -253,15 +261,15 @@ class Method(keras.Model):
         """Applies a network to several views.
 
         Args:
-            network: function of uint8 `[n, S, S, 3]` -> float32 `[n, ...]`.
+            network: function, uint8 `[n, S, S, 3]` -> float32 `[n, ...]`.
             batch: see the class.
-            names: of the views.
+            names: names of the views.
 
         Returns:
             dictionary, name -> float32 `[n, ...]`.
         """
         if not self.options.join_crops:
-            # One pass per crop: each has its own batch statistics.
+            # One pass per crop, so that each has its own batch statistics.
             return {name: network(batch[name]) for name in names}
         found, sizes = {}, {}
         for name in names:
@@ -272,10 +280,10 @@ class Method(keras.Model):
         return {name: found[name] for name in names}
 
     def _join(self, crops):
-        """`[n, ...]` each -> `[V n, ...]`, part by part of the statistics.
+        """Joins `V` crops `[n, ...]` into one batch `[V n, ...]`.
 
-        With `--batch_norm=split` the parts of all crops that other replicas
-        would normalise together have to lie side by side.
+        With `--batch_norm=split`, each part of the batch holds the rows of all
+        crops that one of several replicas would normalise together.
         """
         parts = splits_on_replica(self.config)
         rows = [in_parts(x, parts) for x in crops]
@@ -286,14 +294,17 @@ class Method(keras.Model):
         return [flat(part) for part in tf.split(rows, crops, axis=1)]
 
     def divergence(self, weak, strong):
-        """DDM of an example's weak and strong views, and reports on it.
+        """Computes the DDM of the weak and strong views, and its reports.
 
         Args:
-            weak: list of float `[n, C]`, the teachers' similarities.
-            strong: list of float `[n, C]`, the students'.
+            weak: list of float `[n, C]`, similarities of the weak views, the
+                teachers.
+            strong: list of float `[n, C]`, similarities of the strong views,
+                the students.
 
         Returns:
-            float32 `[n]`, weighted; dictionary of float32 `[n]`.
+            float32 `[n]`, multiplied by `--ddm_weight`; dictionary of float32
+            `[n]`, without that factor.
         """
         options = self.options
         ddm = losses.ddm(weak, strong, temperature=options.ddm_temperature)
@@ -309,11 +320,11 @@ class Method(keras.Model):
         """Applies a function to each micro-batch in turn, without gradient.
 
         Args:
-            function: of one micro-batch -> structure of tensors `[n, ...]`.
+            function: maps a micro-batch to a structure of tensors `[n, ...]`.
             batch: structure of tensors `[N, ...]`.
 
         Returns:
-            the structure of tensors `[N, ...]`.
+            the same structure as `function`, of tensors `[N, ...]`.
         """
         parts = self.config.accumulation_steps
         return gradients.map_parts(function, batch, parts)
@@ -321,11 +332,11 @@ class Method(keras.Model):
     # ---- The training step
 
     def train_step(self, batch):
-        """Takes one step on one replica; Keras calls it.
+        """Takes one training step on one replica; called by Keras.
 
         Args:
-            batch: of `training_batches`; with `--augment_on=device` its views
-                are unfinished.
+            batch: element of `training_batches`. With `--augment_on=device`
+                part of the augmentation is still to be applied.
 
         Returns:
             dictionary of float32 scalars, means over the global batch.
@@ -345,7 +356,7 @@ class Method(keras.Model):
         return collectives.mean(reports)
 
     def _complete(self, batch):
-        """Finishes the views, and numbers the examples."""
+        """Completes the augmentation and adds `"example_ids"`."""
         views = self.views(self.options)
         if self.config.augment_on == "device":
             copies = [shuffled_copy(view) for view in views]
@@ -356,7 +367,7 @@ class Method(keras.Model):
 
 
 def contrast_top1(queries, keys, example_ids):
-    """Whether the nearest of all keys is an example's own.
+    """Whether the nearest of all keys is the query's own.
 
     Args:
         queries: float32 `[n, D]`, unit rows, of one view.

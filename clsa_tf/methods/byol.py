@@ -1,14 +1,14 @@
-"""BYOL: predicting what a momentum encoder makes of another view.
+"""BYOL: prediction of a momentum encoder's projection of another view.
 
-No negatives: a predictor on top of the trained encoder, and a target that
-follows it slowly, keep the embeddings from collapsing. With `--ddm_weight`,
-strong views besides, taught by the divergence over the batch's targets (and,
-with `--queue_size`, older ones).
+There are no negatives. A predictor on top of the trained encoder and a momentum
+encoder, which follows slowly, prevent a collapse. `--ddm_weight` adds strong
+views, supervised by the divergence (DDM) over the targets of the batch and,
+with `--queue_size`, older targets.
 
 Source: Grill et al. (arXiv 2006.07733); google-deepmind/deepmind-research,
-byol/. There the target begins with random weights of its own; here, as in the
-paper, as a copy. The divergence on BYOL: what its authors say in issues 3 and 5
-of maple-research-lab/CLSA.
+byol/. That code starts the momentum encoder from other random weights; here, as
+in the paper, it starts as a copy. The divergence on BYOL follows its authors in
+issues 3 and 5 of maple-research-lab/CLSA.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ class Options(groups.Divergence, groups.Prediction):
 
     local_crops: tuple[Crop, ...] = option(
         (),
-        "further, smaller crops, which predict the targets of the two views "
+        "additional, smaller crops that predict the targets of the two views "
         "(multi-crop of SwAV)",
         group="views",
     )
     queue_size: int = option(
         0,
-        "older targets among the candidates of the divergence, beside those "
-        "of the batch; advisable for small batches",
+        "number of older targets to add to the candidates of the divergence; "
+        "advisable for small batches. 0: targets of the batch only",
         minimum=0,
     )
 
 
 def check(config):
-    """Raises `UserError` for options that do not go together."""
+    """Raises `UserError` for options that conflict."""
     options = config.options
     options.check_asymmetric()
     options.check_divergence(momentum=True)
@@ -52,14 +52,16 @@ def check(config):
         return
     if not options.ddm_weight:
         raise UserError(
-            "Expected --queue_size=0 without --ddm_weight, which alone uses "
-            f"the queue, received {options.queue_size}; change one."
+            "Expected --queue_size=0 without --ddm_weight, because only the "
+            "divergence uses the queue, received "
+            f"--queue_size={options.queue_size}; set --queue_size=0 or "
+            "--ddm_weight."
         )
     check_queue(config)
 
 
 class BYOL(PredictorMethod):
-    """Predicting what a momentum encoder makes of another view.
+    """Prediction of a momentum encoder's projection of another view.
 
     Attributes:
         queue: the `KeyQueue` of older targets, or None.
@@ -67,8 +69,8 @@ class BYOL(PredictorMethod):
 
     unit = "squared distance"
     chance_text = (
-        "predictions unrelated to their targets have a loss of {:.2f}; 0 is "
-        "perfect, or a collapse, which `spread` tells apart"
+        "chance-level loss: {:.2f}, from unrelated predictions; 0 is a perfect "
+        "prediction or, if `spread` is near 0, a collapse"
     )
 
     def __init__(self, *args):
@@ -78,7 +80,7 @@ class BYOL(PredictorMethod):
 
     @classmethod
     def views(cls, options):
-        """Two views unequal in blur and solarisation, local and strong ones."""
+        """Two asymmetric views, then local and strong views."""
         return (
             options.two_views()
             + [
@@ -90,7 +92,7 @@ class BYOL(PredictorMethod):
 
     @classmethod
     def chance_loss(cls, config):
-        """2 for each prediction."""
+        """2 per prediction: squared distance of unrelated unit vectors."""
         terms = 1 + len(config.options.local_crops)
         return 4.0 * (terms if config.options.over_crops == "sum" else 1)
 
@@ -99,11 +101,11 @@ class BYOL(PredictorMethod):
         return self.keys(batch, ("view_0", "view_1"))
 
     def forward(self, batch):
-        """Unit predictions of all views; see `Method.forward`."""
+        """Unit predictions from all views; see `Method.forward`."""
         return self.encode_views(self.predictions, batch, self.view_names())
 
     def loss(self, outputs, targets, batch):
-        """Both directions, summed, plus divergence; see `Method.loss`."""
+        """Sum of both directions, plus divergence; see `Method.loss`."""
         ids = batch["example_ids"]
         options = self.options
         own = {name: tf.gather(x, ids) for name, x in targets.items()}
@@ -136,7 +138,7 @@ class BYOL(PredictorMethod):
         return targets["view_0"]
 
     def update(self, batch, targets, outputs):
-        """Moves the momentum encoder; stores targets, if there is a queue."""
+        """Moves the momentum encoder; with a queue, stores the targets."""
         super().update(batch, targets, outputs)
         if self.queue:
             self.queue.enqueue(targets["view_1"])

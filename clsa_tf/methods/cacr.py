@@ -1,14 +1,14 @@
 """CACR: contrastive attraction and contrastive repulsion within the batch.
 
-Several views of each image, all of equal standing. The more distant of them
-attract one another more, and near views of other images repel more; no queue,
-no momentum encoder, and the gradient flows into both sides.
+Each image has several views with the same role. Distant views of an image
+attract each other more, and near views of other images repel more. There is no
+queue and no momentum encoder, and the gradient flows into both sides.
 
 Source: Zheng et al. (arXiv 2105.03746); JegZheng/CACR-SSL@fbc9d94,
 small_scale_experiments/. Published for CIFAR-10 (crops 5x32:0.2:1), CIFAR-100
-(the same, t- = 2) and STL-10 (5x64:0.08:1, t- = 2); the default crops are for
-the default backbone. There the projection is the last, linear layer of a small
-AlexNet: here one linear layer as well.
+(the same, t- = 2) and STL-10 (5x64:0.08:1, t- = 2). The default crops suit the
+default backbone. The published projection is the last, linear layer of a small
+AlexNet; here, too, it is one linear layer.
 """
 
 import dataclasses
@@ -39,14 +39,14 @@ class Options(groups.Projection, groups.AugmentationOptions):
     )
     attraction_sharpness: float = option(
         1.0,
-        "t+: the larger, the more the distant views of an image attract more "
-        "than near ones; 0: all alike",
+        "t+: larger values give distant views of an image more weight in the "
+        "attraction; 0: equal weights",
         minimum=0.0,
     )
     repulsion_sharpness: float = option(
         0.9,
-        "t-: the larger, the more near images repel more than distant ones; "
-        "0: all alike",
+        "t-: larger values give near images more weight in the repulsion; 0: "
+        "equal weights",
         minimum=0.0,
     )
     jitter: tuple[float, ...] = override(
@@ -59,7 +59,7 @@ class Options(groups.Projection, groups.AugmentationOptions):
     projection_layers: int = override(groups.Projection, "projection_layers", 1)
 
     def contrast(self, attractions, repulsions):
-        """Loss of lists of `[n]`, one per view or pair; and its two parts."""
+        """Loss `[n]` and its reports, from lists of `[n]` per view or pair."""
         attraction = self.attraction_weight * self.reduce(attractions)
         repulsion = self.repulsion_weight * self.reduce(repulsions)
         contrast = attraction + repulsion
@@ -86,13 +86,12 @@ class CACR(Method):
     whole_batch = True
     unit = "squared distance"
     chance_text = (
-        "the contrast of an encoder that tells nothing apart is {:.2f}; the "
-        "further below, the better"
+        "chance-level loss: {:.2f}; lower values (negative ones) are better"
     )
 
     @classmethod
     def views(cls, options):
-        """Views of equal standing."""
+        """Views with the same role and augmentation."""
         return [
             options.view(f"view_{i}", crop)
             for i, crop in enumerate(options.crops)
@@ -100,9 +99,9 @@ class CACR(Method):
 
     @classmethod
     def chance_loss(cls, config):
-        """0: embeddings that are all the same neither attract nor repel.
+        """0: identical projections neither attract nor repel.
 
-        With equal weights unrelated ones, too, are about there.
+        With equal weights, unrelated projections are near 0, too.
         """
         return 0.0
 
@@ -111,10 +110,10 @@ class CACR(Method):
         return self.encode_views(self.project, batch, self.view_names())
 
     def loss(self, outputs, targets, batch):
-        """Attraction of each view, repulsion of each pair; see `Method`.
+        """Attraction per view, repulsion per pair; see `Method.loss`.
 
-        Of a pair the first is repelled from the second's other images, not the
-        other way round, as published.
+        Of each pair of views, the first is repelled from other images' second
+        views but not the reverse, as published.
         """
         ids = batch["example_ids"]
         options = self.options

@@ -1,15 +1,15 @@
 """CACR on MoCo v2: attraction to keys, repulsion from a queue and the batch.
 
-Both encoders see every view. A query is attracted by the keys of its image's
-other views, and repelled from the queue of older keys and from the same view's
-queries of the other images of the global batch.
+Both encoders encode every view. A query is attracted to the keys of its image's
+other views. It is repelled from the queue of older keys and from the queries of
+the same view of all other images of the global batch.
 
 Source: Zheng et al. (arXiv 2105.03746); JegZheng/CACR-SSL@fbc9d94,
-large_scale_shift_experiments/. Different here: each view is repelled from the
-queue by distances of its own (the published code computes them for the first
-view and uses them for all, so that the others learn nothing from the queue);
-and the repelling queries are those of all replicas, not of one's own, so that
-the number of devices changes nothing.
+large_scale_shift_experiments/. Two differences from the published code: it uses
+the first view's distances to the queue for all views, so the other views learn
+nothing from the queue; here each view uses its own distances. And its repelling
+queries are those of the same replica; here they are those of all replicas, so
+the result does not depend on the number of devices.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Options(groups.Momentum, cacr.Options):
     queue_size: int = override(moco.Options, "queue_size", AUTO)
     inbatch_negatives: bool = option(
         True,
-        "the other images' queries of the same view repel, too, not only the "
-        "queue",
+        "repel each query from the other images' queries of the same view, "
+        "too, not only from the queue",
     )
     repulsion_sharpness: float = override(
         cacr.Options, "repulsion_sharpness", 2.0
@@ -49,7 +49,7 @@ class Options(groups.Momentum, cacr.Options):
 
 
 def check(config):
-    """Raises `UserError` for options that do not go together."""
+    """Raises `UserError` for options that conflict."""
     cacr.check(config)
     check_queue(config)
 
@@ -70,7 +70,7 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
 
     @classmethod
     def views(cls, options):
-        """Views of equal standing, which both encoders see."""
+        """Views with the same role; both encoders encode each of them."""
         return [
             dataclasses.replace(view, shuffle=True, both_orders=True)
             for view in super().views(options)
@@ -114,13 +114,13 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
         return loss, reports | {"contrast_accuracy": hits}
 
     def _others(self, queries):
-        """Queries that repel these, `[G, D]` with gradient, or none."""
+        """Repelling queries, `[G, D]` with gradient; `[0, D]` if disabled."""
         if self.options.inbatch_negatives:
             return collectives.gather(queries)
         return queries[:0]
 
     def collapse_embeddings(self, targets, outputs):
-        """Keys of the first view."""
+        """Keys of the first view, of the global batch."""
         return targets["view_0"]
 
     def update(self, batch, targets, outputs):

@@ -1,13 +1,13 @@
 """CACR on MoCo v3: predictions against a momentum encoder's keys of the batch.
 
-As in BYOL a predictor on top of the trained encoder, and a momentum encoder
-whose momentum rises to 1; no queue. Each key view is compared with the
-predictions of all other views, of which the distant ones count more. Local
-crops are predicted from only ("light mode") or, with `--local_keys`, are keys
-as well ("full mode").
+As in BYOL, there is a predictor on top of the trained encoder, and a momentum
+encoder whose momentum rises to 1. There is no queue. Each key view is compared
+with the predictions from all other views; distant ones weigh more. Predictions
+are made from local crops ("light mode"); with `--local_keys` local crops are
+keys, too ("full mode").
 
 Source: Zheng et al. (arXiv 2105.03746); JegZheng/CACR-SSL@fbc9d94,
-imagenet_pretraining/, after facebookresearch/moco-v3. Different here: the loss
+imagenet_pretraining/, after facebookresearch/moco-v3. One difference: the loss
 with `--cost=euclidean` is a mean over images, too; the published code sums it
 over a device's images.
 """
@@ -35,32 +35,35 @@ class Options(groups.Prediction):
     crop: Crop = override(groups.AsymmetricViews, "crop", Crop(224, 0.2, 1.0))
     local_crops: tuple[Crop, ...] = option(
         (),
-        "further, smaller crops, which are compared with the keys of the two "
+        "additional, smaller crops that are compared with the keys of the two "
         "views; published 8x96:0.05:0.4",
         group="views",
     )
     local_keys: bool = option(
-        False, "the --local_crops go through the momentum encoder, too"
+        False, "use the --local_crops as keys (momentum encoder), too"
     )
     cost: str = option(
         "rbf",
-        "of a distance: a radial basis function, which makes MoCo v3's "
-        "contrast of it, or the squared distance itself (euclidean)",
+        "cost of a distance: a radial basis function (rbf), which gives MoCo "
+        "v3's contrastive loss, or the squared distance itself (euclidean)",
         choices=tuple(COSTS),
     )
     temperature: float = option(
-        1.0, "T of the contrast and of the views' weights", above=0.0
+        1.0,
+        "temperature T of the contrastive loss and of the views' weights",
+        above=0.0,
     )
 
 
 def check(config):
-    """Raises `UserError` for options that do not go together."""
+    """Raises `UserError` for options that conflict."""
     options = config.options
     options.check_asymmetric()
     if options.local_keys and not options.local_crops:
         raise UserError(
             "Expected local crops for --local_keys, received no --local_crops; "
-            "give them, such as --local_crops=8x96:0.05:0.4, or leave it out."
+            "set them, such as --local_crops=8x96:0.05:0.4, or omit "
+            "--local_keys."
         )
 
 
@@ -68,13 +71,11 @@ class CACRMoCoV3(PredictorMethod):
     """Predictions against a momentum encoder's keys of the batch."""
 
     unit = "contrast"
-    chance_text = (
-        "the contrast of an encoder that tells nothing apart is {:.2f}"
-    )
+    chance_text = "chance-level loss: {:.2f}"
 
     @property
     def predictor_head(self):
-        """MoCo v3's, whose last layer is not normalised."""
+        """The predictor of MoCo v3; its last layer is not normalised."""
         options = self.options
         return Head(
             "mocov3_predictor",
@@ -84,7 +85,7 @@ class CACRMoCoV3(PredictorMethod):
 
     @classmethod
     def views(cls, options):
-        """Two views, unequal in blur and solarisation, and local ones."""
+        """Two asymmetric views (blur, solarisation), then local views."""
         return options.two_views() + [
             options.view(f"view_{i}", crop)
             for i, crop in enumerate(options.local_crops, start=2)
@@ -92,13 +93,16 @@ class CACRMoCoV3(PredictorMethod):
 
     @classmethod
     def key_views(cls, options):
-        """Names of the views that the momentum encoder sees."""
+        """Names of the views that the momentum encoder encodes."""
         local = len(options.local_crops) if options.local_keys else 0
         return [f"view_{i}" for i in range(2 + local)]
 
     @classmethod
     def chance_loss(cls, config):
-        """`2 T ln G`; squared distances to own and other keys cancel."""
+        """`2 T ln G`, for each key view if the terms are summed.
+
+        0 with squared distances: those to own and other keys cancel.
+        """
         options = config.options
         if options.cost == "euclidean":
             return 0.0
@@ -111,7 +115,7 @@ class CACRMoCoV3(PredictorMethod):
         return self.keys(batch, self.key_views(self.options))
 
     def forward(self, batch):
-        """Unit predictions of all views; see `Method.forward`."""
+        """Unit predictions from all views; see `Method.forward`."""
         return self.encode_views(
             self.predictions, batch, self.view_names("view_")
         )
@@ -119,7 +123,8 @@ class CACRMoCoV3(PredictorMethod):
     def loss(self, outputs, targets, batch):
         """Mean over the key views; see `Method.loss`.
 
-        With two views half of MoCo v3's loss, which `--over_crops=sum` gives.
+        With two views this is half of MoCo v3's loss; `--over_crops=sum` gives
+        MoCo v3's.
         """
         ids = batch["example_ids"]
         options = self.options
@@ -136,7 +141,7 @@ class CACRMoCoV3(PredictorMethod):
         return options.reduce(terms), {"contrast_accuracy": hits}
 
     def collapse_embeddings(self, targets, outputs):
-        """Keys of the first view."""
+        """Keys of the first view, of the global batch."""
         return targets["view_0"]
 
 

@@ -1,9 +1,9 @@
 """CLSA: contrastive learning with stronger augmentations.
 
-MoCo's contrast of weak queries, with the keys of the whole batch as well as the
-queue as candidates, plus a divergence (DDM): each weak query's distribution
-over the candidates supervises that of each strong query. Strong queries have no
-contrast of their own.
+Weak queries have MoCo's contrastive loss. Its candidates are the keys of the
+whole batch and of the queue. A divergence (DDM) is added: each weak query's
+distribution over the candidates supervises that of each strong query. Strong
+queries have no contrastive loss.
 
 Source: Wang and Qi (arXiv 2104.07713); maple-research-lab/CLSA@37df76c.
 """
@@ -20,42 +20,42 @@ from clsa_tf.options.fields import option, override
 
 @dataclasses.dataclass(frozen=True)
 class Options(groups.Divergence, moco.Options):
-    """Flags of CLSA: those of MoCo, of the divergence, and these."""
+    """Flags of CLSA, in addition to those of MoCo and of the divergence."""
 
     ddm_weight: float = override(groups.Divergence, "ddm_weight", 1.0)
     inbatch_negatives: bool = override(moco.Options, "inbatch_negatives", True)
     strong_contrast: bool = option(
         False,
-        "strong queries have a contrast of their own, like weak ones: with "
-        "--ddm_weight=0 the naive use of strong views that the paper argues "
-        "against",
+        "give strong queries a contrastive loss, too, like weak ones. With "
+        "--ddm_weight=0 this is the naive use of strong views that the paper "
+        "argues against",
     )
 
     @property
     def uses_strong_views(self):
-        """Whether strong views take part in any loss."""
+        """Whether any loss uses strong views."""
         return self.ddm_weight > 0 or self.strong_contrast
 
     @property
     def contrasts(self):
-        """Number of queries with a contrast of their own."""
+        """Number of queries with a contrastive loss."""
         strong = self.strong_crops if self.strong_contrast else ()
         return len(self.query_crops) + len(strong)
 
     @property
     def momentum_teacher(self):
-        """Whether the momentum encoder sees the weak queries, too."""
+        """Whether the momentum encoder encodes the weak queries, too."""
         return self.ddm_weight > 0 and self.ddm_teacher == "momentum"
 
 
 def check(config):
-    """Raises `UserError` for options that do not go together."""
+    """Raises `UserError` for options that conflict."""
     moco.check(config)
     config.options.check_divergence(momentum=True)
     if config.options.strong_contrast and not config.options.strong_crops:
         raise UserError(
             "Expected strong views for --strong_contrast, received no "
-            "--strong_crops; give them or leave it out."
+            "--strong_crops; set --strong_crops or omit --strong_contrast."
         )
 
 
@@ -64,14 +64,14 @@ class CLSA(moco.MoCo):
 
     @classmethod
     def views(cls, options):
-        """MoCo's key and weak queries, and the strong queries."""
+        """The key and weak queries of MoCo, then the strong queries."""
         return super().views(options) + options.strong_views()
 
     def one_way_loss(self, outputs, targets, batch):
         """Contrast plus `ddm_weight` times divergence; see `Method.loss`.
 
-        Both are sums over crops, as published, unless `--over_crops=mean`:
-        five crops have 5 contrasts and 25 divergences.
+        Both are sums over crops, as published, unless `--over_crops=mean`. Five
+        weak and five strong crops have 5 contrasts and 25 divergences.
         """
         options, ids = self.options, batch["example_ids"]
         # Cosines [n, C] of each query with the candidates: the keys of the

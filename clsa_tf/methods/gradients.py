@@ -1,4 +1,4 @@
-"""Gradients of a batch: at once, or one micro-batch after the other."""
+"""Gradients of a batch, at once or with gradient accumulation."""
 
 import tensorflow as tf
 from tensorflow import keras
@@ -7,12 +7,12 @@ from clsa_tf.distributed import collectives
 
 
 def of_batch(method, batch, targets):
-    """Gradients of the mean loss of the global batch.
+    """Computes the gradients of the mean loss of the global batch.
 
     Args:
         method: compiled `clsa_tf.methods.base.Method`.
         batch: dictionary of `[N, ...]`, see `Method`.
-        targets: what `method.targets` returned.
+        targets: result of `method.targets`.
 
     Returns:
         list of the gradients of `method.learned`, summed over the replicas;
@@ -40,7 +40,7 @@ def _at_once(method, batch, targets):
 
 
 def _part_by_part(method, batch, targets):
-    """The same; gradients and reports are means over the micro-batches."""
+    """Like `_at_once`, as means over the micro-batches."""
     parts = method.config.accumulation_steps
 
     def part(batch):
@@ -52,10 +52,11 @@ def _part_by_part(method, batch, targets):
 
 
 def _in_two_passes(method, batch, targets):
-    """The same as `_at_once`, with one micro-batch in memory at a time.
+    """Like `_at_once`, with one micro-batch in memory at a time.
 
-    Outputs of all micro-batches first; the gradients of the loss by them; then
-    each micro-batch again, with its share of these.
+    The first pass computes the outputs of all micro-batches, then the gradients
+    of the loss with respect to these outputs. The second pass computes each
+    micro-batch again and propagates its part of these gradients.
     """
     parts = method.config.accumulation_steps
     outputs = map_parts(method.forward, batch, parts)
@@ -85,7 +86,7 @@ def _in_two_passes(method, batch, targets):
 
 
 def _gradient(tape, target, sources, output_gradients=None):
-    """Gradients as dense tensors; zeros where there is no connection."""
+    """Gradients as dense tensors; zeros for unconnected sources."""
     return [
         tf.convert_to_tensor(gradient)
         for gradient in tape.gradient(
@@ -101,12 +102,12 @@ def map_parts(function, rows, parts):
     """Applies a function to each micro-batch in turn.
 
     Args:
-        function: of one micro-batch -> structure of tensors `[n, ...]`.
+        function: maps a micro-batch to a structure of tensors `[n, ...]`.
         rows: structure of tensors `[N, ...]`.
         parts: number of micro-batches; divides `N`.
 
     Returns:
-        the structure of tensors `[N, ...]`.
+        the same structure as `function`, of tensors `[N, ...]`.
     """
     if parts == 1:
         return function(rows)
@@ -117,7 +118,7 @@ def _over_parts(function, rows, parts):
     """Applies a function to each micro-batch; sums and joins its results.
 
     Args:
-        function: of one micro-batch -> a structure of tensors to sum, and a
+        function: maps a micro-batch to a structure of tensors to sum, and a
             structure of tensors `[n, ...]` to join.
         rows: structure of tensors `[N, ...]`.
         parts: number of micro-batches.
@@ -136,8 +137,8 @@ def _over_parts(function, rows, parts):
         arrays = [array.write(i, x) for array, x in zip(arrays, leaves)]
         return i + 1, tf.nest.map_structure(tf.add, total, more), arrays
 
-    # The first part tells which tensors there are. The others run in a loop, so
-    # that no two of them are in memory at a time.
+    # The first part defines structure and shapes. The others run in a loop, so
+    # that only one of them is in memory at a time.
     total, first = part(0)
     arrays = [
         tf.TensorArray(x.dtype, parts, element_shape=x.shape).write(0, x)
@@ -154,12 +155,12 @@ def _over_parts(function, rows, parts):
 
 
 def _mean_loss(method, outputs, targets, batch):
-    """What the gradient is taken of, and mean reports."""
+    """The scalar to differentiate, and the mean reports."""
     per_example, reports = method.loss(outputs, targets, batch)
     reports = {"loss": per_example} | reports
     reports = {k: tf.reduce_mean(x) for k, x in reports.items()}
-    # Gradients are summed over the replicas: divided by their number, the
-    # result is the gradient of the global batch's mean.
+    # Gradients are summed over the replicas. Dividing by their number gives the
+    # gradient of the global batch's mean.
     loss = reports["loss"] / collectives.num_replicas()
     if scales(method):
         loss = method.optimizer.get_scaled_loss(loss)
@@ -176,7 +177,7 @@ def scales(method):
 
 
 def apply(method, gradients):
-    """Takes the optimizer's step; `gradients` are those of the global batch."""
+    """Applies the gradients of the global batch with the optimizer."""
     optimizer = method.optimizer
     legacy = isinstance(
         getattr(optimizer, "inner_optimizer", optimizer),
@@ -191,10 +192,10 @@ def apply(method, gradients):
 
 
 def state(method):
-    """Values of all variables that a step changes beside the learned ones.
+    """Values of all variables that a step changes except the learned ones.
 
-    Running statistics, the momentum encoder, queues. Empty where no step is
-    ever skipped.
+    These are running statistics, the momentum encoder and queues. The list is
+    empty without loss scaling, because no step is skipped then.
 
     Returns:
         list of (variable, tensor).
@@ -209,15 +210,15 @@ def state(method):
 
 
 def undo_skipped(method, gradients, before):
-    """Puts everything back if the optimizer skipped the step.
+    """Restores the variables of `before` if the optimizer skipped the step.
 
-    The loss scaler skips steps whose gradients are not finite. The step still
-    counts: the data go on, and the learning rate follows its schedule.
+    The loss scaler skips steps whose gradients are not finite. A skipped step
+    still counts for the position in the data and the learning-rate schedule.
 
     Args:
         method: `Method`.
         gradients: list of tensors, equal on all replicas.
-        before: what `state` returned before the step.
+        before: result of `state` before the step.
     """
     if not scales(method):
         return

@@ -1,23 +1,23 @@
-"""The queue of keys: a ring of the latest `K` key embeddings."""
+"""The queue of keys: a ring buffer of the latest `K` keys."""
 
 import tensorflow as tf
 
 
 class KeyQueue(tf.Module):
-    """Ring buffer of unit key embeddings; state of the run, saved with it.
+    """Ring buffer of keys (unit projections); checkpoints contain it.
 
-    Starts with random unit vectors, which are easy negatives: accuracy is near
-    100 % and the loss low until real keys have replaced them (`K / G` steps).
+    It starts with random unit vectors, which are easy negatives: accuracy is
+    near 100 % and the loss low until keys have replaced them (`K / G` steps).
 
-    Every replica enqueues the same gathered keys, so the copies of a mirrored
-    queue stay bit-equal without any communication.
+    All replicas enqueue the same gathered keys, so the copies of a mirrored
+    queue stay bit-equal without communication.
 
     Attributes:
         keys: float32 `[K, D]`, unit rows.
-        pointer: int64 scalar, the row that the next key overwrites, in [0, K).
+        pointer: int64 scalar in [0, K), the row that the next key overwrites.
 
-    Source: MoCo (facebookresearch/moco@7397dfe), which demands that the global
-    batch divide `K`; here the write wraps around the end instead.
+    Source: MoCo (facebookresearch/moco@7397dfe). That code requires a `K` that
+    the global batch divides; here writes wrap around the end.
     """
 
     def __init__(self, size, dimension, *, seed, name="queue"):
@@ -35,11 +35,11 @@ class KeyQueue(tf.Module):
         )
 
     def enqueue(self, keys):
-        """Overwrites the `G` oldest entries, in order, wrapping at the end.
+        """Overwrites the `G` oldest keys in order; wraps around at the end.
 
         Args:
-            keys: float32 `[G, D]`, unit rows, `G <= K`; on several replicas the
-                same on each (gathered).
+            keys: float32 `[G, D]`, unit rows, `G <= K`; the same (gathered) on
+                all replicas.
         """
         size = self.keys.shape[0]
         count = tf.shape(keys, tf.int64)[0]

@@ -1,10 +1,11 @@
-"""LooC and LooC++: for each augmentation a head that does not ignore it.
+"""LooC and LooC++: one head per augmentation that stays sensitive to it.
 
-Head 0 learns to ignore all augmentations, as MoCo does. Each further head has
-to tell apart what differs in one augmentation, and to ignore the others: its
-positive key was augmented by it exactly as the query, and the other keys of the
-same image, which were not, are negatives. All heads share the backbone, whose
-features LooC uses; LooC++ uses the hidden layers of the heads, side by side.
+Head 0 learns to ignore all augmentations, as MoCo does. Each other head is
+sensitive to one augmentation and ignores the others. Its positive key has the
+same parameters of this augmentation as the query. The other keys of the same
+image, which have other parameters, are negatives. All heads share the backbone.
+LooC uses the backbone's features; LooC++ concatenates the hidden layers of the
+heads.
 
 Source: Xiao et al. (arXiv 2008.05659); they published no code. Other images'
 keys of the same batch as negatives: SeCo (arXiv 2103.16607).
@@ -23,7 +24,7 @@ from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.options import groups
 from clsa_tf.options.fields import AUTO, Crop, option, override
 
-# Parts of a view (see `clsa_tf.augment.views`) that make up an augmentation.
+# Augmentation -> its parts of a view, see `clsa_tf.augment.views`.
 AUGMENTATIONS = {
     "color": ("jitter", "gray"),
     "rotation": ("rotation",),
@@ -35,20 +36,20 @@ AUGMENTATIONS = {
 class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
     """Flags of LooC."""
 
-    # Keys are never queries: their views share augmentations with them.
+    # Keys cannot be queries, because they share augmentations with the queries.
     symmetric = False
 
     augmentations: tuple[str, ...] = option(
         ("color", "rotation"),
-        "augmentations with a head each that does not ignore them: color "
-        "(jitter and greyscale, which are there in any case), rotation (by "
-        "quarter turns), texture (random convolutions)",
+        "augmentations that have a head sensitive to them: color (jitter and "
+        "greyscale, which are applied in any case), rotation (by quarter "
+        "turns), texture (random convolutions)",
         choices=tuple(AUGMENTATIONS),
         group="views",
     )
     texture_probability: float = option(
         0.5,
-        "probability, in (0, 1], of a random texture, if it is one of "
+        "probability, in (0, 1], of a random texture, if texture is one of "
         "--augmentations",
         above=0.0,
         maximum=1.0,
@@ -56,8 +57,8 @@ class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
     )
     concatenate_heads: bool = option(
         False,
-        "LooC++: what is evaluated and exported are the hidden layers of all "
-        "heads, side by side, instead of the backbone's features",
+        "LooC++: evaluate and export the concatenated hidden layers of all "
+        "heads instead of the backbone's features",
     )
     key_crop: Crop = override(moco.Options, "key_crop", Crop(224, 0.2, 1.0))
     query_crops: tuple[Crop, ...] = override(
@@ -71,7 +72,7 @@ class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
 
     @property
     def heads(self):
-        """One that ignores everything, and one for each augmentation."""
+        """Number of heads: head 0, and one for each augmentation."""
         return 1 + len(self.augmentations)
 
     @property
@@ -80,7 +81,7 @@ class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
         return self.concatenate_heads
 
     def view(self, name, crop, **details):
-        """Returns the `View` called `name`, with all augmentations."""
+        """Makes the `View` called `name` with all `augmentations`."""
         texture = "texture" in self.augmentations
         added = dict(
             rotation="rotation" in self.augmentations,
@@ -90,7 +91,7 @@ class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
 
 
 def check(config):
-    """Raises `UserError` for options that do not go together."""
+    """Raises `UserError` for options that conflict."""
     options = config.options
     moco.check(config)
     given = options.augmentations
@@ -98,30 +99,30 @@ def check(config):
         raise UserError(
             "Expected one or more different --augmentations of "
             f"{', '.join(AUGMENTATIONS)}, received "
-            f"{','.join(given) or 'none'}; name each once, or use "
-            "--method=moco to have none."
+            f"{','.join(given) or 'none'}; name each once, or set "
+            "--method=moco to use none."
         )
     jitter = options.jitter_probability and any(options.jitter)
     if "color" in given and not (jitter or options.gray):
         raise UserError(
-            "Expected a colour jitter or greyscale for the head that does not "
-            "ignore color, received --gray=0 and no jitter; allow one, or "
-            "take color out of --augmentations."
+            "Expected colour jitter or greyscale for the head of color, "
+            "received --gray=0 and no jitter; enable one, or remove color from "
+            "--augmentations."
         )
     if options.concatenate and options.projection_layers < 2:
         raise UserError(
             "Expected heads with a hidden layer for --concatenate_heads, "
             f"received --projection_layers={options.projection_layers}; set "
-            "2 or leave --concatenate_heads out."
+            "--projection_layers=2 or omit --concatenate_heads."
         )
 
 
 class LooC(MomentumMethod):
-    """Each head's query against its own key, the image's others and a queue.
+    """Per head: a query against its key, other keys of the image and a queue.
 
     Attributes:
-        queues: a `KeyQueue` for each head `h`, of keys like its positive ones:
-            of view `key_h`.
+        queues: list of a `KeyQueue` for each head `h`; it holds keys of view
+            `key_h`, as the head's positive keys are.
     """
 
     batch_statistics = "parts"
@@ -135,10 +136,12 @@ class LooC(MomentumMethod):
 
     @classmethod
     def views(cls, options):
-        """Queries; a key that shares nothing; one per augmentation shared.
+        """Queries, then the keys.
 
-        Queries differ in what no head is to tell apart, so that each key is
-        to all of them what it is to the first.
+        `key_0` shares no augmentation with the queries; each further key shares
+        one. All queries have the same parameters of `augmentations` and differ
+        in the rest, which no head is sensitive to. So a key has the same
+        relation to all queries.
         """
         shared = [AUGMENTATIONS[name] for name in options.augmentations]
         everything = sum(shared, ())
@@ -155,7 +158,7 @@ class LooC(MomentumMethod):
 
     @classmethod
     def chance_loss(cls, config):
-        """Mean over the heads of `ln C`; for each query if they are summed."""
+        """Mean over the heads of `ln C`; times the queries if summed."""
         options = config.options
         images = config.batch_size if options.inbatch_negatives else 1
         logs = [
@@ -184,10 +187,10 @@ class LooC(MomentumMethod):
         )
 
     def loss(self, outputs, targets, batch):
-        """Mean of the heads' contrasts; see `Method.loss`.
+        """Mean of the heads' contrastive losses; see `Method.loss`.
 
-        Reports how often each head of the first query recognises its key; of
-        a head with an augmentation of its own, among the image's other keys.
+        Reports the top-1 accuracy of each head for the first query. Candidates
+        of the heads with an augmentation include the image's other keys.
         """
         ids = batch["example_ids"]
         keys = tf.stack([targets[x] for x in self.view_names("key_")], axis=1)
@@ -202,19 +205,20 @@ class LooC(MomentumMethod):
         )
 
     def contrast(self, queries, keys, example_ids):
-        """Mean loss of the heads and hits of each, for queries of one crop.
+        """Mean loss over the heads and hits of each, for queries of one crop.
 
         Args:
             queries: float32 `[n, H, D]`.
             keys: float32 `[G, V, H, D]`, of the `V = H` key views.
-            example_ids: int32 `[n]`, of the queries in the global batch.
+            example_ids: int32 `[n]`, position of each query in the global
+                batch.
 
         Returns:
             float32 `[n]`, and a list of `H` float32 `[n]` of 0 and 1.
         """
         terms, hits = [], []
         for head in range(self.options.heads):
-            # Head 0 ignores all that the other views differ in.
+            # Head 0 ignores all differences between the key views.
             views = keys[:, :, head] if head else keys[:, :1, head]
             similarities, positive = self.similarities(
                 queries[:, head], views, example_ids, head
@@ -234,13 +238,14 @@ class LooC(MomentumMethod):
 
         Args:
             queries: float32 `[n, D]`.
-            keys: float32 `[G, V, D]`, of the views that are candidates.
-            example_ids: int32 `[n]`, of the queries in the global batch.
+            keys: float32 `[G, V, D]`, of the candidate views.
+            example_ids: int32 `[n]`, position of each query in the global
+                batch.
             head: index of the head, and of the view with its positive keys.
 
         Returns:
-            float32 `[n, C]`, `C = V + K`, or `G V + K` with the batch's other
-            images; and int32 `[n]`, the column of the positive key.
+            float32 `[n, C]`, `C = V + K`, or `G V + K` with in-batch negatives;
+            and int32 `[n]`, the column of the positive key.
         """
         views = keys.shape[1]
         if self.options.inbatch_negatives:
@@ -255,7 +260,7 @@ class LooC(MomentumMethod):
         return tf.concat([new, old], axis=1), positive
 
     def collapse_embeddings(self, targets, outputs):
-        """Head 0's keys of the global batch."""
+        """Keys of head 0, of the global batch."""
         return targets["key_0"][:, 0]
 
     def update(self, batch, targets, outputs):

@@ -1,7 +1,7 @@
 """MoCo v1 and v2: each query against its own key and a queue of older keys.
 
 Source: He et al. (arXiv 1911.05722), Chen et al. (arXiv 2003.04297);
-facebookresearch/moco@7397dfe. The versions differ in their options only.
+facebookresearch/moco@7397dfe. The versions differ only in their options.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
 
     key_crop: Crop = option(
         Crop(224, 0.2, 1.0),
-        "crop that keys are made of, size:min_area:max_area (px, shares)",
+        "crop of the keys, size:min_area:max_area (px, shares)",
         group="views",
     )
     query_crops: tuple[Crop, ...] = option(
@@ -35,39 +35,39 @@ class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
     temperature: float = option(0.2, "T of the contrast", above=0.0)
     queue_size: int = option(
         AUTO,
-        "K, keys in the queue; auto: 65,536 (looc: 16,384), but at most a "
-        "quarter of the images, and at least the keys of one step",
+        "number K of keys in the queue. auto: 65,536 (looc: 16,384), but at "
+        "most a quarter of the images and at least the keys of one step",
         minimum=1,
         published=65_536,
     )
     inbatch_negatives: bool = option(
         False,
-        "the other images' keys of the same batch are candidates, too, as in "
+        "use the other images' keys of the same batch as negatives, too, as in "
         "CLSA, not only the queue",
     )
     symmetric: bool = option(
         False,
-        "key and (first) query change roles for a second loss, the two are "
-        "averaged, and both views' keys are stored",
+        "average the loss with that for exchanged key and first query, and "
+        "store the keys of both views",
     )
     over_crops: str = override(groups.AugmentationOptions, "over_crops", "sum")
 
-    # Whether the momentum encoder sees the queries, too (CLSA).
+    # Whether the momentum encoder encodes the queries, too (CLSA).
     momentum_teacher = False
 
     @property
     def contrasts(self):
-        """Number of queries with a contrast of their own."""
+        """Number of queries with a contrastive loss."""
         return len(self.query_crops)
 
 
 def check(config):
-    """Raises `UserError` for options that do not go together."""
+    """Raises `UserError` for options that conflict."""
     options = config.options
     if not options.query_crops:
         raise UserError(
-            "Expected at least one crop in --query_crops, received none; give "
-            "one, such as 224:0.2:1."
+            "Expected at least one crop in --query_crops, received none; set "
+            "one, such as --query_crops=224:0.2:1."
         )
     check_queue(config)
 
@@ -88,11 +88,11 @@ class MoCo(MomentumMethod):
 
     @classmethod
     def views(cls, options):
-        """The key, in shuffled order, and the queries."""
+        """The key, in shuffled order (ShuffleBN), and the queries."""
         both = options.symmetric
         views = [options.view("key", options.key_crop, **_shuffle(True, both))]
         for i, crop in enumerate(options.query_crops):
-            # Those that the momentum encoder sees, too, come in both orders.
+            # Both encoders use these queries: plain and shuffled.
             both = options.momentum_teacher or (options.symmetric and i == 0)
             views.append(
                 options.view(f"query_{i}", crop, **_shuffle(both, both))
@@ -101,7 +101,10 @@ class MoCo(MomentumMethod):
 
     @classmethod
     def chance_loss(cls, config):
-        """`ln(1 + K)`, or `ln(G + K)`, for each query if they are summed."""
+        """`ln(1 + K)`, or `ln(G + K)` with in-batch negatives.
+
+        Times the number of queries if their losses are summed.
+        """
         options = config.options
         own = config.batch_size if options.inbatch_negatives else 1
         terms = options.contrasts if options.over_crops == "sum" else 1
@@ -120,10 +123,10 @@ class MoCo(MomentumMethod):
         return self.encode_views(self.project, batch, names)
 
     def loss(self, outputs, targets, batch):
-        """The loss with the keys of `key`; see `Method.loss`.
+        """Contrast of queries and keys; see `Method.loss`.
 
-        If symmetric, the mean of that and of the same with `key` and `query_0`
-        exchanged.
+        If symmetric, the mean of this loss and of the same with `key` and
+        `query_0` exchanged.
         """
         found = [self.one_way_loss(outputs, targets, batch)]
         if self.options.symmetric:
@@ -133,7 +136,7 @@ class MoCo(MomentumMethod):
         return tf.nest.map_structure(lambda *x: sum(x) / len(x), *found)
 
     def one_way_loss(self, outputs, targets, batch):
-        """Contrast of each query with the keys of `key`; see `Method.loss`."""
+        """Contrast of each query with the view `key`; see `Method.loss`."""
         ids = batch["example_ids"]
         return self.contrast(
             [
@@ -146,8 +149,9 @@ class MoCo(MomentumMethod):
     def similarities(self, queries, keys, example_ids):
         """Cosines `[n, C]` of queries with their candidates.
 
-        `C = 1 + K`, the example's own key first; or `G + K`, the keys of the
-        batch in its order, then the queue.
+        `C = 1 + K`: the example's own key, then the queue. With in-batch
+        negatives `C = G + K`: the keys of the global batch in its order, then
+        the queue.
         """
         old = losses.cosines(queries, self.queue.keys)
         if self.options.inbatch_negatives:
@@ -158,7 +162,7 @@ class MoCo(MomentumMethod):
         return tf.concat([new, old], axis=1)
 
     def contrast(self, similarities, example_ids):
-        """The queries' losses `[n]`, and reports on the first query."""
+        """InfoNCE `[n]` over all queries; reports top-1 of the first query."""
         options = self.options
         positive = tf.zeros_like(example_ids)
         if options.inbatch_negatives:

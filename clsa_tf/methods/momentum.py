@@ -1,4 +1,4 @@
-"""Parts of methods with a momentum encoder: its average, its keys, a queue."""
+"""Base classes of methods with a momentum encoder, and checks of the queue."""
 
 import math
 
@@ -13,7 +13,7 @@ from clsa_tf.networks.batchnorm import splits_on_replica
 from clsa_tf.networks.encoder import copy_variables, unit
 from clsa_tf.options.fields import AUTO
 
-# Names that checkpoints of earlier versions have for attributes of methods.
+# Attribute names in checkpoints of earlier versions -> present names.
 _FORMER_NAMES = {"key_encoder": "momentum_encoder"}
 
 
@@ -22,7 +22,7 @@ class MomentumMethod(Method):
 
     Attributes:
         momentum_encoder: the moving average. Its batch normalisation uses
-            batch statistics, and nothing but `update` changes its weights.
+            batch statistics. Only `update` changes its weights.
     """
 
     def __init__(self, *args):
@@ -32,7 +32,7 @@ class MomentumMethod(Method):
         copy_variables(self.encoder, self.momentum_encoder)
 
     def _lookup_dependency(self, name, *args, **kwargs):
-        # TensorFlow asks for the names that a checkpoint has.
+        # TensorFlow calls this with each name in a checkpoint.
         name = _FORMER_NAMES.get(name, name)
         return super()._lookup_dependency(name, *args, **kwargs)
 
@@ -45,9 +45,10 @@ class MomentumMethod(Method):
         )
 
     def momentum(self):
-        """The m of the present step, float or float32 scalar.
+        """The momentum m of the present step, float or float32 scalar.
 
-        Scheduled, it is `1 - (1 - m) (cos(pi k / K) + 1) / 2` at step k of K.
+        With the cosine schedule it is `1 - (1 - m) (cos(pi k / K) + 1) / 2` at
+        step k of K, where m is `--key_momentum`.
 
         Source: google-deepmind/deepmind-research, byol/utils/schedules.py.
         """
@@ -63,11 +64,11 @@ class MomentumMethod(Method):
         return self.momentum_encoder.project(images, training=True)
 
     def keys(self, batch, names):
-        """Keys of several views of the global batch, in its order.
+        """Computes the keys of several views of the global batch, in its order.
 
         Args:
             batch: see `Method`.
-            names: of the views.
+            names: names of the views.
 
         Returns:
             dictionary, name -> float32 `[G, ...]`.
@@ -80,10 +81,11 @@ class MomentumMethod(Method):
         }
 
     def shuffled_keys(self, batch, names):
-        """The same, encoded in a random order and put back (ShuffleBN).
+        """Like `keys`, but encodes in random order (ShuffleBN).
 
-        A key's batch statistics then say nothing about its query. The views
-        have to be declared with `shuffle`.
+        The batch statistics of a key then carry no information about its query.
+        The keys are returned in the order of the batch. The views must be
+        declared with `shuffle`.
         """
         images, order = {}, {}
         for name in names:
@@ -98,24 +100,24 @@ class MomentumMethod(Method):
         }
 
     def _shuffled(self, batch, name):
-        """A view's images in random order, and which example each shows."""
+        """A view's images in random order, and the example of each."""
         order = batch[f"{name}_order"]
         if f"{name}_shuffled" in batch:
             return batch[f"{name}_shuffled"], order
         views = {view.name: view for view in self.views(self.options)}
         loaders = collectives.num_loaders()
         if loaders == 1 and not views[name].both_orders:
-            return batch[name], order  # the loader has permuted them
+            return batch[name], order  # already permuted by the loader
         config = self.config
         parts = config.accumulation_steps * splits_on_replica(config)
         together = collectives.num_replicas() * parts == 1
         if together or config.batch_norm == "sync":
-            # Any order gives the same statistics.
+            # All orders give the same statistics.
             return batch[name], batch["example_ids"]
         return collectives.exchange(batch[name], order), order
 
     def make_queue(self, number=0):
-        """Returns a `KeyQueue` for the method's keys, the `number`-th."""
+        """Returns a `KeyQueue` for keys; `number` varies its initial keys."""
         return KeyQueue(
             self.options.queue_size,
             self.options.projection_size,
@@ -124,7 +126,7 @@ class MomentumMethod(Method):
 
 
 class PredictorMethod(MomentumMethod):
-    """A momentum method that predicts its targets: BYOL, MoCo v3.
+    """A momentum method that predicts its targets, as BYOL and MoCo v3 do.
 
     Attributes:
         predictor: `keras.Model`, projections -> predictions, both `[N, D]`.
@@ -144,24 +146,24 @@ class PredictorMethod(MomentumMethod):
 
     @property
     def predictor_head(self):
-        """The `Head` of the predictor: that of the projection again."""
+        """The `Head` of the predictor; by default that of the projection."""
         return self.options.head
 
     @property
     def learned(self):
-        """The encoder's and the predictor's variables."""
+        """Trainable variables of the encoder and of the predictor."""
         return [*super().learned, *self.predictor.trainable_variables]
 
     def predictions(self, images):
         """Unit predictions float32 `[n, D]` of uint8 `[n, S, S, 3]`."""
         features = self.encoder(images, training=True)
-        # Not the unit projection: only targets are normalised.
+        # The predictor's input is not normalised; its output is.
         projections = self.encoder.heads[0](features, training=True)
         return unit(self.predictor(projections, training=True))
 
 
 def keys_per_step(config):
-    """How many keys each step stores in a queue.
+    """Number of keys that each step stores in a queue.
 
     Args:
         config: `clsa_tf.config.Config` of a method with `--queue_size`.
@@ -171,7 +173,7 @@ def keys_per_step(config):
 
 
 def check_queue(config):
-    """Raises `UserError` for a queue that one step's keys do not fit into.
+    """Raises `UserError` for a queue smaller than the keys of one step.
 
     Args:
         config: `clsa_tf.config.Config` of a method with `--queue_size`.
@@ -179,7 +181,7 @@ def check_queue(config):
     stored, size = keys_per_step(config), config.options.queue_size
     if size != AUTO and size < stored:
         raise UserError(
-            f"Expected a queue at least as long as the {stored} keys of a "
-            "global batch, received "
-            f"--queue_size={size}; lengthen it or lower --batch_size."
+            f"Expected --queue_size of at least {stored}, the number of keys "
+            f"per step, received --queue_size={size}; raise --queue_size or "
+            "lower --batch_size."
         )

@@ -1,11 +1,12 @@
-"""SimCLR v1 and v2: two views of an image against all others of the batch.
+"""SimCLR v1 and v2: two views of each image against all others of the batch.
 
-No momentum encoder and no queue: the views of the other images of the global
-batch are what is contrasted with, and the gradient flows into both sides. With
-`--ddm_weight`, strong views besides, taught by the divergence over the batch.
+There is no momentum encoder and no queue. The negatives are the views of the
+other images of the global batch, and the gradient flows into both sides.
+`--ddm_weight` adds strong views, supervised by the divergence (DDM) over the
+batch.
 
 Source: Chen et al. (arXiv 2002.05709, 2006.10029); google-research/simclr,
-tf2/. The versions differ in their options (depth of the head) only.
+tf2/. The versions differ only in their options (depth of the head).
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ class Options(groups.Divergence, groups.Projection, groups.AugmentationOptions):
     )
     local_crops: tuple[Crop, ...] = option(
         (),
-        "further, smaller crops, which are compared with the two views, but "
+        "additional, smaller crops that are compared with the two views, but "
         "not with one another (multi-crop of SwAV)",
         group="views",
     )
@@ -46,18 +47,18 @@ class Options(groups.Divergence, groups.Projection, groups.AugmentationOptions):
 
 
 def check(config):
-    """Raises `UserError` for options that do not go together."""
+    """Raises `UserError` for options that conflict."""
     config.options.check_divergence(momentum=False)
 
 
 class SimCLR(Method):
-    """Two views of an image against all others of the batch."""
+    """Two views of each image against all others of the batch."""
 
     whole_batch = True
 
     @classmethod
     def views(cls, options):
-        """Two views of equal standing, local ones, and strong ones."""
+        """Two views with the same role, then local and strong views."""
         crops = [options.crop, options.crop, *options.local_crops]
         return [
             options.view(f"view_{i}", crop) for i, crop in enumerate(crops)
@@ -65,7 +66,10 @@ class SimCLR(Method):
 
     @classmethod
     def chance_loss(cls, config):
-        """`ln(2 G - 1)` for each of the two views that are recognised."""
+        """`ln(2 G - 1)` for each of the two directions.
+
+        Times one plus the number of local crops if their losses are summed.
+        """
         terms = 1 + len(config.options.local_crops)
         terms = terms if config.options.over_crops == "sum" else 1
         return 2 * terms * math.log(2 * config.batch_size - 1)
@@ -75,10 +79,10 @@ class SimCLR(Method):
         return self.encode_views(self.project, batch, self.view_names())
 
     def loss(self, outputs, targets, batch):
-        """NT-Xent both ways, plus divergence; see `Method.loss`.
+        """NT-Xent in both directions, plus divergence; see `Method.loss`.
 
-        As in the published code the two directions are summed: twice the
-        paper's value.
+        The two directions are summed, as in the published code. That is twice
+        the paper's value.
         """
         ids = batch["example_ids"]
         options = self.options
@@ -102,7 +106,7 @@ class SimCLR(Method):
         reports = {"contrast_accuracy": hits}
         if not options.ddm_weight:
             return total, reports
-        # Of constants: nothing but the strong views learns from it.
+        # Constant, so that only the strong views learn from the divergence.
         candidates = tf.stop_gradient(both[1])
         ddm, on_ddm = self.divergence(
             [losses.cosines(outputs["view_0"], candidates)],

@@ -1,4 +1,4 @@
-"""Statistics of the embeddings of a batch."""
+"""Statistics of the projections of a batch, which show a collapse."""
 
 import tensorflow as tf
 
@@ -6,36 +6,36 @@ _TINY = 1e-12
 
 
 def measures(embeddings):
-    """Spread, rank and uniformity of embeddings of different images.
+    """Computes spread, rank and uniformity of projections.
 
-    All from one encoder: cosines between those of two encoders, such as
-    queries and keys, look like a spread when each of the two has collapsed to
-    a point of its own.
+    The projections must come from one encoder. If query and key encoder have
+    each collapsed to a different point, cosines between queries and keys look
+    like a spread.
 
     Args:
-        embeddings: float32 `[G, D]`, unit vectors; `G > 1`, and two say nothing
-            about the rank.
+        embeddings: float32 `[G, D]`, unit rows, one per image; `G > 1`. The
+            rank is meaningful for `G > 2` only.
 
     Returns:
         dictionary of float32 scalars:
 
         * `spread`, trace of the covariance `C`, equal to `1 - mean cosine`:
-          0 if all are the same, 1 if they are spread evenly over the sphere;
-        * `rank`, `trace(C)^2 / trace(C C)`: number of directions in which
-          they vary, 1 to D. The estimate is that of Bai and Saranadasa (1996),
-          whatever the ratio of D and G;
-        * `uniformity`, `log mean exp(-2 distance^2)`: 0 if all are the same,
+          0 if all rows are equal, 1 if they are uniform on the sphere;
+        * `rank`, `trace(C)^2 / trace(C C)`: number of directions in which the
+          rows vary, 1 to D. The estimate of Bai and Saranadasa (1996) holds for
+          any ratio of D and G;
+        * `uniformity`, `log mean exp(-2 distance^2)`: 0 if all rows are equal,
           down to about -4 (Wang and Isola, arXiv 2005.10242, with t = 2).
     """
     x = tf.stop_gradient(embeddings)
     size, dimension = map(float, x.shape)
-    # From the mean first: cosines near 1 would leave no digits.
+    # Centre first: 1 - cosine loses all digits if the cosine is near 1.
     x -= tf.reduce_mean(x, axis=0)
     covariance = tf.matmul(x, x, transpose_a=True) / (size - 1.0)  # [D, D]
     spread = tf.linalg.trace(covariance)
     squares = tf.reduce_sum(covariance**2) - spread**2 / (size - 1.0)
     squares *= (size - 1.0) ** 2 / (max(size - 2.0, 1.0) * (size + 1.0))
-    # Noise may leave less than D directions can have.
+    # Noise can make the estimate smaller than D directions allow.
     squares = tf.maximum(squares, spread**2 / dimension)
     rank = tf.math.divide_no_nan(spread**2, squares)
     potential = tf.exp(-2.0 * _squared_distances(x))
@@ -52,7 +52,7 @@ def _squared_distances(x):
     squares = tf.reduce_sum(x**2, axis=1)
     products = tf.matmul(x, x, transpose_b=True)
     distances = squares[:, tf.newaxis] + squares - 2.0 * products
-    # Exactly 0 from a row to itself, whatever the order of the sums.
+    # Rounding depends on the order of sums: set the distance to itself to 0.
     return tf.linalg.set_diag(
         tf.maximum(distances, 0.0), tf.zeros_like(squares)
     )

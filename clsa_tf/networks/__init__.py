@@ -1,1 +1,1 @@
-"""The encoder and its parts."""
+"""The encoder and its parts: backbones, heads, batch normalisation."""

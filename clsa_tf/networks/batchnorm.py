@@ -1,30 +1,30 @@
-"""Batch normalisation with the statistics of a replica, of all, or of parts."""
+"""Batch normalisation per replica, over all replicas or per part of a batch."""
 
 import tensorflow as tf
 from tensorflow import keras
 
 KINDS = ("local", "sync", "split")
 
-# torch's momentum 0.1 and epsilon, in Keras' terms.
+# torch's momentum 0.1, which Keras counts as 1 - 0.1, and its epsilon.
 _MOMENTUM = 0.9
 _EPSILON = 1e-5
 
 
 @keras.saving.register_keras_serializable("clsa_tf")
 class SplitBatchNormalization(keras.layers.BatchNormalization):
-    """Normalises consecutive parts of the batch separately while training.
+    """Normalises consecutive parts of the batch separately in training.
 
-    One device then computes what `splits` replicas with their own statistics
-    would: MoCo needs that, because a network that sees query and key in the
-    same statistics can recognise the batch instead of the image. The running
-    statistics are the mean over the parts, as under `tf.distribute`.
+    One device then computes the same as `splits` replicas with their own
+    statistics. MoCo needs this: if query and key share batch statistics, the
+    network can recognise the batch instead of the image. The running statistics
+    are the mean over the parts, as under `tf.distribute`.
 
     Args:
         splits: number of equal, consecutive parts of the batch.
-        **kwargs: of `keras.layers.BatchNormalization`.
+        **kwargs: arguments of `keras.layers.BatchNormalization`.
 
-    Source: SplitBatchNorm of MoCo's CIFAR-10 demonstration, which takes every
-    `splits`-th row instead of consecutive ones.
+    Source: SplitBatchNorm of MoCo's CIFAR-10 demonstration, whose parts are
+    every `splits`-th row instead of consecutive rows.
     """
 
     def __init__(self, splits, **kwargs):
@@ -33,7 +33,7 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         self.splits = splits
 
     def call(self, inputs, training=None):
-        """Normalises float `[N, H, W, C]`; `N` divides by `splits`."""
+        """Normalises float `[N, H, W, C]`; `splits` divides `N`."""
         if not training:
             return super().call(inputs, training=False)
         channels = self.moving_mean.shape
@@ -55,7 +55,7 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         return tf.concat(outputs, axis=0)
 
     def get_config(self):
-        """Returns the arguments that make this layer again."""
+        """Returns the constructor's arguments, for `from_config`."""
         return super().get_config() | {"splits": self.splits}
 
 
@@ -64,17 +64,17 @@ def batch_norm(
 ):
     """Returns a batch normalisation layer with torch's constants.
 
+    Running variances are unbiased, as in torch, except with `"sync"`.
+
     Args:
-        kind: `"local"` (each replica its own statistics; MoCo's and CLSA's
-            choice), `"sync"` (statistics of the global batch) or `"split"`
-            (see `SplitBatchNormalization`).
-        splits: parts of the batch, for `"split"`.
-        dtype: Keras policy; statistics are float32 anyway.
+        kind: `"local"` (own statistics on each replica, as in MoCo and CLSA),
+            `"sync"` (statistics of the global batch) or `"split"` (see
+            `SplitBatchNormalization`).
+        splits: number of parts of the batch, for `"split"`.
+        dtype: Keras policy; statistics are always float32.
         center: whether an offset is learned.
         scale: whether a factor is learned.
-        name: of the layer.
-
-    Running variances are the unbiased ones, as torch's, except with `"sync"`.
+        name: name of the layer.
     """
     constants = dict(
         momentum=_MOMENTUM,
@@ -92,11 +92,11 @@ def batch_norm(
 
 
 def splits_on_replica(config):
-    """Parts of a replica's micro-batch with batch statistics of their own.
+    """Number of parts of a replica's micro-batch with separate statistics.
 
     Args:
-        config: `clsa_tf.config.Config`. Its `batch_norm_splits` are parts of
-            the global batch.
+        config: `clsa_tf.config.Config`. Its `batch_norm_splits` counts the
+            parts of the global batch.
     """
     if config.batch_norm != "split":
         return 1

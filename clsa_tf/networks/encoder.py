@@ -1,4 +1,4 @@
-"""The encoder: normalise, backbone, projection head. It is what is exported."""
+"""The encoder: normalisation of images, backbone and projection head."""
 
 import tensorflow as tf
 from tensorflow import keras
@@ -34,21 +34,21 @@ class Encoder(keras.Model):
         backbone: name, see `clsa_tf.networks.backbones.build`.
         width: factor on the backbone's channels.
         stem: one of `clsa_tf.networks.backbones.resnet.STEMS`.
-        head: `clsa_tf.networks.heads.Head`, of each head.
-        heads: `H`, heads side by side on the one backbone.
-        concatenate: whether the features are, instead of the backbone's, the
-            hidden layers of all heads side by side (LooC++).
+        head: `clsa_tf.networks.heads.Head`, the same for all heads.
+        heads: `H`, number of parallel heads on the backbone.
+        concatenate: whether the features are the concatenated hidden layers of
+            all heads (LooC++) instead of the backbone's output.
         bn_kind: see `clsa_tf.networks.batchnorm`.
-        bn_splits: likewise.
-        seed: int; same seed, same initial weights.
+        bn_splits: see `clsa_tf.networks.batchnorm`.
+        seed: int, determines the initial weights.
         precision: Keras policy of the backbone, such as `"mixed_bfloat16"`.
-        name: of the model.
+        name: name of the model.
 
     Attributes:
         backbone: `keras.Model`, normalised images -> `[N, F]`.
         heads: list of `keras.Model`, `[N, F]` -> projections `[N, D]`.
         features: width of the features.
-        projections: width of what `project` returns, `H D`.
+        projections: width of the result of `project`, `H D`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Encoder(keras.Model):
         return self._projections(self._trunk(images, training), training)
 
     def features_and_projections(self, images, training=False):
-        """Features and projections of images, with one pass for both."""
+        """Features and projections of images, from one pass."""
         trunk = self._trunk(images, training)
         return (
             self._features(trunk, training),
@@ -119,7 +119,7 @@ class Encoder(keras.Model):
         return tf.concat(parts, axis=-1)
 
     def _projections(self, trunk, training):
-        # Each a unit vector: cosines of the whole are means over the heads.
+        # Each head gives unit rows: cosines of the whole are means over heads.
         rows = [unit(head(trunk, training=training)) for head in self.heads]
         return rows[0] if len(rows) == 1 else unit(tf.concat(rows, axis=-1))
 
@@ -129,9 +129,9 @@ def make_encoder(config, *, name, precision="float32"):
 
     Args:
         config: `clsa_tf.config.Config`.
-        name: of the model; does not change its initial weights.
-        precision: of its convolutions, see `clsa_tf.networks.precision`;
-            variables are float32 whatever it is.
+        name: name of the model; does not change its initial weights.
+        precision: Keras policy of its convolutions, see
+            `clsa_tf.networks.precision`; variables are always float32.
     """
     options = config.options
     return Encoder(
@@ -154,10 +154,10 @@ def make_heads(head, count, features, *, seed=0, **norm):
 
     Args:
         head: `clsa_tf.networks.heads.Head`.
-        count: how many, each with initial weights of its own.
+        count: number of heads; each has different initial weights.
         features: `F`, width of their input.
         seed: see `clsa_tf.networks.heads.build`.
-        **norm: `bn_kind` and `bn_splits`, likewise.
+        **norm: `bn_kind` and `bn_splits`, see `clsa_tf.networks.heads.build`.
 
     Returns:
         list of `keras.Model`, float32 `[N, F]` -> float32 `[N, D]`.
@@ -167,10 +167,10 @@ def make_heads(head, count, features, *, seed=0, **norm):
 
 
 def copy_variables(source, target):
-    """Gives the variables of a network the values of another one's.
+    """Copies the values of all variables from one network to another.
 
-    Under a strategy with several workers, all of them have to call it: running
-    statistics are averaged over the replicas when they are read.
+    Under a strategy with several workers, all of them must call it, because
+    reading running statistics averages them over the replicas.
 
     Args:
         source: `keras.Model`.
@@ -181,7 +181,7 @@ def copy_variables(source, target):
 
 
 def weight_name(variable):
-    """Name of a variable of an encoder in exports and digests."""
+    """Name of an encoder's variable in exports and digests."""
     return getattr(variable, NAME, None) or variable.name.split(":")[0]
 
 

@@ -1,4 +1,4 @@
-"""The encoder as one functional model of Keras' own layers."""
+"""The encoder as one functional model that consists of Keras' own layers."""
 
 import dataclasses
 import re
@@ -11,16 +11,16 @@ from clsa_tf.networks import backbones
 from clsa_tf.networks.encoder import MEAN, STDDEV, make_heads, weight_name
 from clsa_tf.networks.heads import PLAIN, Head, hidden
 
-# What images are to every model that is written to a file. Its input says so:
-# see `input_name`.
+# Values of black and white pixels in all exported models; the name of the input
+# contains them, see `input_name`.
 PIXELS = (0, 255)
 
 
-# Names of layers; those between the first two are torchvision's.
+# Names of layers. The layers between the first two have torchvision's names.
 NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
 
 
-# Behind the heads' hidden layers, where these are the features.
+# Layer that concatenates the heads' hidden layers, if these are the features.
 HIDDEN = "hidden"
 
 
@@ -34,21 +34,22 @@ def functional(
     concatenate=False,
     image_size=None,
 ):
-    """Builds the encoder of Keras' own layers, with initial weights.
+    """Builds the encoder from Keras' own layers, with initial weights.
 
     Args:
         backbone: see `clsa_tf.networks.encoder.Encoder`.
-        width: likewise.
-        stem: likewise.
-        head: likewise.
-        heads: likewise.
-        concatenate: likewise.
+        width: see `Encoder`.
+        stem: see `Encoder`.
+        head: see `Encoder`.
+        heads: see `Encoder`.
+        concatenate: see `Encoder`.
         image_size: side of the images in px; None: any.
 
     Returns:
         `keras.Model`: `images_0_255` float32 `[N, H, W, 3]` in [0, 255] ->
         dictionary of `embedding` float32 `[N, F]` and `projection` float32
-        `[N, D]`, unit rows. Its variables have the names of the `Encoder`'s.
+        `[N, D]`, unit rows. Its variables have the same names as those of the
+        `Encoder`.
     """
     trunk = backbones.build(backbone, width=width, stem=stem)
     images = keras.Input([image_size, image_size, 3], name=input_name(PIXELS))
@@ -56,7 +57,7 @@ def functional(
     x = keras.layers.Rescaling(scale, offset, name=NORMALISE)(images)
     if backbone in backbones.BACKBONES:
         features = _replay(trunk, x)[id(trunk.output)]
-    else:  # one layer of the model, whatever it is made of
+    else:  # the library's backbone becomes one layer
         features = keras.layers.Activation("linear", name=FEATURES)(trunk(x))
     parts, rows = [], []
     for model in make_heads(head, heads, features.shape[-1]):
@@ -81,13 +82,13 @@ def functional(
 
 
 def architecture(config):
-    """What `functional` has to be told to build the encoder of a run.
+    """Returns the arguments of `functional` for the encoder of a run.
 
     Args:
         config: `clsa_tf.config.Config`.
 
     Returns:
-        dictionary that JSON can hold; see `functional_of`.
+        dictionary that can be stored as JSON; see `functional_of`.
     """
     options = config.options
     return {
@@ -105,7 +106,7 @@ def from_encoder(encoder, config, *, image_size=None):
 
     Args:
         encoder: `clsa_tf.networks.encoder.Encoder`.
-        config: `clsa_tf.config.Config` that it was made from.
+        config: `clsa_tf.config.Config` that the encoder was made from.
         image_size: see `functional`.
     """
     model = functional_of(architecture(config), image_size=image_size)
@@ -116,53 +117,62 @@ def from_encoder(encoder, config, *, image_size=None):
 
 
 def functional_of(spec, **options):
-    """Returns `functional` of what `architecture` returned."""
+    """Builds the `functional` model of an `architecture`."""
     return functional(**spec | {"head": Head(**spec["head"])}, **options)
 
 
 def feature_tensor(model, head_layers):
-    """The tensor that is the embedding."""
+    """Returns the symbolic tensor to serve as the embedding.
+
+    Args:
+        model: result of `functional`.
+        head_layers: number of hidden layers of the head to include; 0: the
+            features.
+
+    Raises:
+        UserError: the head has fewer hidden layers.
+    """
     names = [layer.name for layer in model.layers]
     if not head_layers:
         return model.get_layer(HIDDEN if HIDDEN in names else FEATURES).output
-    # Linear layers are fc.0, fc.2, ..., each but the last with a ReLU.
+    # fc.0, fc.2, ... are linear layers; ReLUs follow all except the last.
     name = f"fc.{2 * head_layers - 1}"
     if name not in names:
         relus = [x for x in names if re.fullmatch(r"fc\.\d*[13579]", x)]
         raise UserError(
             f"Expected 0 to {len(relus)} hidden layers of this encoder's head, "
-            f"received head_layers={head_layers}; choose fewer."
+            f"received head_layers={head_layers}; use a smaller number."
         )
     return model.get_layer(name).output
 
 
 def input_name(pixels):
-    """What the input of a model is called: `images_0_255` of (0, 255).
+    """Returns the name of a model's input, `images_0_255` for (0, 255).
 
     Args:
-        pixels: (black, white), the values that stand for them.
+        pixels: pixel values of (black, white).
 
     Raises:
-        UserError: they are the same.
+        UserError: both values are equal.
     """
     black, white = map(float, pixels)
     if black == white:
         raise UserError(
-            f"Expected the pixel values of black and of white, received "
+            f"Expected different pixel values of black and white, received "
             f"{pixels}; pass (0, 255) or (0, 1)."
         )
     return f"images_{black:g}_{white:g}"
 
 
 def affine(pixels):
-    """Scale and offset, per channel, of pixels to normalised images."""
+    """Returns scale and offset, per channel, that normalise pixels."""
     black, white = map(float, pixels)
     scale = [1 / ((white - black) * s) for s in STDDEV]
     return scale, [-black * k - m / s for k, m, s in zip(scale, MEAN, STDDEV)]
 
 
 def with_input(model, name):
-    """A copy of what `functional` returned, with another name of its input."""
+    """Returns a copy of a `functional` model with another name of its input."""
     images = keras.Input(model.input.shape[1:], name=name)
     tensors = _replay(model, images)
     outputs = {key: tensors[id(x)] for key, x in model.output.items()}
@@ -174,10 +184,11 @@ def with_input(model, name):
 def _replay(model, x):
     """Applies copies of a functional model's layers to `x`, one by one.
 
-    Calling the model would nest it, out of reach of what picks layers.
+    Calling the model would nest it in one layer, where other code cannot select
+    its layers by name.
 
     Returns:
-        dictionary, id of a tensor of `model` -> its counterpart.
+        dictionary, id of a tensor of `model` -> the tensor of the copy.
     """
     tensors = {id(model.input): x}
     for layer in model.layers:

@@ -1,4 +1,4 @@
-"""Projection heads and predictors: what follows the backbone in each method."""
+"""Projection heads and predictors of all methods."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from clsa_tf.networks.batchnorm import batch_norm
 
 
 def _torch_uniform(fan_in, seed):
-    """Within 1/sqrt(fan in); torch's default for weights and biases."""
+    """Uniform within 1/sqrt(fan in): torch's default of weights and biases."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5, seed)
 
 
@@ -29,9 +29,10 @@ class _Kind:
     Attributes:
         biases: whether (hidden, last) layers have a bias.
         hidden_norm: whether hidden layers are normalised over the batch.
-        last_norm: "" or what the last normalisation learns: "scale", "nothing".
-        weights: (fan in, seed) -> initializer of the weights.
-        zero_biases: whether biases begin at 0, or as the weights do.
+        last_norm: "" for no normalisation of the last layer; otherwise its
+            learned part, "scale" or "nothing".
+        weights: function, (fan in, seed) -> initializer of the weights.
+        zero_biases: whether biases start at 0; otherwise as the weights.
     """
 
     biases: tuple
@@ -46,11 +47,11 @@ KINDS = {
     "plain": _Kind((True, True), False, "", _torch_uniform, zero_biases=False),
     # google-research/simclr, tf2/model.py.
     "simclr": _Kind((False, False), True, "scale", _small_normal),
-    # google-deepmind/deepmind-research, byol/utils/networks.py; but its hidden
-    # bias, which the normalisation behind it takes away again.
+    # google-deepmind/deepmind-research, byol/utils/networks.py, except its
+    # hidden bias, which the normalisation after it cancels.
     "byol": _Kind((False, False), True, "", _haiku_normal),
     # JegZheng/CACR-SSL, imagenet_pretraining, after facebookresearch/moco-v3:
-    # the projector of its ResNet-50, and the predictor.
+    # projection head of its ResNet-50, and predictor.
     "mocov3": _Kind((False, False), True, "nothing", _torch_uniform),
     "mocov3_predictor": _Kind((False, False), True, "", _torch_uniform),
 }
@@ -58,13 +59,14 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What a head is; `build` makes it.
+    """Description of a head, for `build`.
 
     Attributes:
         kind: one of `KINDS`.
-        layers: linear layers, at least 1; all but the last with a ReLU.
-        hidden: width of all but the last; 0: as wide as what comes in.
-        outputs: `D`, width of the last.
+        layers: number of linear layers, at least 1; a ReLU follows each except
+            the last.
+        hidden: width of all layers except the last; 0: width of the input.
+        outputs: `D`, width of the last layer.
     """
 
     kind: str = "plain"
@@ -83,10 +85,11 @@ def build(head, features, *, bn_kind="local", bn_splits=1, seed=0, name="head"):
         head: `Head`.
         features: `F`, width of its input.
         bn_kind: see `clsa_tf.networks.batchnorm`.
-        bn_splits: likewise.
-        seed: int; same seed, name and head, same initial weights.
-        name: of the model. Layers are `fc.0` (linear), `fc.1` (ReLU), `fc.2`,
-            ... behind the name's own prefix, if it has one ("head1/head").
+        bn_splits: see `clsa_tf.networks.batchnorm`.
+        seed: int; with the name and the head it determines the initial weights.
+        name: name of the model. Layers are `fc.0` (linear), `fc.1` (ReLU),
+            `fc.2`, ... after the prefix of the name, if any: `head1.fc.0` in
+            "head1/head".
 
     Returns:
         `keras.Model`: float32 `[N, F]` -> float32 `[N, D]`.
@@ -109,7 +112,7 @@ def build(head, features, *, bn_kind="local", bn_splits=1, seed=0, name="head"):
 
 
 def hidden(model):
-    """The output of a head's first layer, behind its ReLU; symbolic."""
+    """The output of a head's first ReLU, a symbolic tensor."""
     relus = [x for x in model.layers if isinstance(x, keras.layers.ReLU)]
     return relus[0].output
 
@@ -130,7 +133,7 @@ def _linear(x, width, kind, bias, seed, name):
 
 
 def _normalised(x, learns, norm, linear):
-    """As in the backbone, pixel by pixel: the same kernel for every kind."""
+    """Normalises rows as images of one pixel, so kernels are the backbone's."""
     width = x.shape[-1]
     x = keras.layers.Reshape([1, 1, width], name=f"{linear}.pixel")(x)
     x = batch_norm(

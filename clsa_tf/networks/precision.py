@@ -1,8 +1,8 @@
 """The precision of the convolutions; everything else is float32.
 
-Variables, batch statistics, heads, unit vectors, similarities and losses stay
-in float32 whatever is chosen: softmax over 65,536 keys underflows in float16
-and loses percents in bfloat16.
+Variables, batch statistics, heads, unit vectors, similarities and losses are
+always float32, because a softmax over 65,536 keys underflows in float16 and has
+errors of several percent in bfloat16.
 """
 
 import platform
@@ -10,20 +10,20 @@ import platform
 import tensorflow as tf
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
-# float32 variables whose products the tensor cores of NVIDIA GPUs compute with
-# 10 bits of mantissa; TensorFlow's default on Ampere and later.
+# float32 with products of 10 bits of mantissa, by the tensor cores of NVIDIA
+# GPUs; TensorFlow's default on Ampere and later.
 TF32 = "tf32"
 TRAINING_PRECISIONS = (*PRECISIONS, TF32)
 
-# Instructions without which bfloat16 is slower than float32 on a CPU.
+# Without these instructions bfloat16 is slower than float32 on a CPU.
 _CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 def resolve(name):
-    """Returns the Keras policy that one of `TRAINING_PRECISIONS` stands for.
+    """Returns the Keras policy of one of `TRAINING_PRECISIONS`.
 
     `"auto"` is bfloat16 on TPUs, on GPUs of compute capability 8.0 and above
-    and on CPUs with instructions for it, and float32 elsewhere.
+    and on CPUs with bfloat16 instructions; otherwise it is float32.
     """
     if name == TF32:
         return "float32"
@@ -33,10 +33,10 @@ def resolve(name):
 
 
 def set_tf32(name):
-    """Allows TF32 for the precision of that name, and forbids it for others.
+    """Enables TF32 if `name` is `"tf32"`; otherwise disables it.
 
-    It is a setting of the process, for convolutions and products alike;
-    `clsa_tf.losses` compute similarities in float32 whatever it is.
+    The setting is global to the process, for convolutions and matrix products.
+    `clsa_tf.losses` always computes similarities in full float32.
     """
     tf.config.experimental.enable_tensor_float_32_execution(name == TF32)
 
@@ -52,7 +52,7 @@ def _fast_bfloat16():
 
 
 def _cpu_flags():
-    """Names of the processor's instruction sets; empty where not Linux."""
+    """Names of the processor's instruction sets; empty except on Linux."""
     if platform.system() != "Linux":
         return set()
     with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -30,7 +30,7 @@ from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.evaluation.features import Snapshot
 from clsa_tf.evaluation.task import plan
 from clsa_tf.methods.base import Method, RunInfo
-from clsa_tf.networks import precision
+from clsa_tf.networks import backbones, precision
 from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
 from clsa_tf.plots import views
@@ -95,6 +95,10 @@ class _Run:
         check_needs(config, self._source)
         check_sizes(
             self._source, self._views, allow_upscaling=config.allow_upscaling
+        )
+        backbones.check_sizes(
+            config.backbone,
+            [*(view.size for view in self._views), config.image_size],
         )
         self._services, advice = None, ""
         if config.data_service:

@@ -1,9 +1,10 @@
 """Backbones of keras.applications and KerasCV, with random weights.
 
-They become functional models of the run's precision and batch normalisation,
-whose initial weights follow from the seed. Dropout and stochastic depth are
-off: they would draw numbers that no checkpoint holds. Layers that rescale
-pixels are left out: encoders normalise images themselves.
+`build` returns a functional model in the run's precision and with its kind of
+batch normalisation. The seed determines the initial weights. Dropout and
+stochastic depth are disabled, because checkpoints do not contain their random
+state. Layers that rescale pixels are removed, because encoders normalise images
+themselves.
 """
 
 import difflib
@@ -18,17 +19,17 @@ from clsa_tf.networks.backbones.resnet import layer_seed
 from clsa_tf.networks.batchnorm import SplitBatchNormalization
 
 LIBRARIES = ("keras_applications", "keras_cv")
-# Attribute of their variables: a name that each build gives again. Those of
-# Keras count how many layers the process has made.
+# Attribute of their variables with a name that is the same in every build.
+# Keras' own names depend on how many layers the process has created.
 NAME = "_clsa_tf_name"
 
-# Names under which layers of both libraries keep the share that they drop.
+# Names of arguments of layers that set a dropout rate, in both libraries.
 _RATES = ("rate", "drop_path_rate", "dropout", "dropout_rate", "drop_rate")
 _RESCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
 def _resnets(kind, first):
-    """The ResNets of KerasCV: name -> (class, arguments)."""
+    """The ResNets of KerasCV, as a dictionary: name -> (class, arguments)."""
     found = {}
     for depth, blocks in (
         (18, [2, 2, 2, 2]),
@@ -49,8 +50,8 @@ def _resnets(kind, first):
     return found
 
 
-# KerasCV reads the shape of a named backbone from the internet. These need not:
-# their shapes are those of arXiv 1512.03385, 1603.05027, 1608.06993, 1409.1556.
+# Architectures that KerasCV would otherwise download for a named backbone:
+# arXiv 1512.03385, 1603.05027, 1608.06993, 1409.1556.
 _SHAPES = {
     **_resnets("", "block"),
     **_resnets("V2", "block"),
@@ -70,13 +71,13 @@ _SHAPES = {
 
 
 def split(name):
-    """Returns (library, name there) of a backbone; None if it has no prefix."""
+    """Returns (library, name in it) of a backbone; None without a prefix."""
     library, colon, inner = name.partition(":")
     return (library, inner) if colon and library in LIBRARIES else None
 
 
 def problem(name):
-    """Says what is wrong with a backbone's name; "" if nothing is."""
+    """Returns a message if a backbone's name is invalid, otherwise ""."""
     library, inner = split(name)
     known = _applications() if library == "keras_applications" else _keras_cv()
     if inner in known:
@@ -119,23 +120,23 @@ def build(
     seed=0,
     precision="float32",
 ):
-    """Builds a backbone of a library; see `clsa_tf.networks.backbones.build`.
+    """Builds a library's backbone; see `clsa_tf.networks.backbones.build`.
 
     Raises:
-        UserError: the library cannot build it for images of any size, or it
-            has a setting that is for ResNets only.
+        UserError: the library cannot build it for images of any size, or
+            `width` or `stem` is set, which are for ResNets only.
     """
     if width != 1 or stem != "imagenet":
         raise UserError(
             f"Expected --width=1 and --stem=imagenet with --backbone={name}, "
-            f"received {width:g} and {stem}; leave both out."
+            f"received --width={width:g} and --stem={stem}; omit both."
         )
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy(precision)
     try:
         with warnings.catch_warnings():
-            # Keras warns of initializers without a seed; `_seed` replaces
-            # them.
+            # Keras warns about initializers without a seed; `_seed` replaces
+            # their values.
             warnings.simplefilter("ignore", UserWarning)
             model = _replace(_made(name), name, bn_kind, bn_splits)
             _seed(model, seed)
@@ -156,8 +157,35 @@ def name_variables(model):
         setattr(variable, NAME, f"backbone/{number:04d}")
 
 
+def check_sizes(name, sizes):
+    """Checks that a backbone can encode images; see `backbones.check_sizes`.
+
+    Some architectures fail for small images, or for sizes that their strides do
+    not divide. TensorFlow would report this in the first training step.
+    """
+    with tf.device("CPU:0"):
+        model = _made(name)
+    invalid = [size for size in sorted(set(sizes)) if not _accepts(model, size)]
+    if invalid:
+        listed = ", ".join(map(str, invalid))
+        raise UserError(
+            f"Expected crops and --image_size of sizes that --backbone={name} "
+            f"can encode, received {listed} px; use other sizes, usually "
+            "larger ones, or choose another --backbone."
+        )
+
+
+def _accepts(model, size):
+    """Whether a model's output for images of `size` px exists, not empty."""
+    try:
+        outputs = model(keras.Input([size, size, 3]), training=False)
+    except Exception:  # any type, depending on the library's layers
+        return False
+    return 0 not in outputs.shape.as_list()
+
+
 def _made(name):
-    """The library's own model, `[N, H, W, 3]` to a map or a vector."""
+    """Builds the library's model, `[N, H, W, 3]` -> feature map or vector."""
     library, inner = split(name)
     try:
         if library == "keras_applications":
@@ -176,9 +204,9 @@ def _made(name):
             kind, arguments = _SHAPES.get(inner, (f"{inner}Backbone", {}))
             make = getattr(keras_cv.models, kind)
             model = make(include_rescaling=False, **arguments)
-    except Exception as e:  # whatever the library raises
+    except Exception as e:  # any type, depending on the library
         raise UserError(
-            f"Expected that {library} builds {inner} for images of any size, "
+            f"Expected {library} to build {inner} for images of any size, "
             f"received: {first_line(e)}; choose another --backbone."
         ) from e
     rank = getattr(model.output, "shape", tf.TensorShape(None)).rank
@@ -192,7 +220,7 @@ def _made(name):
 
 
 def _replace(model, name, bn_kind, bn_splits):
-    """A copy without dropout and rescaling, with our batch normalisation."""
+    """Copies a model without dropout and rescaling, with our batch norm."""
 
     def copy(layer):
         config = layer.get_config()
@@ -213,8 +241,9 @@ def _replace(model, name, bn_kind, bn_splits):
         if inner:
             raise UserError(
                 f"Expected --batch_norm=local with --backbone={name}, whose "
-                f"normalisation is inside of other layers, received {bn_kind}; "
-                "change it or choose another backbone."
+                "batch normalisation is nested in other layers, received "
+                f"--batch_norm={bn_kind}; set --batch_norm=local or choose "
+                "another --backbone."
             )
     return keras.models.clone_model(model, clone_function=copy)
 
@@ -228,7 +257,7 @@ def _normalisation(layer, config, kind, splits):
 
 
 def _seed(model, seed):
-    """Gives each variable its initial value by the seed and its place."""
+    """Sets all initial values, from the seed and each variable's position."""
     layers = [x for x in model.submodules if isinstance(x, keras.layers.Layer)]
     done = set()
     for number, layer in enumerate(layers):
@@ -246,7 +275,7 @@ def _seed(model, seed):
         done |= {v.ref() for v in layer.weights}
     for number, variable in enumerate(model.trainable_variables):
         if variable.ref() not in done and variable.shape.rank > 1:
-            # Of a layer that holds others: its initializer is not known.
+            # Variables of a layer with sublayers: the initializer is unknown.
             initial = keras.initializers.TruncatedNormal(
                 0.02, seed=layer_seed(seed, f"variable {number}")
             )
@@ -254,7 +283,7 @@ def _seed(model, seed):
 
 
 def _seeded(config, place):
-    """The configuration of a layer with a seed in each initializer."""
+    """A layer's configuration with a seed in each initializer."""
     if isinstance(config, dict):
         found = {k: _seeded(v, f"{place}/{k}") for k, v in config.items()}
         if "seed" in found and found["seed"] is None:

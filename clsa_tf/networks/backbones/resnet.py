@@ -1,10 +1,10 @@
-"""ResNet-18, -34 and -50, as torchvision builds them, in Keras.
+"""ResNet-18, -34 and -50 in Keras, equal to torchvision's.
 
-Not `keras.applications`: that ResNet-50 has its stride in the first 1x1
-convolution, biases in the convolutions and other constants. Here: stride in
-the 3x3 ("v1.5"), symmetric padding, batch normalisation with epsilon 1e-5,
-He-normal fan-out initialisation. Layers bear torchvision's names, such as
-`layer3.0.conv2`.
+ResNet-50 of `keras.applications` differs: it has its stride in the first 1x1
+convolution, biases in the convolutions and other constants. These ResNets have
+the stride in the 3x3 convolution ("v1.5"), symmetric padding, batch
+normalisation with epsilon 1e-5 and He-normal fan-out initialisation. Layers
+have torchvision's names, such as `layer3.0.conv2`.
 """
 
 import zlib
@@ -19,8 +19,8 @@ BLOCKS = {
     "resnet50": (True, (3, 4, 6, 3)),
 }
 STEMS = ("imagenet", "small")
-# Below so many channels a 1x1 convolution with a stride of 2 corrupts memory in
-# its gradient: oneDNN of TensorFlow 2.15.1, 8 -> 16 channels, 48 or 64 px.
+# With fewer input channels, the gradient of a 1x1 convolution with stride 2
+# corrupts memory: oneDNN of TensorFlow 2.15.1, 8 -> 16 channels, 48 or 64 px.
 _ONEDNN_CHANNELS = 16
 
 
@@ -43,10 +43,10 @@ def resnet(
         stem: `"imagenet"` (7x7 stride 2, then 3x3 max-pool stride 2) or
             `"small"` (3x3 stride 1, no pool: for images of about 32 px).
         bn_kind: see `clsa_tf.networks.batchnorm.batch_norm`.
-        bn_splits: likewise.
-        seed: int; same seed, same initial weights.
-        precision: Keras policy of the layers; features are float32 anyway.
-        name: of the model.
+        bn_splits: see `clsa_tf.networks.batchnorm.batch_norm`.
+        seed: int, determines the initial weights.
+        precision: Keras policy of the layers; features are always float32.
+        name: name of the model.
 
     Returns:
         `keras.Model`: float32 `[N, H, W, 3]` (normalised) -> float32 `[N, F]`
@@ -60,7 +60,7 @@ def resnet(
     images = keras.Input([None, None, 3])
     if stem == "imagenet":
         x = build.conv_bn(images, channels, 7, 2, "conv1", "bn1")
-        # torch pads the max-pool with -inf; behind a ReLU zeros do the same.
+        # torch pads the max-pool with -inf; after a ReLU, 0 is equivalent.
         x = build.layer("ZeroPadding2D", 1, name="maxpool.pad")(x)
         x = build.layer("MaxPool2D", 3, 2, name="maxpool")(x)
     else:
@@ -91,7 +91,7 @@ class _Builder:
 
     def conv_bn(self, x, filters, kernel, stride, conv, bn, relu=True):
         if kernel > 1:
-            # "same" would pad asymmetrically where the stride is 2.
+            # "same" would pad asymmetrically with a stride of 2.
             x = self.layer("ZeroPadding2D", kernel // 2, name=conv + ".pad")(x)
         x = self.layer(
             "Conv2D",
@@ -129,7 +129,7 @@ class _Builder:
         if stride != 1 or x.shape[-1] != filters:
             shortcut = f"{name}.downsample"
             if stride > 1 and x.shape[-1] < _ONEDNN_CHANNELS:
-                # The same pixels, without a stride in the convolution.
+                # Selects the same pixels without a stride in the convolution.
                 x = self.layer(
                     "MaxPool2D", 1, stride, name=shortcut + ".stride"
                 )(x)
@@ -142,5 +142,5 @@ class _Builder:
 
 
 def layer_seed(seed, name):
-    """Seed of one layer's initial weights, from `seed` and its name."""
+    """Seed of a layer's initial weights, from `seed` and the layer's name."""
     return zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF
