@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -18,6 +19,7 @@ from clsa_tf.data.open import open_train_source
 from clsa_tf.data.sources import dataset_writer
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
+from clsa_tf.evaluation import protocols
 from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.plots import neighbours, sheet
 from clsa_tf.text import abbreviated, listed, printable
@@ -154,7 +156,7 @@ def test_other_classes_each_among_all_others(flat, animals, labels):
         votes = np.bincount(labels_[np.argsort(-cosines)[:1]], minlength=2)
         right += votes.argmax() == labels_[i]
     task = evaluation.task(UnreadableImages(max_bad_share=0.0))
-    task._k = 1
+    task._config = task._config.replace(knn_k=1)
     assert task.accuracy(tiny_features) == pytest.approx(right / 10)
 
 
@@ -203,6 +205,38 @@ def test_unlabelled_evaluation_sets_give_their_reason(photos, flat, tmp_path):
 
 
 # ---- The report
+
+
+class NearestMean:
+    """A protocol in the place of a module: the nearest mean of a class."""
+
+    TITLE = "mean"
+
+    @staticmethod
+    def accuracy(bank, queries, *, own, config):
+        assert own is None and config.method == "clsa"
+        (rows, labels), (others, wanted) = bank, queries
+        means = np.stack([rows[labels == i].mean(axis=0) for i in (0, 1)])
+        distances = np.linalg.norm(others[:, None] - means, axis=2)
+        return float(np.mean(distances.argmin(axis=1) == wanted))
+
+
+def test_the_report_evaluates_every_protocol(
+    exported, photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(protocols.PROTOCOLS, "mean", "toy")
+    monkeypatch.setitem(sys.modules, "toy", NearestMean)
+    workdir = run_on(exported, photos, tmp_path)
+    summary = report.report(workdir)
+    report.show(summary)
+    printed = capsys.readouterr().out
+    # Bright and dark photographs.
+    assert summary["mean_pixels"] == 1.0
+    assert "mean accuracy, pixels     100.0 %" in printed
+    for name in ("untrained", "trained"):
+        assert 0 <= summary[f"mean_{name}"] <= 1
+        assert f"mean accuracy, {name}" in printed
+        assert f"kNN accuracy, {name}" in printed
 
 
 def run_on(exported, dataset, workdir):

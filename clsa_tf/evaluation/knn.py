@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from clsa_tf.evaluation.features import extract
+TITLE = "kNN"
 
 
 def neighbours(bank, queries, *, k, own=None):
@@ -65,57 +65,12 @@ def knn_accuracy(
     return float(np.mean(tally.argmax(axis=1) == query_labels))
 
 
-class KnnTask:
-    """The kNN evaluation of a run, with the same images for every encoder.
-
-    Args:
-        bank: dataset of (images uint8 `[B, S, S, 3]`, labels int64 `[B]`), the
-            candidate neighbours.
-        queries: dataset of the same form, the images to classify; None:
-            classify each image of the bank among all others.
-        k: number of neighbours that vote.
-        temperature: T > 0, of the neighbours' weights.
-
-    Attributes:
-        bank: the argument.
-        queries: the argument.
-    """
-
-    def __init__(self, bank, queries, *, k, temperature):
-        """See the class."""
-        self.bank = bank
-        self.queries = queries
-        self._k = k
-        self._temperature = temperature
-
-    def features(self, function):
-        """Features and labels of the bank and of the queries.
-
-        Args:
-            function: uint8 `[B, S, S, 3]` -> float `[B, F]`.
-
-        Returns:
-            two pairs of float32 `[M, F]` and int64 `[M]`.
-        """
-        bank = extract(function, self.bank)
-        if self.queries is None:
-            return bank, bank
-        return bank, extract(function, self.queries)
-
-    def own(self, count):
-        """Rows of the `count` queries in the bank; None if not in the bank."""
-        return np.arange(count) if self.queries is None else None
-
-    def accuracy(self, function):
-        """kNN accuracy in [0, 1] of the features that `function` returns."""
-        return self.accuracy_of(*self.features(function))
-
-    def accuracy_of(self, bank, queries):
-        """kNN accuracy in [0, 1] of the results of `features`."""
-        return knn_accuracy(
-            *bank,
-            *queries,
-            k=self._k,
-            temperature=self._temperature,
-            own=self.own(len(queries[0])),
-        )
+def accuracy(bank, queries, *, own, config):
+    """Returns the kNN accuracy in [0, 1]; see `protocols`."""
+    return knn_accuracy(
+        *bank,
+        *queries,
+        k=config.knn_k,
+        temperature=config.knn_temperature,
+        own=own,
+    )

@@ -3,10 +3,13 @@
 import dataclasses
 import typing
 
+import numpy as np
+
 from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_bank_source, open_eval_source
 from clsa_tf.data.source import Absent, Source
-from clsa_tf.evaluation.knn import KnnTask
+from clsa_tf.evaluation import protocols
+from clsa_tf.evaluation.features import extract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +37,15 @@ class Evaluation:
         return labelled and labelled.fingerprint
 
     def task(self, unreadable):
-        """Returns the `KnnTask` of these images, with or without labels.
+        """Returns the `Task` of these images, with or without labels.
 
         Args:
             unreadable: `clsa_tf.data.unreadable.UnreadableImages`.
         """
-        return KnnTask(
+        return Task(
+            self.config,
             self.bank_batches(unreadable),
             self.query_batches(unreadable) if self.queries else None,
-            k=self.config.knn_k,
-            temperature=self.config.knn_temperature,
         )
 
     def bank_batches(self, unreadable, *, names=False):
@@ -65,6 +67,64 @@ class Evaluation:
             batch_size=256,
             unreadable=unreadable,
             **options,
+        )
+
+
+class Task:
+    """The evaluation of a run, with the same images for every encoder.
+
+    Args:
+        config: `clsa_tf.config.Config` of the run.
+        bank: dataset of (images uint8 `[B, S, S, 3]`, labels int64 `[B]`), the
+            labelled images.
+        queries: dataset of the same form, the images to classify; None:
+            classify each image of the bank by all others.
+
+    Attributes:
+        bank: the argument.
+        queries: the argument.
+    """
+
+    def __init__(self, config, bank, queries):
+        """See the class."""
+        self.bank = bank
+        self.queries = queries
+        self._config = config
+
+    def features(self, function):
+        """Features and labels of the bank and of the queries.
+
+        Args:
+            function: uint8 `[B, S, S, 3]` -> float `[B, F]`.
+
+        Returns:
+            two pairs of float32 `[M, F]` and int64 `[M]`.
+        """
+        bank = extract(function, self.bank)
+        if self.queries is None:
+            return bank, bank
+        return bank, extract(function, self.queries)
+
+    def own(self, count):
+        """Rows of the `count` queries in the bank; None if not in the bank."""
+        return np.arange(count) if self.queries is None else None
+
+    def accuracy(self, function, protocol="knn"):
+        """Accuracy in [0, 1] of the features that `function` returns.
+
+        Args:
+            function: uint8 `[B, S, S, 3]` -> float `[B, F]`.
+            protocol: a key of `protocols.PROTOCOLS`.
+        """
+        return self.accuracy_of(*self.features(function), protocol)
+
+    def accuracy_of(self, bank, queries, protocol="knn"):
+        """Accuracy in [0, 1] of the results of `features`."""
+        return protocols.load(protocol).accuracy(
+            bank,
+            queries,
+            own=self.own(len(queries[0])),
+            config=self._config,
         )
 
 

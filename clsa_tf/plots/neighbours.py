@@ -24,7 +24,7 @@ def neighbours_grid(
 
     Args:
         evaluation: `clsa_tf.evaluation.task.Evaluation`.
-        task: its `KnnTask`.
+        task: its `Task`.
         found: result of `task.features` for an encoder.
         unreadable: `UnreadableImages`, which counts unreadable images.
         title: title of the grid.

@@ -323,7 +323,7 @@ class Monitor(StepCallback):
 
     Args:
         log: `Log` that writes the result.
-        task: `KnnTask`.
+        task: `Task`.
         snapshot: `Snapshot` of the encoder.
         every: number of epochs.
         last: number of epochs of the run.

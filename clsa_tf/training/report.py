@@ -6,7 +6,8 @@ import os
 from clsa_tf import files, methods
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.unreadable import UnreadableImages
-from clsa_tf.evaluation import features
+from clsa_tf.evaluation import features, protocols
+from clsa_tf.evaluation.protocols import PROTOCOLS
 from clsa_tf.evaluation.task import plan
 from clsa_tf.networks.encoder import make_encoder
 from clsa_tf.plots import curves as curves_plot
@@ -15,6 +16,8 @@ from clsa_tf.plots.neighbours import neighbours_grid, short_name
 from clsa_tf.terminal import progress
 from clsa_tf.training import metrics_log, outcome
 from clsa_tf.training.checkpoint import load_trained
+
+_ENCODERS = ("pixels", "untrained", "trained")
 
 
 def report(workdir, *, savedmodel=""):
@@ -26,8 +29,10 @@ def report(workdir, *, savedmodel=""):
             version in `<workdir>/savedmodel`, if any.
 
     Returns:
-        dict: `knn_pixels`, `knn_untrained`, `knn_trained` (in [0, 1]; None
-        without labels), `no_knn_because` (reason for None, otherwise None),
+        dict: for each protocol of `clsa_tf.evaluation.protocols`, such as
+        `knn`, the accuracies `knn_pixels`, `knn_untrained`, `knn_trained` (in
+        [0, 1]; None without labels); `no_knn_because` (reason for None,
+        otherwise None),
         `savedmodel` (path or None), `train_seconds`, `pictures` (list of
         paths), and the keys of `clsa_tf.training.outcome.of`.
     """
@@ -44,13 +49,7 @@ def report(workdir, *, savedmodel=""):
         found = task.features(features.compiled(trained.encoder))
     accuracies = {}
     if not evaluation.no_accuracy:
-        with progress.waiting("kNN accuracy of raw pixels"):
-            accuracies["pixels"] = task.accuracy(features.pixels)
-        with progress.waiting("kNN accuracy of the untrained encoder"):
-            untrained = make_encoder(config, name="untrained")
-            untrained = features.compiled(untrained)
-            accuracies["untrained"] = task.accuracy(untrained)
-        accuracies["trained"] = task.accuracy_of(*found)
+        accuracies = _accuracies(config, task, found)
 
     names = ("views.png", "neighbours.png", "curves.png")
     views, neighbours, curves = (os.path.join(workdir, name) for name in names)
@@ -66,15 +65,16 @@ def report(workdir, *, savedmodel=""):
         baselines={
             label: accuracies[name]
             for label, name in (
-                ("raw pixels", "pixels"),
-                ("untrained", "untrained"),
+                ("raw pixels", "knn_pixels"),
+                ("untrained", "knn_untrained"),
             )
             if name in accuracies
         },
     )
     summary = {
-        f"knn_{name}": accuracies.get(name)
-        for name in ("pixels", "untrained", "trained")
+        f"{protocol}_{encoder}": accuracies.get(f"{protocol}_{encoder}")
+        for protocol in PROTOCOLS
+        for encoder in _ENCODERS
     }
     summary |= {
         "no_knn_because": evaluation.no_accuracy or None,
@@ -88,6 +88,31 @@ def report(workdir, *, savedmodel=""):
         json.dumps(summary, indent=2) + "\n",
     )
     return summary
+
+
+def _accuracies(config, task, trained):
+    """Evaluates every protocol on pixels, untrained and trained encoder.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+        task: `clsa_tf.evaluation.task.Task`.
+        trained: `task.features` of the trained encoder.
+
+    Returns:
+        dict: `<protocol>_<encoder>` -> accuracy in [0, 1].
+    """
+    titles = " and ".join(protocols.load(name).TITLE for name in PROTOCOLS)
+    found = {"trained": trained}
+    with progress.waiting(f"{titles} accuracy of raw pixels"):
+        found["pixels"] = task.features(features.pixels)
+    with progress.waiting(f"{titles} accuracy of the untrained encoder"):
+        untrained = make_encoder(config, name="untrained")
+        found["untrained"] = task.features(features.compiled(untrained))
+    return {
+        f"{protocol}_{encoder}": task.accuracy_of(*found[encoder], protocol)
+        for protocol in PROTOCOLS
+        for encoder in _ENCODERS
+    }
 
 
 def describe(trained, source):
@@ -107,10 +132,12 @@ def describe(trained, source):
 
 def show(summary):
     """Prints a summary that `report` returned."""
-    for name in ("pixels", "untrained", "trained"):
-        value = summary[f"knn_{name}"]
-        if value is not None:
-            print(f"  kNN accuracy, {name:<10} {100 * value:5.1f} %")
+    for protocol in PROTOCOLS:
+        title = protocols.load(protocol).TITLE
+        for name in _ENCODERS:
+            value = summary[f"{protocol}_{name}"]
+            if value is not None:
+                print(f"  {title} accuracy, {name:<10} {100 * value:5.1f} %")
     if summary["no_knn_because"]:
         print(f"  no kNN accuracy: {summary['no_knn_because']}")
     print(f"  trained for            {summary['train_seconds'] / 60:5.1f} min")
