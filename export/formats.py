@@ -245,7 +245,7 @@ def _deviation(file_format, run, trained, compared):
 class _Knn(typing.NamedTuple):
     """The run's kNN evaluation, on some of its images."""
 
-    task: typing.Any  # KnnTask
+    task: typing.Any  # evaluation.task.Task
     queries: int
     encoder_accuracy: float
 

@@ -82,6 +82,7 @@ def logged_to_tensorboard(workdir, name="loss"):
     return steps
 
 
+@pytest.mark.slow
 def test_more_epochs_moved_images_and_a_kill(photos, tmp_path, capsys):
     """Two epochs of 3 steps, then four; the latter once without a break."""
     workdir = tmp_path / "run"

@@ -98,6 +98,7 @@ def test_killed_again_and_again():
     assert "Equal to the undisturbed run." in result.stdout
 
 
+@pytest.mark.slow
 def test_preempted_while_another_run_wants_its_directory(
     photos, finished, tmp_path, output
 ):
@@ -212,6 +213,7 @@ def fill(disk):
             return path
 
 
+@pytest.mark.slow
 @needs_root
 def test_full_disk(photos, finished, disk):
     workdir = disk / "run"
@@ -348,6 +350,7 @@ def test_read_only_directory(photos, finished, read_only):
 # ---- Numbers
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite(photos, tmp_path):
     workdir = tmp_path / "run"
     error = call(
@@ -396,6 +399,7 @@ def write_photos(folder):
 EVERY_PHOTO = ["--batch_size=20", "--log_steps=1"]
 
 
+@pytest.mark.slow
 def test_damaged_photographs_are_counted_and_named(tmp_path):
     photos = tmp_path / "photos"
     unreadable = write_photos(photos)

@@ -73,7 +73,8 @@ def assert_same_end(workdir, straight):
             assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_worker_dies(victim, photos, straight, tmp_path):
     """The other ends soon and says why; the job goes on from there."""
     workdir, log = tmp_path / "run", tmp_path / "log"
@@ -95,6 +96,7 @@ def test_a_worker_dies(victim, photos, straight, tmp_path):
     assert_same_end(workdir, straight)
 
 
+@pytest.mark.slow
 def test_one_worker_is_told_to_stop(photos, straight, tmp_path):
     """All stop at the same step and save; the job goes on, here on one."""
     workdir, log = tmp_path / "run", tmp_path / "log"
@@ -129,6 +131,7 @@ def test_a_worker_is_gone_before_the_others_could_save(photos, tmp_path):
     assert not (workdir / "checkpoints" / "step-10.index").exists()
 
 
+@pytest.mark.slow
 def test_slurm_starts_workers(photos, straight, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     environments = [
