@@ -148,7 +148,7 @@ def test_strong_views_that_nobody_uses_are_not_made():
             dict(strong_crops=(), ddm_weight=0.0, strong_contrast=True),
             ["--strong_contrast", "--strong_crops"],
         ),
-        (dict(symmetric=True, queue_size=31), ["32 keys", "=31"]),
+        (dict(symmetric=True, queue_size=31), ["at least 32", "=31"]),
         (dict(query_crops=()), ["--query_crops", "224:0.2:1"]),
     ],
 )

@@ -271,6 +271,7 @@ def test_strong_views_restart_too(source, strong):
     assert_same(tail, strong[1:])
 
 
+@pytest.mark.slow
 def test_seed_alone_decides(source, whole):
     tf.random.set_seed(11)
     assert_same(batches(source, 2), whole[:2])

@@ -242,6 +242,7 @@ def test_the_card_tells_where_the_model_comes_from(exported, tmp_path):
     assert card.fingerprint(changed) != described["fingerprint"]
 
 
+@pytest.mark.slow
 def test_the_card_has_the_figures_of_the_run(finished, tmp_path):
     workdir = finished[0]
     described = card.describe(

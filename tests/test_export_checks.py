@@ -110,6 +110,7 @@ def test_missing_outputs_are_noticed(exported, expected):
         savedmodel_checks.check_clean_process(exported.path, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["python", "c"])
 def test_checks_survive_an_optimizing_python(
     exported, expected, kind, tmp_path

@@ -132,7 +132,9 @@ def test_hidden_layers_as_features():
         plus(IMAGES), np.concatenate(hidden, axis=1), atol=1e-6
     )
     assert plus.features == 2 * plain.features
-    np.testing.assert_array_equal(plus.embed(IMAGES)[0], plus(IMAGES))
+    np.testing.assert_array_equal(
+        plus.features_and_projections(IMAGES)[0], plus(IMAGES)
+    )
     # The projections are those of the same heads.
     np.testing.assert_array_equal(plus.project(IMAGES), plain.project(IMAGES))
 

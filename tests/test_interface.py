@@ -18,7 +18,6 @@ from clsa_tf.data.open import open_train_source
 from clsa_tf.errors import UserError
 from clsa_tf.training import checks
 from tests import runs, tiny, toy
-from tests.marks import slow_but
 from tests.photos import write_folder
 from tests.test_data_service import record
 from tests.test_distribution import assert_same_state, state, train_all
@@ -103,7 +102,8 @@ def test_resumed_in_the_middle_of_an_epoch(straight, folder, tmp_path):
     assert runs.lines(workdir) == runs.lines(straight[0])
 
 
-@pytest.mark.parametrize("whole", slow_but(1, [True, False]))
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [True, False])
 def test_accumulated(whole, straight, folder, tmp_path):
     """Outputs, loss variables and gradients of micro-batches."""
     method = train.run(
@@ -125,7 +125,8 @@ def test_two_replicas(straight, folder, tmp_path):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", slow_but(1, ["tfrecord", "tfds"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tfrecord", "tfds"])
 def test_other_sources_with_indices(kind, folder, tmp_path):
     """Small record files are read into memory: any record by its number."""
     root = pathlib.Path(folder.partition(":")[2])

@@ -187,7 +187,8 @@ SMALL_BATCH = {
 }
 
 
-@clsa_first
+@pytest.mark.slow
+@every
 def test_loss_falls_below_chance(name, shapes):
     """Within 60 steps on `shapes`; of BYOL: and it does not collapse."""
     known = methods.load(name).Options.__dataclass_fields__
@@ -302,7 +303,8 @@ def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
             np.testing.assert_allclose(found[key], value, atol=1e-5 * scale)
 
 
-@clsa_first
+@pytest.mark.slow
+@every
 def test_views_completed_on_the_device_train_alike(name, tmp_path):
     """Also with the whole step compiled by XLA, as TPUs need it."""
     for i in range(20):
@@ -321,7 +323,7 @@ def test_views_completed_on_the_device_train_alike(name, tmp_path):
     np.testing.assert_allclose(losses("device", True), host, rtol=1e-3)
 
 
-@every
+@clsa_first
 def test_the_compiled_step_has_static_shapes(name):
     """What a TPU needs: augmentation, gradients and update as one program."""
     config = tiny.config(name, augment_on="device", accumulation_steps=2)
@@ -348,7 +350,7 @@ def unfinished(method, config):
     return batch
 
 
-@every
+@clsa_first
 def test_accumulated_step_equals_the_whole_one(name):
     """Gradients of two micro-batches, parts with statistics of their own."""
     found = []

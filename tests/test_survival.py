@@ -339,6 +339,7 @@ def read_only(finished, tmp_path):
     subprocess.run(["umount", "--lazy", path], check=True)
 
 
+@pytest.mark.slow
 def test_read_only_directory(photos, finished, read_only):
     before = (read_only / "metrics.jsonl").read_bytes()
     error = call(train(photos, read_only), status=1).stderr

@@ -70,6 +70,7 @@ def test_unwritable_workdir(photos, tmp_path):
         run(f"--dataset=folder:{photos}", f"--workdir={tmp_path}/file/run")
 
 
+@pytest.mark.slow
 def test_too_many_bad_images_stop_the_run_and_keep_what_was_saved(
     photos, tmp_path
 ):
