@@ -83,7 +83,7 @@ def main(photos, output, replicas, jobs):
         if not possible(case, strategy.num_replicas_in_sync):
             continue
         workdir = pathlib.Path(output, method, case)
-        workdir.mkdir(parents=True)
+        workdir.mkdir(parents=True, exist_ok=True)
         changes = SPECIAL.get(method, {}) | CASES[case]
         try:
             if whole:

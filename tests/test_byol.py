@@ -94,7 +94,7 @@ def test_local_crops_predict_both_targets():
     "changes, words",
     [
         (dict(queue_size=40, ddm_weight=0.0), ["--queue_size=0", "40"]),
-        (dict(queue_size=8), ["16 keys of a global batch", "=8"]),
+        (dict(queue_size=8), ["at least 16", "=8"]),
         (dict(view_blur=(1.0,)), ["two probabilities", "--view_blur"]),
         (dict(view_solarize=(0.0, 2.0)), ["--view_solarize", "0.0,2.0"]),
     ],
