@@ -141,37 +141,30 @@ def assert_same_on_all(found, method, cases):
     assert compared
 
 
-def quick_case(method):
-    """The batch statistics with which a method is published."""
-    parts = methods.load(method).METHOD.batch_statistics == "parts"
-    return "split" if parts else "sync"
+# Shuffled keys and a queue; outputs gathered with gradient, in micro-batches;
+# statistics of the whole batch.
+QUICK = {
+    "clsa": ["split"],
+    "simclr": ["split", "accumulated"],
+    "byol": ["sync"],
+}
 
 
 @pytest.fixture(scope="module")
 def quick(photos, tmp_path_factory):
-    jobs = [f"{method}:{quick_case(method)}" for method in methods.names()]
-    # Micro-batches whose loss sees the whole batch, with one that does not.
-    jobs += ["simclr:split", "simclr:accumulated", "clsa:accumulated"]
+    jobs = [f"{m}:{case}" for m, cases in QUICK.items() for case in cases]
     folder = tmp_path_factory.mktemp("quick")
     return train_all(jobs, ("1", "2"), photos, folder)
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", QUICK)
 def test_two_replicas_equal_one(method, quick):
-    cases = [quick_case(method)]
-    if method in ("simclr", "clsa"):
-        cases = ["split", "accumulated"] + (
-            ["sync"] if method == "simclr" else []
-        )
-    assert_same_on_all(quick, method, cases)
+    assert_same_on_all(quick, method, QUICK[method])
 
 
-def test_whole_runs_on_replicas_and_workers(photos, tmp_path):
-    """With the loader, which hands out each worker's part of the batch.
-
-    CLSA exchanges shuffled keys between workers. (Slow: all methods.)
-    """
-    topologies = ("1", "2", "2 workers")
+def test_whole_runs_on_workers(photos, tmp_path):
+    """With the loader, which hands out each worker's part of the batch."""
+    topologies = ("1", "2 workers")
     found = train_all(["clsa:split:run"], topologies, photos, tmp_path)
     assert_same_on_all(found, "clsa", ["split"])
 
@@ -191,8 +184,12 @@ def test_any_topology_equals_one_replica(method, everything):
 
 @pytest.mark.slow
 def test_whole_runs_of_all_methods(photos, tmp_path):
-    """Also a method whose outputs all workers gather (SimCLR)."""
-    cases = {method: quick_case(method) for method in methods.names()}
+    """With the batch statistics with which each method is published."""
+    cases = {
+        name: {"parts": "split", "whole": "sync"}[kind]
+        for name in methods.names()
+        for kind in [methods.load(name).METHOD.batch_statistics]
+    }
     jobs = [f"{method}:{case}:run" for method, case in cases.items()]
     topologies = ("1", "2", "2 workers")
     found = train_all(jobs, topologies, photos, tmp_path)
