@@ -274,7 +274,7 @@ def test_choose_runs_one_branch_for_one_image_and_selects_for_more():
     np.testing.assert_array_equal(result[:, 0], [7, 5, 6, 5])
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", slow_but(1, RUNS[::-1]))
 def test_eager_map_and_compiled_agree(run):
     """With sizes unknown beforehand, too."""
     cases = every_case(16, 17, [100, 437])
@@ -402,7 +402,7 @@ def test_draws_are_independent_and_with_replacement():
     assert np.abs(correlation - np.eye(4)).max() < 0.03
 
 
-@pytest.mark.parametrize("pool", strong.POOLS)
+@pytest.mark.parametrize("pool", slow_but(1, strong.POOLS))
 def test_sequence_equals_pillow_in_every_way_to_run_it(pool):
     image = pillow_chain.photograph(40, 31)
     images = tf.constant(planes(np.repeat(image[np.newaxis], 60, axis=0)))

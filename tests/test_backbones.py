@@ -84,6 +84,7 @@ def test_a_function_in_the_registry_is_a_backbone(monkeypatch):
     assert encoder(tf.zeros([2, 8, 8, 3], tf.uint8)).shape == [2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(1, LIBRARIES[::-1]))
 def test_initial_weights_follow_the_seed(name):
     images = exports.noise(4, 64)

@@ -107,6 +107,7 @@ def test_keeps_the_newest(config, tmp_path):
     assert [os.path.basename(p) for p in found] == ["step-4", "step-3"]
 
 
+@pytest.mark.slow
 def test_load_trained_reads_the_encoder_alone(config, tmp_path):
     method = trained(config, tmp_path)
     damage(tmp_path, 3, "cut short")

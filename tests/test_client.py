@@ -393,6 +393,7 @@ def test_an_attempt_takes_no_longer_than_the_timeout(protocol):
     assert e.value.status == "DEADLINE_EXCEEDED" and len(service.asked) == 1
 
 
+@pytest.mark.slow
 def test_answers_larger_than_grpc_takes_by_default(protocol):
     service = Service(width=2**18)  # of 4 bytes, for 5 images, twice
     with serving(protocol, service) as server, Client(server) as client:
@@ -579,6 +580,7 @@ class Joining(Service):
         return super().embed(model, images)
 
 
+@pytest.mark.slow
 def test_good_images_are_not_blamed_for_bad_ones_of_other_requests(protocol):
     batches = [[b"%d" % i, BAD if i % 2 else b"good"] for i in range(8)]
     gate = Gate(4)
@@ -654,6 +656,7 @@ def failed(server, *arguments):
     return sentence, result.stdout
 
 
+@pytest.mark.slow
 def test_prints_a_line_per_photograph(protocol, photographs):
     service = Service(["UNAVAILABLE"] * 2)
     with serving(protocol, service) as server:

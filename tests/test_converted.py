@@ -81,6 +81,7 @@ def test_rotation(kind, tmp_path):
         assert pixels.shape == (40, 61, 3)
 
 
+@pytest.mark.slow
 def test_unusual_pixels(tmp_path):
     values = np.arange(0, 65536, 97, dtype=np.uint16).reshape(26, 26)
     _, deep = read(tmp_path / "x", contents(Image.fromarray(values), "TIFF"))
@@ -218,6 +219,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_read_the_same(folder, tmp_path):
     source = open_source(f"folder:{folder}")
     assert source.size == 9 + len(BAD)

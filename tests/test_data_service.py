@@ -56,6 +56,7 @@ def whole(source):
     return batches(source, 7, views=VIEWS)
 
 
+@pytest.mark.slow
 def test_batches_are_the_same(addresses, source, whole):
     services = Services(addresses)
     services.check()
@@ -168,6 +169,7 @@ def test_what_cannot_be_offloaded_is_refused():
     assert not from_getter(get, memory=True, **options).local
 
 
+@pytest.mark.slow
 def test_another_order_is_noticed(source):
     class Wrong:
         def distribute(self, make):

@@ -18,6 +18,7 @@ from clsa_tf.data.order import Worker
 from clsa_tf.data.shapes import dataset
 from clsa_tf.data.source import Absent
 from clsa_tf.errors import UserError
+from tests.marks import slow_but
 
 
 def write_image(path, number=0, size=(8, 6), mode="RGB"):
@@ -127,7 +128,7 @@ def test_order_follows_from_the_seed_alone(source):
     assert names(read(source, seed=2, count=source.size)) != first[:-9]
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0, 1.8])
+@pytest.mark.parametrize("share", slow_but(1, [1.8, 0.3, 1.0]))
 def test_tail_after_a_restart_is_the_same(source, share):
     start = int(source.size * share)
     whole = read(source, count=source.size * 2 + 5)
@@ -170,7 +171,7 @@ def test_workers_make_parts_of_the_same_batches(source, count):
         assert [name for _, name in joined] == names(whole)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", slow_but(1, [2, 1]))
 def test_no_batch_holds_an_image_twice(source, count):
     """An epoch ends with its last whole batch; the rest is left out."""
     size = 14  # leaves a rest of 40 and of 60 images

@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 from clsa_tf.augment import crop
 from clsa_tf.data import decode, headers
+from tests.marks import slow_but
 
 
 def picture(size=(31, 23), *, seed=0, coarse=1):
@@ -125,7 +126,7 @@ def random_boxes(random, size, count, *, least=1):
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", slow_but(6, FILES))
 def test_every_kind_of_file(tmp_path, name):
     image, options = FILES[name]
     encoded = save(tmp_path / name, image, **options)

@@ -162,6 +162,7 @@ def test_two_replicas_equal_one(method, quick):
     assert_same_on_all(quick, method, QUICK[method])
 
 
+@pytest.mark.slow
 def test_whole_runs_on_workers(photos, tmp_path):
     """With the loader, which hands out each worker's part of the batch."""
     topologies = ("1", "2 workers")

@@ -163,6 +163,7 @@ def test_a_folder_without_labels(tmp_path):
     assert summary["knn_trained"] is None and summary["savedmodel"] is None
 
 
+@pytest.mark.slow
 def test_other_flags_in_the_same_workdir_are_refused(photos, finished):
     before = final_state(finished[0])[0]
     arguments = train(

@@ -258,6 +258,7 @@ def grids_of(monkeypatch):
     return grids
 
 
+@pytest.mark.slow
 def test_report_of_an_unlabelled_folder(
     exported, flat, tmp_path, monkeypatch, capsys
 ):

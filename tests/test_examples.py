@@ -66,6 +66,7 @@ def test_pretrain(photos, here, tmp_path):
     assert printed.count("cannot be read") == 1 and f": {bad}\n" in printed
 
 
+@pytest.mark.slow
 def test_pretrain_explains_what_it_cannot_use(here, tmp_path):
     folder = f"--images={tmp_path / 'none'}"
     arguments = [folder, f"--workdir={tmp_path / 'run'}"]

@@ -95,6 +95,7 @@ def test_loaders_notice_other_shapes(exported, expected, check):
         assert str(rows.shape) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_are_noticed(exported, expected):
     outputs = {k: v.copy() for k, v in expected[-1].outputs.items()}
     outputs["projection"][1, 3] = np.nan

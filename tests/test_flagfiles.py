@@ -330,6 +330,7 @@ def test_another_recipe_keeps_the_data_and_no_flag_of_other_methods():
     assert (config.method, config.dataset) == ("byol", "shapes")
 
 
+@pytest.mark.slow
 def test_the_command_that_works_is_a_whole_one():
     words = ["--flagfile=clsa", "--method=byol", "--workdir=my run"]
     result = runs.call(runs.command("clsa_tf.train", *words), status=1)

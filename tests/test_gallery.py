@@ -107,6 +107,7 @@ def test_captions_name_what_made_the_view_of_their_row(photos):
         assert_same_picture(result, image, words)
 
 
+@pytest.mark.slow
 def test_captions_tell_the_share_of_a_texture(photos):
     view = View("x", 20, 0.3, 1, texture=0.5)
     batch = batch_of(photos, view)

@@ -83,6 +83,7 @@ def test_a_queue_of_another_length_is_left_out(source):
     assert "[40, 16]" in left_out["queue"] and "[48, 16]" in left_out["queue"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what, names",
     [

@@ -77,6 +77,7 @@ def test_outputs(exported):
     assert_close(one, both["projection"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", slow_but(1, ["file", "run"]))
 def test_range_of_pixels(exported, keras_file, place, tmp_path):
     path = exported.workdir if place == "run" else keras_file
@@ -135,6 +136,7 @@ def test_the_check_of_the_range_that_is_documented(encoder):
     assert np.std(normalise(255.0 * PIXELS)) > 100
 
 
+@pytest.mark.slow
 def test_every_weight_and_statistic_is_trained(encoder):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([encoder, keras.layers.Dense(2)])

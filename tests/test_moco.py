@@ -13,6 +13,7 @@ def rows(x):
     return tf.constant(x, tf.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moco", "clsa"])
 def test_symmetric_loss_is_the_mean_of_both_directions(name):
     settings = dict(batch_size=4, queue_size=16, projection_size=8)
@@ -73,6 +74,7 @@ def test_symmetric_keys_are_encoded_in_another_order():
         np.testing.assert_array_equal(keys[name], names[:, 0, 0])
 
 
+@pytest.mark.slow
 def test_symmetric_stores_both_views_keys():
     config = tiny.config("moco", symmetric=True)
     method = tiny.make(config)

@@ -31,6 +31,7 @@ def resumed(photos, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_it_takes_the_steps_that_the_older_version_took(resumed):
     text = (FIXTURE / "expected.jsonl").read_text()
     expected = [json.loads(line) for line in text.splitlines()]
@@ -43,6 +44,7 @@ def test_it_takes_the_steps_that_the_older_version_took(resumed):
         assert {k: mine[k] for k in older} == pytest.approx(older, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_its_flags_stay_those_of_its_version(resumed):
     before = (FIXTURE / "run.flags").read_text().splitlines()
     after = (resumed / "run.flags").read_text().splitlines()

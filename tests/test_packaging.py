@@ -102,6 +102,7 @@ def test_the_python_chooses_the_requirements(wheel, python, taken, not_taken):
     assert "2.22.0" not in found["tensorflow"]
 
 
+@pytest.mark.slow
 def test_its_commands_run_elsewhere(wheel, tmp_path):
     pip("install", "-q", "--no-deps", "--no-index", "-t", tmp_path, wheel)
     (info,) = tmp_path.glob("*.dist-info")

@@ -45,6 +45,7 @@ def wait_for(seconds):
     return request({"seconds": np.float32([seconds])}, model="toy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_lets_requests_finish(toys, number):
     with ServerProcess(
@@ -89,6 +90,7 @@ def is_open(address):
     return True
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_ever(toys):
     with ServerProcess(
         "--model_name=toy", f"--model_base_path={toys}", "--drain_seconds=0.5"
@@ -102,6 +104,7 @@ def test_a_stop_does_not_wait_for_ever(toys):
             assert asked.result() == "UNAVAILABLE"
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(toys):
     with ServerProcess(
         "--model_name=toy", f"--model_base_path={toys}"
@@ -117,6 +120,7 @@ def test_a_second_signal_ends_at_once(toys):
             assert asked.result() == "UNAVAILABLE"
 
 
+@pytest.mark.slow
 def test_too_many_connections_are_rejected(toys):
     with ServerProcess(
         "--model_name=toy",
@@ -134,6 +138,7 @@ def test_too_many_connections_are_rejected(toys):
         assert ask(0).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_at_once(toys):
     """None is lost, with batching and few threads."""
     with (
@@ -152,6 +157,7 @@ def test_a_thousand_requests_at_once(toys):
             assert found == [np.float32(i / 1e6)]
 
 
+@pytest.mark.slow
 def test_a_version_that_comes_later_is_served(toys, tmp_path):
     with subprocess.Popen(
         command(f"--model_base_path={tmp_path / 'base'}"),
@@ -213,6 +219,7 @@ def test_nothing_to_serve_and_nothing_to_wait_for(tmp_path):
     assert "--file_system_poll_wait_seconds" in line
 
 
+@pytest.mark.slow
 def test_the_file_of_models_is_followed(toys, tmp_path):
     config = tmp_path / "models.config"
     config.write_text(models_config(one=(toys, "")))
@@ -238,6 +245,7 @@ def test_a_model_that_cannot_be_loaded_ends_it(tmp_path):
     assert f"'default': {tmp_path} " in lines[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["port", "rest_api_port"])
 def test_a_port_that_is_taken(toys, flag):
     with socket.create_server(("127.0.0.1", 0)) as taken:

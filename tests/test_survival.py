@@ -240,6 +240,7 @@ def test_full_disk(photos, finished, disk):
     assert lines(workdir) == lines(finished[0])
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize(
     "room, export",

@@ -154,6 +154,7 @@ def test_slurm_starts_workers(photos, straight, tmp_path):
     assert_same_end(workdir, straight)
 
 
+@pytest.mark.slow
 def test_workers_with_different_flags_are_refused(photos, tmp_path):
     hosts = [f"127.0.0.1:{port}" for port in cluster.free_ports(2)]
     processes = []
