@@ -223,6 +223,7 @@ def batch_of(made, **others):
     return tf.nest.map_structure(tf.constant, batch)
 
 
+@pytest.mark.slow
 def test_host_equals_device(made):
     """One by one, each through its own branches, and all through all."""
     batch = batch_of(made, key_order=np.arange(COUNT))

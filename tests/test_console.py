@@ -143,6 +143,7 @@ def test_what_a_dying_process_prints_is_not_lost():
     assert not {*NOTES.splitlines()} & {*result.stderr.splitlines()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "length, words",
     slow_but(1, [(0.2, b"Improper call"), (0.5, b"Premature end")]),

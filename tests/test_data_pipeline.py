@@ -358,6 +358,7 @@ def test_records_too_restart_anywhere(tmp_path, limit):
 # Unreadable images
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_at_once(tmp_path):
     for i, (kind, content) in enumerate(READABLE.items()):
         suffix = kind[:3].replace("JPE", "jpg").lower()

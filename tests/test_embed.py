@@ -519,6 +519,7 @@ def test_folders_without_images(tmp_path):
     assert "gs://bucket/x" in error("gs://bucket/x")
 
 
+@pytest.mark.slow
 def test_an_empty_folder_ends_the_command(exported, tmp_path):
     result = call(
         arguments(exported.base, tmp_path, tmp_path / "e.npz"), status=1

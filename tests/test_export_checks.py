@@ -75,6 +75,7 @@ def one_number_off(expected):
     return with_outputs(expected, **outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", LOADERS)
 def test_loaders_notice_other_numbers(exported, expected, check):
     with pytest.raises(UserError, match="projection.*images_uint8") as caught:

@@ -135,6 +135,7 @@ def test_levels_show_their_parameter(name):
         assert_same_picture(shown, expected, words)
 
 
+@pytest.mark.slow
 def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
     # Each image has a width, and a grey level, of its own.
     levels = [20, 80, 140, 200]
@@ -250,6 +251,7 @@ def test_command_draws_and_prints_the_path(photos, tmp_path):
     assert tf.io.decode_png(tf.io.read_file(str(path))).shape[1] > 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, words",
     slow_but(

@@ -140,6 +140,7 @@ def test_exports(exported, tmp_path, place):
         initial_weights.read(make(init_from=str(path), init_what="all"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["encoder", "all"])
 @pytest.mark.parametrize(
     "flag, value, received",

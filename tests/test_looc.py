@@ -162,6 +162,7 @@ def test_queues_hold_each_heads_keys_of_its_own_view():
         assert queue.pointer == tiny.ROWS
 
 
+@pytest.mark.slow
 def test_queues_survive_a_restart(tmp_path):
     config = tiny.config("looc")
     first = tiny.make(config)
