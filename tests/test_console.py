@@ -11,7 +11,6 @@ import pytest
 
 from clsa_tf.terminal import console, native_log
 from tests import exports
-from tests.marks import slow_but
 
 # Each is from a run in which nothing was wrong, or but for a damaged image.
 NOTES = b"""\
@@ -146,7 +145,7 @@ def test_what_a_dying_process_prints_is_not_lost():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "length, words",
-    slow_but(1, [(0.2, b"Improper call"), (0.5, b"Premature end")]),
+    [(0.2, b"Improper call"), (0.5, b"Premature end")],
 )
 def test_a_damaged_image_is_left_to_us(tmp_path, length, words):
     image = exports.encode(exports.noise(1)[0], "JPEG")

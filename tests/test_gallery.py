@@ -254,25 +254,22 @@ def test_command_draws_and_prints_the_path(photos, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, words",
-    slow_but(
-        1,
-        [
-            (
-                ["--output={tmp}/no/views.png"],
-                ["--output", "No such", "no/views"],
-            ),
-            (["--output={tmp}/views.png", "--images=0"], ["images", "1, 64"]),
-            (["--output={tmp}/views.png"], ["--dataset"]),
-            (
-                [
-                    "--output={tmp}/v.png",
-                    "--dataset=shapes",
-                    "--data_dir={tmp}",
-                ],
-                ["224 px", "shapes"],
-            ),
-        ],
-    ),
+    [
+        (
+            ["--output={tmp}/no/views.png"],
+            ["--output", "No such", "no/views"],
+        ),
+        (["--output={tmp}/views.png", "--images=0"], ["images", "1, 64"]),
+        (["--output={tmp}/views.png"], ["--dataset"]),
+        (
+            [
+                "--output={tmp}/v.png",
+                "--dataset=shapes",
+                "--data_dir={tmp}",
+            ],
+            ["224 px", "shapes"],
+        ),
+    ],
 )
 def test_wrong_flags_end_in_one_sentence(flags, words, tmp_path):
     flags = [flag.format(tmp=tmp_path) for flag in flags]
