@@ -158,14 +158,6 @@ def test_two_replicas_equal_one(method, quick):
     assert_same_on_all(quick, method, QUICK[method])
 
 
-@pytest.mark.slow
-def test_whole_runs_on_workers(photos, tmp_path):
-    """With the loader, which hands out each worker's part of the batch."""
-    topologies = ("1", "2 workers")
-    found = train_all(["clsa:split:run"], topologies, photos, tmp_path)
-    assert_same_on_all(found, "clsa", ["split"])
-
-
 @pytest.fixture(scope="module")
 def everything(photos, tmp_path_factory):
     jobs = [f"{m}:{case}" for m in methods.names() for case in replicas.CASES]
@@ -181,14 +173,16 @@ def test_any_topology_equals_one_replica(method, everything):
 
 @pytest.mark.slow
 def test_whole_runs_of_all_methods(photos, tmp_path):
-    """With the batch statistics with which each method is published."""
+    """With the loader, which hands out each worker's part of the batch.
+
+    Batch statistics are those with which each method is published.
+    """
     cases = {
         name: {"parts": "split", "whole": "sync"}[kind]
         for name in methods.names()
         for kind in [methods.load(name).METHOD.batch_statistics]
     }
     jobs = [f"{method}:{case}:run" for method, case in cases.items()]
-    topologies = ("1", "2", "2 workers")
-    found = train_all(jobs, topologies, photos, tmp_path)
+    found = train_all(jobs, ("1", "2 workers"), photos, tmp_path)
     for method, case in cases.items():
         assert_same_on_all(found, method, [case])

@@ -94,7 +94,7 @@ def is_training(workdir):
 
 @pytest.mark.slow
 def test_killed_again_and_again():
-    result = call(command("tests.kill", "--kills=20", "--seed=0"))
+    result = call(command("tests.kill", "--kills=6", "--seed=0"))
     assert "Equal to the undisturbed run." in result.stdout
 
 
