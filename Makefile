@@ -55,7 +55,7 @@ test: setup  ## the tests to run before a commit: 10 minutes on 2 cores
 
 test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
-		.venv-tf221/bin/python -m pytest -n 2 $(TF221_TESTS)
+		.venv-tf221/bin/python $(PYTEST) $(TF221_TESTS)
 
 test-slow: setup  ## all other tests: 30 minutes on 2 cores
 	$(BIN)/python $(PYTEST) -m slow
