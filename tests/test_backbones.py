@@ -118,8 +118,15 @@ def test_initial_weights_follow_the_seed(name):
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_trained_exported_loaded_and_fine_tuned(name, photos, tmp_path):
     workdir = tmp_path / "run"
+    # The smallest crops that MobileNetV2 can encode.
+    crops = ("key_crop", "query_crops", "strong_crops")
     arguments = runs.train(
-        photos, workdir, f"--backbone={name}", "--width=1", "--total_epochs=1"
+        photos,
+        workdir,
+        f"--backbone={name}",
+        "--width=1",
+        "--total_epochs=1",
+        *(f"--{crop}=32:0.3:1" for crop in crops),
     )
     runs.call(arguments)
     config = config_lib.load(str(workdir))
