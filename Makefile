@@ -57,7 +57,7 @@ test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
 		.venv-tf221/bin/python $(PYTEST) $(TF221_TESTS)
 
-test-slow: setup  ## all other tests: 30 minutes on 2 cores
+test-slow: setup  ## all other tests: more than an hour on 2 cores
 	$(BIN)/python $(PYTEST) -m slow
 
 lint: setup  ## style
