@@ -145,4 +145,4 @@ def test_folders_that_cannot_be_opened(tmp_path):
         found = list_images(str(tmp_path))
     finally:
         (tmp_path / "x").chmod(0o755)
-    assert "1 folders that cannot be opened" in found.describe()
+    assert "1 folder that cannot be opened" in found.describe()

@@ -47,7 +47,7 @@ def open_source(
     * `shapes`: the embedded dataset, rendered on first use.
     * a tensorflow-datasets name (`cifar10`, `imagenet2012:5.1.0`, `a/b`) or
       the directory of a prepared dataset. Role "eval" gets `split` or, if that
-      is empty, the first of `test`, `validation` that has labels.
+      is empty, the first of `test`, `validation`, `val` that has labels.
 
     Role "bank" gets the training split that belongs to the split of role
     "eval", if the dataset has splits.

@@ -184,7 +184,7 @@ def _lock(directory):
         return files.lock(os.path.join(directory, _LOCK))
     except files.Locked as e:
         raise UserError(
-            f"Expected an --output that no other process writes, received "
+            f"Expected an --output that no other process is writing, received "
             f"{directory}, locked by {e}; wait for it or choose another "
             "--output."
         ) from e

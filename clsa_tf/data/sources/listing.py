@@ -23,6 +23,13 @@ _OTHERS = frozenset(
 _BMP_HEADERS = [bytes([n, 0, 0, 0]) for n in (12, 40, 52, 56, 64, 108, 124)]
 _LONGEST = 10  # characters; a longer suffix does not count as an extension
 _NAMED = 8  # kinds of files that a sentence lists
+# Kinds of what is left out that are no suffixes.
+_CLOSED = "folders that cannot be opened"
+_NOT_FILES = "that are not files (pipes, sockets, devices)"
+_SINGULAR = {
+    _CLOSED: "folder that cannot be opened",
+    _NOT_FILES: "that is not a file (a pipe, socket or device)",
+}
 
 
 class Listing(NamedTuple):
@@ -62,7 +69,10 @@ class Listing(NamedTuple):
         if not kinds:
             return ""
         most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-        named = [f"{count:,} {kind}" for kind, count in most[:_NAMED]]
+        named = [
+            f"{count:,} {_SINGULAR.get(kind, kind) if count == 1 else kind}"
+            for kind, count in most[:_NAMED]
+        ]
         rest = sum(count for _, count in most[_NAMED:])
         named += [f"{rest:,} of other kinds"] if rest else []
         total = sum(kinds.values())
@@ -161,7 +171,7 @@ def _walk(root):
             with os.scandir(os.path.join(root, below)) as scan:
                 entries = list(scan)
         except OSError:
-            yield below, "folders that cannot be opened"
+            yield below, _CLOSED
             continue
         folders = []
         for entry in entries:
@@ -174,7 +184,7 @@ def _walk(root):
             elif _is(entry.is_file) or not os.path.exists(entry.path):
                 yield path, ""  # a dangling link counts as unreadable later
             else:
-                yield path, "that are not files (pipes, sockets, devices)"
+                yield path, _NOT_FILES
         waiting += reversed(folders)
 
 
