@@ -50,7 +50,7 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 # order of their names: the files that take longest are not the last ones.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-test: setup  ## the tests to run before a commit: 10 minutes on 2 cores
+test: setup  ## the tests to run before a commit: 10 to 11 minutes
 	$(BIN)/python $(PYTEST)
 
 test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together

@@ -221,6 +221,7 @@ class NearestMean:
         return float(np.mean(distances.argmin(axis=1) == wanted))
 
 
+@pytest.mark.slow
 def test_the_report_evaluates_every_protocol(
     exported, photos, tmp_path, monkeypatch, capsys
 ):

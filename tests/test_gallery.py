@@ -16,14 +16,10 @@ from clsa_tf.errors import UserError
 from clsa_tf.plots import sheet
 from clsa_tf.plots import views as views_plot
 from tests import tiny
-from tests.marks import slow_but
 from tests.photos import TINY_FLAGS, write_folder
 from tests.test_end_to_end import call, command
 
 IMAGES = 6
-
-
-OTHERS = [name for name in methods.names() if name != "clsa"]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +190,8 @@ def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
     assert len(set(shown)) == 18 and 0 not in shown
 
 
-@pytest.mark.parametrize("method", slow_but(1, ["clsa", *OTHERS]))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.names())
 def test_every_method_has_a_picture(method, photos, tmp_path):
     path = tmp_path / "views.png"
     config = config_of(photos, method=method)

@@ -63,6 +63,7 @@ def straight(folder, tmp_path_factory):
     return workdir, method, list(toy.EPOCHS)
 
 
+@pytest.mark.slow
 def test_all_of_it_is_used(straight):
     workdir, method, epochs = straight
     assert epochs == [0, 1]
@@ -83,6 +84,7 @@ def test_all_of_it_is_used(straight):
     )
 
 
+@pytest.mark.slow
 def test_resumed_in_the_middle_of_an_epoch(straight, folder, tmp_path):
     """Without another pass over the data, which newer weights would see."""
     toy.EPOCHS.clear()

@@ -323,7 +323,8 @@ def test_views_completed_on_the_device_train_alike(name, tmp_path):
     np.testing.assert_allclose(losses("device", True), host, rtol=1e-3)
 
 
-@clsa_first
+@pytest.mark.slow
+@every
 def test_the_compiled_step_has_static_shapes(name):
     """What a TPU needs: augmentation, gradients and update as one program."""
     config = tiny.config(name, augment_on="device", accumulation_steps=2)
