@@ -23,9 +23,9 @@ def serve(port):
     tf.distribute.Server(cluster, job_name="worker", task_index=0).join()
 
 
-def first_batches(photos, remote):
-    """Three of them, which show every photograph."""
-    batches = training_batches(
+def batches(photos, remote):
+    """The training batches of a folder, of four images."""
+    return training_batches(
         open_source(f"folder:{photos}", labels="none"),
         VIEWS,
         batch_size=4,
@@ -33,7 +33,6 @@ def first_batches(photos, remote):
         start_step=0,
         unreadable=UnreadableImages(max_bad_share=0.5, remote=remote),
     )
-    return list(batches.take(3))
 
 
 def main(photos):
@@ -45,9 +44,10 @@ def main(photos):
     process.start()
     tf.config.experimental_connect_to_host(f"grpc://localhost:{port}")
     with tf.device("/job:worker/replica:0/task:0/device:CPU:0"):
-        there = first_batches(photos, remote=True)
+        # Three show every photograph.
+        there = list(batches(photos, remote=True).take(3))
         print({k: v.device.split("/")[1] for k, v in there[0].items()})
-    here = first_batches(photos, remote=False)
+    here = list(batches(photos, remote=False).take(3))
     for view in VIEWS:
         for one, other in zip(there, here):
             same = one[view.name].numpy() == other[view.name].numpy()

@@ -10,11 +10,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from clsa_tf.data.open import open_source
-from clsa_tf.data.pipeline import training_batches
-from clsa_tf.data.unreadable import UnreadableImages
 from tests import exports
-from tests.remote_host import VIEWS
+from tests.remote_host import batches
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +25,7 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_python_in_the_pipeline(remote, photos):
-    batches = training_batches(
-        open_source(f"folder:{photos}", labels="none"),
-        VIEWS,
-        batch_size=4,
-        seed=0,
-        start_step=0,
-        unreadable=UnreadableImages(max_bad_share=0.5, remote=remote),
-    )
-    serialized = batches._as_serialized_graph().numpy()
+    serialized = batches(photos, remote)._as_serialized_graph().numpy()
     graph = tf.compat.v1.GraphDef.FromString(serialized)
     ops = {node.op for node in graph.node}
     ops |= {n.op for f in graph.library.function for n in f.node_def}
