@@ -3,8 +3,10 @@ import pytest
 import tensorflow as tf
 
 from clsa_tf import losses
+from clsa_tf.evaluation import knn
 from clsa_tf.losses import products
 from clsa_tf.losses.contrast import top1
+from clsa_tf.methods import statistics
 from tests import golden as g
 
 
@@ -248,9 +250,9 @@ def tf32(x):
     return ((bits + 2**12) & -(2**13)).view(np.float32)
 
 
-def test_products_stay_true_where_factors_are_rounded_to_tf32(monkeypatch):
-    one, two = (np.float32(x) for x in g.unit_rows(1, 2, 64, 128))
-    exact = np.float64(one) @ np.float64(two).T
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """Products of matrices round their factors to TF32."""
     matmul = tf.matmul
 
     def of_tensor_cores(a, b, **options):
@@ -260,9 +262,28 @@ def test_products_stay_true_where_factors_are_rounded_to_tf32(monkeypatch):
 
     monkeypatch.setattr(products, "_tf32_is_used", lambda: True)
     monkeypatch.setattr(tf, "matmul", of_tensor_cores)
+
+
+def test_products_stay_true_where_factors_are_rounded_to_tf32(tensor_cores):
+    one, two = (np.float32(x) for x in g.unit_rows(1, 2, 64, 128))
+    exact = np.float64(one) @ np.float64(two).T
     rounded = np.abs(tf32(one) @ tf32(two).T - exact).max()
     found = np.abs(losses.cosines(tf.constant(one), tf.constant(two)) - exact)
     assert found.max() < 1e-6 < 1e-5 < rounded
+
+
+def test_evaluations_stay_true_where_factors_are_rounded_to_tf32(tensor_cores):
+    """The cosines of kNN, and the measures of a collapse."""
+    one, two = (np.float32(x) for x in g.unit_rows(1, 2, 64, 128))
+    cosines, _ = knn.neighbours(one, two, k=64)
+    exact = np.sort(np.float64(two) @ np.float64(one).T)[:, ::-1]
+    np.testing.assert_allclose(cosines, exact, atol=1e-6)
+    distances = np.square(np.float64(one)[:, None] - one).sum(axis=-1)
+    found = statistics._squared_distances(tf.constant(one))
+    np.testing.assert_allclose(found, distances, atol=2e-6)
+    covariance = np.cov(np.float64(one), rowvar=False)
+    spread = statistics.measures(tf.constant(one))["spread"]
+    assert float(spread) == pytest.approx(np.trace(covariance), rel=1e-6)
 
 
 def test_gradients_of_split_products_are_those_of_products():

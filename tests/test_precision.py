@@ -6,6 +6,7 @@ from tensorflow import keras
 from clsa_tf.cli import launch
 from clsa_tf.networks import precision
 from clsa_tf.networks.encoder import make_encoder
+from clsa_tf.optimizers import optimizers
 from clsa_tf.options.fields import Crop
 from tests import tiny
 from tests.marks import slow_but
@@ -115,13 +116,14 @@ def test_float16_steps_are_those_of_float32():
     assert ratio == pytest.approx(1.0, rel=0.05)
 
 
-def test_float16_leaves_out_a_step_whose_gradients_are_not_finite():
+@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+def test_float16_leaves_out_a_step_whose_gradients_are_not_finite(optimizer):
     """As a whole: momentum encoder, queue and running statistics, too.
 
     It counts, because the position in the data and the learning rate follow
     from that.
     """
-    method = scaled()
+    method = scaled(optimizer=optimizer)
     method.optimizer._loss_scale._current_loss_scale.assign(1e38)
     parts = [method.encoder, method.momentum_encoder, method.queue]
     state = [v for part in parts for v in part.variables]

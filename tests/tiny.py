@@ -10,9 +10,9 @@ from clsa_tf import methods
 from clsa_tf.methods.base import RunInfo
 from clsa_tf.networks import backbones
 from clsa_tf.networks.backbones import resnet
-from clsa_tf.optimizers import optimizers
 from clsa_tf.optimizers.schedule import make_schedule
 from clsa_tf.options.fields import Crop
+from clsa_tf.training.run import make_method
 
 ROWS = 16
 
@@ -51,19 +51,8 @@ def config(method="clsa", **changes):
 
 def make(config):
     """The compiled method, with a rate that changes every two steps."""
-    method = methods.load(config.method).METHOD(
-        config, RunInfo(total_steps=100)
-    )
-    sgd = optimizers.make_optimizer(
-        "sgd",
-        make_schedule(config.replace(total_epochs=50), 2),
-        momentum=0.9,
-        l2=config.l2,
-        precision=method.precision,
-    )
-    optimizers.build(sgd, method.learned)
-    method.compile(optimizer=sgd)
-    return method
+    schedule = make_schedule(config.replace(total_epochs=50), 2)
+    return make_method(config, schedule, RunInfo(total_steps=100))
 
 
 def batches(config, steps, *, first=0):

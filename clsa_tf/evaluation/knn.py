@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from clsa_tf.losses import products
+
 TITLE = "kNN"
 
 
@@ -23,7 +25,7 @@ def neighbours(bank, queries, *, k, own=None):
     found = []
     for start in range(0, len(queries), 1024):  # bounds the memory
         chunk = tf.math.l2_normalize(queries[start : start + 1024], axis=1)
-        cosines = tf.matmul(chunk, bank, transpose_b=True)
+        cosines = products.all_pairs(chunk, bank)
         if own is not None:
             mine = np.asarray(own[start : start + 1024])
             cells = np.stack([np.arange(len(mine)), mine], axis=1)

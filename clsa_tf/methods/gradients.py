@@ -1,5 +1,7 @@
 """Gradients of a batch, at once or with gradient accumulation."""
 
+import inspect
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -202,7 +204,10 @@ def state(method):
     """
     if not scales(method):
         return []
-    left = [*method.learned, *method.optimizer.variables, method.steps_taken]
+    slots = method.optimizer.variables
+    if inspect.ismethod(slots):  # of Keras' legacy optimizers
+        slots = slots()
+    left = [*method.learned, *slots, method.steps_taken]
     refs = {v.ref() for v in left}
     return [
         (v, tf.identity(v)) for v in method.variables if v.ref() not in refs
@@ -213,7 +218,9 @@ def undo_skipped(method, gradients, before):
     """Restores the variables of `before` if the optimizer skipped the step.
 
     The loss scaler skips steps whose gradients are not finite. A skipped step
-    still counts for the position in the data and the learning-rate schedule.
+    still counts for the position in the data and the learning-rate schedule. It
+    also counts in the bias correction of AdamW, whose next updates are smaller
+    for that: half as long after five skipped steps at the start.
 
     Args:
         method: `Method`.

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from clsa_tf.losses import products
+
 _TINY = 1e-12
 
 
@@ -31,7 +33,8 @@ def measures(embeddings):
     size, dimension = map(float, x.shape)
     # Centre first: 1 - cosine loses all digits if the cosine is near 1.
     x -= tf.reduce_mean(x, axis=0)
-    covariance = tf.matmul(x, x, transpose_a=True) / (size - 1.0)  # [D, D]
+    columns = tf.transpose(x)
+    covariance = products.all_pairs(columns, columns) / (size - 1.0)  # [D, D]
     spread = tf.linalg.trace(covariance)
     squares = tf.reduce_sum(covariance**2) - spread**2 / (size - 1.0)
     squares *= (size - 1.0) ** 2 / (max(size - 2.0, 1.0) * (size + 1.0))
@@ -50,8 +53,8 @@ def measures(embeddings):
 def _squared_distances(x):
     """float32 `[G, D]` -> `[G, G]`."""
     squares = tf.reduce_sum(x**2, axis=1)
-    products = tf.matmul(x, x, transpose_b=True)
-    distances = squares[:, tf.newaxis] + squares - 2.0 * products
+    inner = products.all_pairs(x, x)
+    distances = squares[:, tf.newaxis] + squares - 2.0 * inner
     # Rounding depends on the order of sums: set the distance to itself to 0.
     return tf.linalg.set_diag(
         tf.maximum(distances, 0.0), tf.zeros_like(squares)

@@ -2,7 +2,8 @@
 
 Variables, batch statistics, heads, unit vectors, similarities and losses are
 always float32, because a softmax over 65,536 keys underflows in float16 and has
-errors of several percent in bfloat16.
+errors of several percent in bfloat16. With TF32, heads are rounded like
+convolutions; similarities and losses are not.
 """
 
 import platform
@@ -36,7 +37,7 @@ def set_tf32(name):
     """Enables TF32 if `name` is `"tf32"`; otherwise disables it.
 
     The setting is global to the process, for convolutions and matrix products.
-    `clsa_tf.losses` always computes similarities in full float32.
+    `clsa_tf.losses.products` always computes similarities in full float32.
     """
     tf.config.experimental.enable_tensor_float_32_execution(name == TF32)
 
