@@ -155,6 +155,26 @@ def test_batches_that_do(replicas, device, changes):
 
 
 @pytest.mark.parametrize(
+    "method, batch_norm, accepted",
+    [
+        ("moco", "local", False),
+        ("moco", "sync", True),
+        ("simclr", "local", True),
+    ],
+)
+def test_xla_and_the_exchange_of_images_between_machines(
+    method, batch_norm, accepted, monkeypatch
+):
+    monkeypatch.setattr(checks, "num_loaders", lambda _: 2)
+    config = tiny.config(method, batch_norm=batch_norm, jit_compile=True)
+    if accepted:
+        checks.check_batch(config, 100, Replicas(8, "GPU"))
+    else:
+        with pytest.raises(UserError, match="--jit_compile.* 2 machines"):
+            checks.check_batch(config, 100, Replicas(8, "GPU"))
+
+
+@pytest.mark.parametrize(
     "kind, message, lost",
     [
         (tf.errors.UnavailableError, "anything", True),

@@ -58,7 +58,7 @@ def option(
             of the run allow it (see `clsa_tf.training.auto`); None: the option
             cannot be `AUTO`.
         before: value of the flag for runs whose flagfile is older than the
-            flag; None: such runs cannot be resumed.
+            flag; None: the default value.
     """
 
     def check(value):

@@ -1,6 +1,9 @@
 """Checks that a run's flags suit its dataset and its devices."""
 
+import tensorflow as tf
+
 from clsa_tf import methods
+from clsa_tf.distributed.collectives import num_loaders
 from clsa_tf.distributed.strategy import is_accelerated
 from clsa_tf.errors import UserError
 
@@ -65,9 +68,26 @@ def check_batch(config, size, strategy):
             "several replicas, received sync; change one of the two. Replicas "
             "cannot share the statistics of a micro-batch."
         )
-    if config.jit_compile and not is_accelerated(strategy):
+    if config.jit_compile:
+        _check_compiler(config, strategy)
+
+
+def _check_compiler(config, strategy):
+    """Raises `UserError` if XLA cannot compile what replicas exchange."""
+    if not is_accelerated(strategy):
         raise UserError(
             "Expected one replica, GPUs or TPUs with --jit_compile, received "
-            f"{replicas} CPUs; omit --jit_compile. XLA cannot compile an "
-            "exchange between CPUs."
+            f"{strategy.num_replicas_in_sync} CPUs; omit --jit_compile. XLA "
+            "cannot compile an exchange between CPUs."
+        )
+    loaders = num_loaders(strategy)
+    views = methods.load(config.method).METHOD.views(config.options)
+    exchanged = config.batch_norm != "sync" and any(v.shuffle for v in views)
+    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    if loaders > 1 and exchanged and not on_tpu:
+        raise UserError(
+            "Expected --batch_norm=sync with --jit_compile on several machines "
+            f"with GPUs, received --batch_norm={config.batch_norm} on {loaders}"
+            " machines; change it or omit --jit_compile. XLA cannot compile "
+            "the exchange of images between machines."
         )
