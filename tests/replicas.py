@@ -39,9 +39,10 @@ CASES = {
 }
 
 
-# Methods with large gradients need a smaller learning rate than that of `tiny`,
-# and SimCLR a temperature of 0.5 instead of 0.1: with so few images, rounding
-# differences would otherwise double with every step.
+# The learning rate of `tiny` moves the weights by more than the tolerance. With
+# larger gradients a smaller rate suffices. SimCLR has a temperature of 0.5
+# instead of 0.1: with so few images, rounding differences would otherwise
+# double with every step.
 SPECIAL = {
     "simclr": dict(base_lr=0.003, temperature=0.5),
     "byol": dict(base_lr=0.03),
@@ -90,7 +91,7 @@ def main(photos, output, replicas, jobs):
                 model = whole_run(method, changes, photos, workdir)
             else:
                 model = steps(method, changes, strategy, workdir)
-        except Exception:  # the tests of other jobs go on
+        except Exception:  # the tests of other jobs continue
             if kind == "multiworker":
                 raise  # otherwise the other worker waits
             traceback.print_exc()

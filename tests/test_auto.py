@@ -162,7 +162,7 @@ def test_symmetric_queue_holds_the_keys_of_one_step():
 
 
 @pytest.mark.parametrize("share, bound", [(0.25, 0.04), (0.75, 0.3), (1, 0.52)])
-def test_rate_of_older_keys_of_the_query_s_own_image(share, bound):
+def test_older_keys_of_the_query_s_own_image_are_rare(share, bound):
     """It is (K / N)^2 / 2, small for queues of a quarter of the images."""
     images = 400
     rng = np.random.default_rng(0)

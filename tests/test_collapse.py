@@ -34,7 +34,7 @@ def test_measures_equal_those_of_the_covariance(kind):
     others = ~np.eye(len(x), dtype=bool)
     uniformity = np.log(np.mean(np.exp(-2 * distances[others])))
     assert found["uniformity"] == pytest.approx(uniformity, abs=1e-5)
-    # NumPy has the eigenvalues of few samples, we estimate the distribution's.
+    # NumPy's eigenvalues are of few samples, ours estimate the distribution's.
     directions = {"even": 32, "cone": 31, "line": 1, "five": 5, "one": 31}
     assert found["rank"] == pytest.approx(directions[kind], rel=0.08)
 

@@ -224,7 +224,7 @@ def test_accuracy_equals_that_of_the_runs_evaluation(exported, run, written):
 
 
 @pytest.mark.slow
-def test_without_tf2onnx_the_other_formats_are_written(
+def test_without_its_package_only_onnx_is_left_out(
     run, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)

@@ -37,7 +37,7 @@ def source(tmp_path_factory):
 
 
 def start(path, method="clsa", **changes):
-    """Returns a new method with the weights at `path`, and the rest."""
+    """Returns a new method with the weights at `path`, and parts left out."""
     config = make(method, init_from=str(path), **changes)
     weights = initial_weights.read(config)
     new = tiny.make(config)

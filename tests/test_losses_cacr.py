@@ -181,7 +181,7 @@ def assert_gradients(function, oracle, arrays):
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_attraction_gradient(constant):
+def test_attraction_gradient_equals_finite_differences(constant):
     frozen = (QUERIES[0], POSITIVES) if constant else None
     assert_gradients(
         lambda q, *positives: losses.cacr_attraction(
@@ -192,7 +192,7 @@ def test_attraction_gradient(constant):
     )
 
 
-def test_repulsion_gradient_in_the_batch():
+def test_repulsion_gradient_in_the_batch_equals_finite_differences():
     assert_gradients(
         lambda q, batch: losses.cacr_repulsion(
             q, batch, tf.constant(EXAMPLE_IDS), sharpness=2.0
@@ -202,7 +202,7 @@ def test_repulsion_gradient_in_the_batch():
     )
 
 
-def test_repulsion_gradient_with_a_queue():
+def test_repulsion_gradient_with_a_queue_equals_finite_differences():
     assert_gradients(
         lambda q, batch: losses.cacr_repulsion(
             q,
@@ -218,7 +218,7 @@ def test_repulsion_gradient_with_a_queue():
     )
 
 
-def test_repulsion_gradient_where_queries_are_the_batch():
+def test_repulsion_gradient_is_equal_where_queries_are_the_batch():
     example_ids = tf.range(3)
     query = QUERIES[0]
     assert_gradients(
@@ -231,7 +231,7 @@ def test_repulsion_gradient_where_queries_are_the_batch():
 
 
 @pytest.mark.parametrize("function, loop", MOMENTUM_LOSSES.items())
-def test_momentum_forms_gradient(function, loop):
+def test_momentum_forms_gradient_equals_finite_differences(function, loop):
     keys, example_ids = tensors([BATCH, EXAMPLE_IDS])
     assert_gradients(
         lambda *queries: function(queries, keys, example_ids, temperature=0.5),

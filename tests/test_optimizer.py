@@ -357,7 +357,7 @@ def test_the_default_is_the_published_cosine():
             assert float(rate(step)) == pytest.approx(value, abs=2e-9)
 
 
-def test_warm_up_then_cosine_per_step():
+def test_the_rate_warms_up_and_then_follows_a_cosine_per_step():
     """As in SimCLR: 10 of 100 epochs rise to 0.3 * 4096 / 256."""
     rate = of_config(
         312,
