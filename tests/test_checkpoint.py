@@ -18,7 +18,7 @@ from tests.marks import slow_but
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny.config("clsa", backbone="resnet18")  # a flag's value
+    return tiny.config("clsa", backbone="resnet18")  # valid for --backbone
 
 
 def step(method):

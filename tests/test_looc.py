@@ -287,7 +287,7 @@ def test_color_need_not_vary_if_no_head_keeps_it():
 def plus_plus():
     return tiny.config(
         "looc",
-        backbone="resnet18",  # a flag's value
+        backbone="resnet18",  # valid for --backbone
         augmentations=ALL,
         concatenate_heads=True,
         projection_hidden=24,

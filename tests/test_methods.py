@@ -129,7 +129,7 @@ def test_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
     first = tiny.make(config)
     tiny.fit(first, tiny.batches(config, 3))
     Checkpoints(first, str(tmp_path), keep=1).save()
-    second = tiny.make(config.replace(seed=9))  # without effect
+    second = tiny.make(config.replace(seed=9))  # the seed has no effect
     assert Checkpoints(second, str(tmp_path), keep=1).restore() == 3
     reports = tiny.fit(second, tiny.batches(config, 3, first=3))
     assert reports == expected[3:]

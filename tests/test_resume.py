@@ -143,7 +143,7 @@ def test_segments_of_a_run_that_is_longer_than_requested():
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny.config("clsa", backbone="resnet18")  # a flag's value
+    return tiny.config("clsa", backbone="resnet18")  # valid for --backbone
 
 
 @pytest.fixture(scope="module")
