@@ -164,7 +164,7 @@ def test_batches_that_suit_the_devices_are_accepted(replicas, device, changes):
         ("simclr", "local", True),
     ],
 )
-def test_xla_and_the_exchange_of_images_between_machines(
+def test_xla_on_several_machines_is_rejected_with_exchanged_images(
     method, batch_norm, accepted, monkeypatch
 ):
     monkeypatch.setattr(checks, "num_loaders", lambda _: 2)
