@@ -1,11 +1,11 @@
-"""Requests that the real TensorFlow Serving answered, to ask others the same.
+"""Recorded requests to TensorFlow Serving, with its answers.
 
 Each is a dictionary: `kind` (http, grpc), `name`, `request_b64` (for http the
-bytes that go over a connection, one after the other; for grpc the message of
-`method`), and what TensorFlow Serving 2.15.1, built from source, answered:
+bytes of one connection, one request after the other; for grpc the message of
+`method`), and the answer of TensorFlow Serving 2.15.1, built from source:
 `answers` (`status` and the beginning of the `body`), or `code`.
 
-In tests/tf_serving_2.15.1.jsonl photographs were replaced by noise.
+In tests/tf_serving_2.15.1.jsonl, noise replaces the photographs.
 """
 
 import base64
@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-# Another file with more of them.
+# CLSA_TF_OBSERVED names another file, with more requests.
 FILE = os.environ.get("CLSA_TF_OBSERVED") or pathlib.Path(__file__).with_name(
     "tf_serving_2.15.1.jsonl"
 )
@@ -29,14 +29,14 @@ _B64 = re.compile(r'\{\s*"b64":\s*"([^"]*)"\s*\}')
 
 
 def read():
-    """The requests, but for those that are too large to be in the file."""
+    """Returns the requests, except those that are too large for the file."""
     lines = pathlib.Path(FILE).read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
     return [one for one in found if one["request_b64"] is not None]
 
 
 def expected(one):
-    """What TensorFlow Serving answered: a code, or statuses and shapes."""
+    """Returns TensorFlow Serving's answer: a code, or statuses and shapes."""
     if one["kind"] == "grpc":
         return one["code"]
     answers = [answer for answer in one["answers"] if answer["status"]]
@@ -44,7 +44,7 @@ def expected(one):
 
 
 def received(server, one):
-    """What a `ServerProcess` answers: the same, and the last content."""
+    """Returns a `ServerProcess`'s answer, like `expected`, and its content."""
     if one["kind"] == "grpc":
         return _call(server.grpc, one)
     parts = [base64.b64decode(part) for part in one["request_b64"]]
@@ -54,7 +54,7 @@ def received(server, one):
 
 
 def shape(body):
-    """Which kind of body: the name of its first key, "text" or "none"."""
+    """Returns the kind of a body: its first key, "text" or "none"."""
     name = re.match(r'\{\s*"(\w+)":', body or "")
     if name:
         return name[1]
@@ -62,7 +62,7 @@ def shape(body):
 
 
 def inputs(one):
-    """What a good request asks for: name of the signature, arrays by name."""
+    """Returns the signature and the arrays by name of a valid request."""
     if one["kind"] == "grpc":
         content = base64.b64decode(one["request_b64"])
         message = predict_pb2.PredictRequest.FromString(content)
@@ -83,7 +83,7 @@ def inputs(one):
 
 
 def outputs(one, content):
-    """Arrays by name, of what was received."""
+    """Returns the arrays by name of an answer."""
     if one["kind"] == "grpc":
         response = predict_pb2.PredictResponse.FromString(content)
         return {k: tf.make_ndarray(x) for k, x in response.outputs.items()}
@@ -95,7 +95,7 @@ def outputs(one, content):
 
 
 def _array(proto):
-    """As TensorFlow Serving: too few are repeated, too many left out."""
+    """Like TensorFlow Serving, repeats missing values and drops excess."""
     count = np.prod([dim.size for dim in proto.tensor_shape.dim])
     del proto.string_val[int(count) :]
     return tf.make_ndarray(proto)

@@ -1,7 +1,7 @@
-"""The CACR losses as the formulas are written, row by row, in NumPy.
+"""The CACR losses in NumPy, row by row, as published.
 
-`frozen` are the arguments that weights without a gradient are computed from:
-finite differences leave them in place.
+Weights without a gradient are computed from `frozen`, which finite differences
+leave unchanged.
 """
 
 import numpy as np
@@ -33,9 +33,9 @@ def attraction(queries, positives, sharpness, frozen=None):
     return np.array(result)
 
 
-def repulsion(queries, others, rows, sharpness, queue=(), frozen=None):
+def repulsion(queries, others, example_ids, sharpness, queue=(), frozen=None):
     result = []
-    for i, own in enumerate(rows):
+    for i, own in enumerate(example_ids):
         near = [distance(queries[i], o) for o in np.delete(others, own, 0)]
         old = [distance(queries[i], k) for k in queue]
         source = (
@@ -48,9 +48,9 @@ def repulsion(queries, others, rows, sharpness, queue=(), frozen=None):
     return np.array(result)
 
 
-def rbf(queries, keys, rows, temperature, frozen=None):
-    result = np.zeros(len(rows))
-    for i, own in enumerate(rows):
+def rbf(queries, keys, example_ids, temperature, frozen=None):
+    result = np.zeros(len(example_ids))
+    for i, own in enumerate(example_ids):
         source = queries if frozen is None else frozen
         p = softmax([distance(q[i], keys[own]) / temperature for q in source])
         for v, q in enumerate(queries):
@@ -59,9 +59,9 @@ def rbf(queries, keys, rows, temperature, frozen=None):
     return result
 
 
-def euclidean(queries, keys, rows, temperature, frozen=None):
-    result = np.zeros(len(rows))
-    for i, own in enumerate(rows):
+def euclidean(queries, keys, example_ids, temperature, frozen=None):
+    result = np.zeros(len(example_ids))
+    for i, own in enumerate(example_ids):
         source = queries if frozen is None else frozen
         p = softmax([distance(q[i], keys[own]) / temperature for q in source])
         for v, q in enumerate(queries):

@@ -1,4 +1,4 @@
-"""Starting the processes of a job on this machine, as a cluster would."""
+"""Starts the processes of a job on this machine, as a cluster does."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from tests import runs
 
 
 def free_ports(count):
-    """Returns ports of the loopback interface that nobody uses now."""
+    """Returns unused ports of the loopback interface."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -49,7 +49,7 @@ def _tf_configs(workers):
 
 
 def wait(processes, *, timeout):
-    """Waits for all; returns their exit statuses. Leaves none behind."""
+    """Waits for all; returns their exit statuses. Kills any still running."""
     try:
         return [process.wait(timeout) for process in processes]
     finally:

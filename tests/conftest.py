@@ -1,4 +1,4 @@
-"""What several files of tests need, made once per process of tests."""
+"""Fixtures of several test files, made once per test process."""
 
 import signal
 
@@ -10,7 +10,7 @@ from tests.photos import write_folder
 
 @pytest.fixture(scope="session", autouse=True)
 def signals():
-    """Those that `nohup` or a shell's `&` has us ignore count in the tests."""
+    """Restores signals that `nohup` or a shell's `&` made us ignore."""
     usual = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGHUP: signal.SIG_DFL,
@@ -28,7 +28,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(photos, tmp_path_factory):
-    """A run that was never disturbed, and what it printed."""
+    """The directory and the output of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "straight"
     command = runs.train(photos, workdir, "--checkpoint_steps=1", draw=True)
     result = runs.call(command)
@@ -37,5 +37,5 @@ def finished(photos, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """A run and its export, `exports.Exported`; not to be changed."""
+    """A run and its export, `exports.Exported`. Tests must not change it."""
     return exports.make(tmp_path_factory.mktemp("run"))

@@ -1,4 +1,4 @@
-"""A run that is over and its export, made without training for long."""
+"""A finished run and its export, after two training steps."""
 
 import io
 import pathlib
@@ -14,14 +14,14 @@ from clsa_tf.training.checkpoint import Checkpoints
 from export import savedmodel
 from tests import tiny
 
-SIZE = 32  # side in px of what the encoder was made for
+SIZE = 32  # image size of the encoder in px
 
 
 class Exported(typing.NamedTuple):
-    """What `make` made."""
+    """Result of `make`."""
 
     encoder: Encoder  # as trained
-    workdir: pathlib.Path  # the run's
+    workdir: pathlib.Path  # of the run
     base: pathlib.Path  # of the versions, named in --model_base_path
     path: str  # of version 1
 
@@ -30,13 +30,13 @@ def make(workdir):
     """Takes two steps, saves them and exports the encoder as version 1."""
     config = tiny.config(
         "clsa",
-        backbone="resnet18",  # one that flags know
+        backbone="resnet18",  # a value of --backbone, unlike "tiny"
         image_size=SIZE,
         eval_keep=1.0,
         workdir=str(workdir),
     )
     method = tiny.make(config)
-    # Moving statistics unlike the initial ones.
+    # Moves the running statistics away from their initial values.
     tiny.fit(method, tiny.batches(config, 2))
     Checkpoints(method, str(workdir), keep=1).save()
     (workdir / "run.flags").write_text(config_lib.to_flagfile(config))

@@ -1,7 +1,7 @@
-"""The tensors that the golden values of the losses were computed with.
+"""The tensors from which the golden values of the losses were computed.
 
 `family(n, d, s)[i, j] = sin(0.7 (i d + j) + s)`, rows divided by their length,
-float64. The values in the tests were computed from them in NumPy, independent
+float64. The values in the tests were computed from them in NumPy, independently
 of this project.
 """
 
@@ -14,7 +14,7 @@ def family(n, d, s):
 
 
 def unit_rows(seed, *shape):
-    """Random unit rows of no golden value."""
+    """Random unit rows, which no golden value uses."""
     x = np.random.default_rng(seed).normal(size=shape)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 

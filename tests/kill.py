@@ -1,10 +1,10 @@
-"""Kills a training run again and again, and compares what comes out.
+"""Kills a training run repeatedly and compares its result.
 
 `python -m tests.kill --kills=20 --seed=0` starts a small run, kills it
-(SIGKILL) at random moments, and starts it again, until it was killed so often;
-then it may finish. At least every third kill comes while a checkpoint is being
-written. The exit status is 1 unless checkpoints and metrics equal those of a
-run that was never disturbed.
+(SIGKILL) at a random moment and starts it again, 20 times in all; then the run
+may finish. At least every third kill comes while a checkpoint is being written.
+The exit status is 1 unless checkpoints and metrics equal those of an
+undisturbed run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tests.photos import write_folder
 PHOTOS_PER_CLASS = 55  # 6 steps an epoch
 EPOCHS_PER_KILL = 0.75
 
-# Where kills are aimed at, in turn; every third at a checkpoint.
+# The targets of the kills, in turn; every third is a checkpoint.
 CHECKPOINT, EVALUATION, TRAINING, START = (
     "while writing a checkpoint",
     "during evaluation",
@@ -35,13 +35,13 @@ AIMS = (CHECKPOINT, EVALUATION, TRAINING, CHECKPOINT, START, TRAINING)
 
 
 class Run:
-    """A run that is started and killed again and again.
+    """A run that is started and killed repeatedly.
 
     Args:
         arguments: its command.
         workdir: its directory.
         steps_per_epoch: int.
-        startup: seconds from its start to its first step, about.
+        startup: approximate seconds from its start to its first step.
         rng: `random.Random`.
     """
 
@@ -58,17 +58,17 @@ class Run:
         return int(paths[0].rsplit("-", 1)[1]) if paths else 0
 
     def unfinished(self):
-        """Parts of a checkpoint that is on its way: (path, time of change)."""
+        """Files of a checkpoint being written: (path, time of change)."""
         folder = self._workdir / "checkpoints" / UNFINISHED
         found = set()
         for where, _, names in os.walk(folder):
             for name in names:
                 path = os.path.join(where, name)
-                with contextlib.suppress(FileNotFoundError):  # moved on
+                with contextlib.suppress(FileNotFoundError):  # since renamed
                     found.add((path, os.stat(path).st_mtime_ns))
         return found
 
-    def owes_evaluation(self):
+    def evaluation_pending(self):
         """Whether the newest checkpoint ends an epoch not evaluated yet."""
         step = self.step()
         return step % self._steps_per_epoch == 0 and not any(
@@ -78,7 +78,7 @@ class Run:
         )
 
     def kill(self, aim):
-        """Starts, kills; returns where that was, None if it ended before."""
+        """Starts and kills the run; returns where, None if it ended before."""
         before, stale = self.step(), self.unfinished()
         started = time.time()
         process = runs.start(self._arguments)
@@ -92,13 +92,13 @@ class Run:
         if status != -9:
             raise SystemExit(f"Expected a run to kill, received {status}.")
         step = self.step()
-        # What is left says where it was, whatever was aimed at.
+        # The files left show where the kill hit, whatever its target.
         if self.unfinished() - stale:
             where = CHECKPOINT
         elif step == before:
             where = START
         else:
-            where = EVALUATION if self.owes_evaluation() else TRAINING
+            where = EVALUATION if self.evaluation_pending() else TRAINING
         seconds = time.time() - started
         print(
             f"  step {before:3} to {step:3}, {seconds:3.0f} s: {where}",
@@ -107,17 +107,18 @@ class Run:
         return where
 
     def _await(self, aim, process, before, stale):
-        """Returns at the moment to kill."""
+        """Waits until the moment to kill."""
         if aim == START:
             time.sleep(self._rng.uniform(0, self._startup))
         elif aim == EVALUATION:
             runs.wait_until(
-                lambda: self.step() > before and self.owes_evaluation(), process
+                lambda: self.step() > before and self.evaluation_pending(),
+                process,
             )
             time.sleep(self._rng.uniform(0, 0.2))
         elif aim == TRAINING:
             runs.wait_until(lambda: self.step() > before, process, pause=0.0002)
-            # Also at once, which is between a checkpoint and what follows.
+            # Half of these kills come right after a checkpoint.
             if self._rng.random() < 0.5:
                 time.sleep(self._rng.uniform(0, 0.7))
         else:
@@ -129,7 +130,7 @@ class Run:
 
 
 def undisturbed(arguments, workdir):
-    """Runs to the end; returns seconds to the first step, about."""
+    """Runs to the end; returns approximate seconds to the first step."""
     started = time.time()
     process = runs.start(arguments)
     runs.wait_until(lambda: runs.saved(workdir, 1), process)
@@ -140,7 +141,7 @@ def undisturbed(arguments, workdir):
 
 
 def differences(one, two):
-    """What differs between two directories of runs, in sentences."""
+    """Returns the differences between two run directories, as sentences."""
     found = []
     try:
         runs.assert_equal_states(runs.states(one), runs.states(two))
@@ -182,7 +183,7 @@ def main(kills, seed, folder):
     places = collections.Counter()
     for number in range(kills):
         aim = AIMS[number % len(AIMS)]
-        if 3 * places[CHECKPOINT] < number:  # it was missed
+        if 3 * places[CHECKPOINT] < number:  # earlier kills missed it
             aim = CHECKPOINT
         where = run.kill(aim)
         if where is None:

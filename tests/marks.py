@@ -1,10 +1,10 @@
-"""Marks: which of several cases `make test` runs."""
+"""Marks for the cases that `make test` leaves out."""
 
 import pytest
 
 
 def slow_but(quick, cases):
-    """Cases of which all but some are for `make test-slow`.
+    """Marks all cases except the first ones for `make test-slow`.
 
     Args:
         quick: number of cases, from the first on, that `make test` runs.

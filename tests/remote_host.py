@@ -1,7 +1,7 @@
 """Makes batches on another host, as for the hosts of a remote TPU.
 
-`python -m tests.remote_host PHOTOS`: a server of TensorFlow, a process of its
-own, stands for the host. Prints which views are equal to those made here.
+`python -m tests.remote_host PHOTOS` starts a TensorFlow server in another
+process, in place of the host. It prints which views equal those made locally.
 """
 
 import multiprocessing
@@ -44,12 +44,12 @@ def main(photos):
     process.start()
     tf.config.experimental_connect_to_host(f"grpc://localhost:{port}")
     with tf.device("/job:worker/replica:0/task:0/device:CPU:0"):
-        # Three show every photograph.
-        there = list(batches(photos, remote=True).take(3))
-        print({k: v.device.split("/")[1] for k, v in there[0].items()})
-    here = list(batches(photos, remote=False).take(3))
+        # Three batches contain every photograph.
+        remote_batches = list(batches(photos, remote=True).take(3))
+        print({k: v.device.split("/")[1] for k, v in remote_batches[0].items()})
+    local_batches = list(batches(photos, remote=False).take(3))
     for view in VIEWS:
-        for one, other in zip(there, here):
+        for one, other in zip(remote_batches, local_batches):
             same = one[view.name].numpy() == other[view.name].numpy()
             print(view.name, same.all())
 

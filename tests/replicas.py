@@ -1,11 +1,11 @@
-"""Takes a few steps on R replicas, in each way that has to come out equal.
+"""Takes a few steps on R replicas, in each configuration to compare.
 
-`python -m tests.replicas PHOTOS OUTPUT R METHOD:CASE[:run] ...`: in a process
-of its own, because the number of devices is fixed at the start; with
-`TF_CONFIG` it is one of several workers of R replicas each. Each job leaves
-checkpoints and metrics in `OUTPUT/METHOD/CASE`. A job that ends with `:run` is
-a whole `train.run` on the photographs; the others feed the training step
-directly, which takes a third of the time.
+`python -m tests.replicas PHOTOS OUTPUT R METHOD:CASE[:run] ...` is a process of
+its own, because the number of devices is fixed at the start. With `TF_CONFIG`
+it is one of several workers with R replicas each. Each job writes checkpoints
+and metrics to `OUTPUT/METHOD/CASE`. A job that ends with `:run` is a whole
+`train.run` on the photographs. The others feed the training step directly,
+which takes a third of the time.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from clsa_tf.training.checkpoint import Checkpoints
 from tests import runs, tiny, toy
 
 STEPS = 4
-# Parts of the global batch with statistics of their own: as many as the
-# largest number of replicas.
+# Parts of the global batch with statistics of their own: the largest number of
+# replicas.
 PARTS = 4
 
 CASES = {
@@ -39,21 +39,22 @@ CASES = {
 }
 
 
-# The rate of `tiny` moves the weights by more than is compared. With longer
-# gradients, smaller ones do, and SimCLR takes another temperature than 0.1:
-# differences by rounding would double with every step on so few images.
+# The learning rate of `tiny` moves the weights by more than the tolerance. With
+# larger gradients a smaller rate suffices. SimCLR has a temperature of 0.5
+# instead of 0.1: with so few images, rounding differences would otherwise
+# double with every step.
 SPECIAL = {
     "simclr": dict(base_lr=0.003, temperature=0.5),
     "byol": dict(base_lr=0.03),
     "cacr_mocov3": dict(base_lr=0.03),
     "toy": dict(base_lr=0.03),
 }
-# The toy needs labels.
+# The toy method needs labels.
 DATA = {"toy": dict(holdout=0.0, knn_epochs=0, image_size=16)}
 
 
 def possible(case, replicas):
-    """Whether `case` can equal the same global batch on other replicas."""
+    """Whether `case` can give the same result on other replicas."""
     return {
         "split": True,
         "accumulated": 2 * replicas <= PARTS,
@@ -68,8 +69,8 @@ def main(photos, output, replicas, jobs):
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
     )
-    # Smooth: where an activation is 0 except for rounding, a ReLU cuts it off
-    # with some numbers of replicas and not with others.
+    # A smooth activation. Where a value is 0 up to rounding, a ReLU would cut
+    # it off with some numbers of replicas and not with others.
     tf.keras.layers.ReLU.call = lambda _, x: tf.nn.silu(x)
     kind = "mirrored" if replicas > 1 else "one"
     if "TF_CONFIG" in os.environ:
@@ -90,9 +91,9 @@ def main(photos, output, replicas, jobs):
                 model = whole_run(method, changes, photos, workdir)
             else:
                 model = steps(method, changes, strategy, workdir)
-        except Exception:  # the other jobs' tests are told apart
+        except Exception:  # the tests of other jobs continue
             if kind == "multiworker":
-                raise  # or the other worker waits
+                raise  # otherwise the other worker waits
             traceback.print_exc()
             failed = 1
             continue
@@ -153,11 +154,11 @@ def steps(method, changes, strategy, workdir):
 
 
 def share(batch, views, context):
-    """The parts of a global batch for each replica of a worker.
+    """Returns the parts of a global batch for each replica of a worker.
 
-    As `training_batches` hands them out: a single worker permutes the rows of
-    shuffled views, several do not. `tiny.batches` has permuted them unless the
-    view is needed in both orders.
+    Like `training_batches`: a single worker permutes the rows of shuffled
+    views, several do not. `tiny.batches` has permuted them unless the view is
+    needed in both orders.
     """
     batch = dict(batch)
     alone = context.num_input_pipelines == 1
@@ -179,7 +180,7 @@ def share(batch, views, context):
 
 
 def digests(strategy, model):
-    """A digest per replica of this process: of its queue and its weights."""
+    """Returns a digest of queue and weights per replica of this process."""
     variables = list(model.trainable_variables)
     for queue in tiny.queues(model):
         variables += queue.variables

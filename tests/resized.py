@@ -1,8 +1,8 @@
 """Trains a few steps on R replicas, until the end or a signal.
 
-`python -m tests.resized CASE PHOTOS WORKDIR R`: in a process of its own, since
+`python -m tests.resized CASE PHOTOS WORKDIR R` is a process of its own, because
 the number of devices is fixed at the start. The same command with another
-number of replicas goes on. `CASE` is one of `replicas.CASES`.
+number of replicas resumes the run. `CASE` is one of `replicas.CASES`.
 """
 
 import sys

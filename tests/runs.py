@@ -1,4 +1,4 @@
-"""Training runs as processes, and what they leave."""
+"""Training runs as processes, and their results."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def command(module, *arguments):
 
 
 def train(photos, workdir, *extra, draw=False):
-    """The command of a small run; `draw`: with the picture of its views."""
+    """Returns the command of a small run; `draw` adds the views' picture."""
     if not draw:
         leave_out_pictures(workdir)
     return command(
@@ -31,20 +31,20 @@ def train(photos, workdir, *extra, draw=False):
 
 
 def leave_out_pictures(workdir):
-    """Lets a run find them, which saves it five seconds."""
+    """Creates an empty picture in advance, which saves a run five seconds."""
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "views.png").exists():
         (workdir / "views.png").touch()
 
 
 def environment():
-    """That of a person, who has not told TensorFlow what to print."""
+    """Returns a user's environment, without a log level of TensorFlow."""
     unset = "TF_CPP_MIN_LOG_LEVEL"
     return {k: v for k, v in os.environ.items() if k != unset}
 
 
 def call(arguments, status=0, timeout=900):
-    """Runs a command to its end; it has to come with `status`."""
+    """Runs a command to its end; its exit status has to be `status`."""
     result = subprocess.run(
         arguments,
         capture_output=True,
@@ -57,14 +57,14 @@ def call(arguments, status=0, timeout=900):
 
 
 def assert_only_a_bar(errors):
-    """Nothing is on stderr but progress bars, which overwrite themselves."""
+    """Checks that stderr holds only progress bars, which overwrite a line."""
     for line in errors.splitlines():
         for part in line.split("\r"):
             assert not part.strip() or "%|" in part, part
 
 
 def start(arguments, output=subprocess.DEVNULL, **variables):
-    """Starts a command; what it prints goes to the file `output`."""
+    """Starts a command; its output goes to the file `output`."""
     return subprocess.Popen(
         arguments,
         stdout=output,
@@ -85,14 +85,14 @@ def wait_until(condition, process, *, seconds=600, pause=0.01):
 
 
 def saved(workdir, step):
-    """Whether the checkpoint of `step` is there."""
+    """Whether the checkpoint of `step` exists."""
     return (workdir / "checkpoints" / f"step-{step}.index").exists()
 
 
 def states(workdir):
-    """Of each checkpoint its name and variables, newest first.
+    """Returns name and variables of each checkpoint, newest first.
 
-    Without what depends on the clock.
+    Variables that depend on the clock are left out.
     """
     found = []
     for path in list_checkpoints(str(workdir / "checkpoints")):
@@ -123,7 +123,7 @@ def assert_equal_states(one, two):
 
 
 def lines(workdir):
-    """What was logged, without what depends on the clock."""
+    """Returns the logged metrics, except those that depend on the clock."""
     entries = metrics_log.read(workdir)
     for entry in entries:
         entry.pop("images_per_second", None)

@@ -18,14 +18,14 @@ _LINE = re.compile(
 
 
 def command(*flags):
-    """The command of a server on free ports unless told."""
+    """Returns the command of a server, by default on free ports."""
     return runs.command(
         "export.server", "--port=-1", "--rest_api_port=-1", *flags
     )
 
 
 class ServerProcess:
-    """Runs while it is entered (`with`).
+    """A server that runs within a `with` statement.
 
     Attributes:
         grpc: host:port.
@@ -55,7 +55,7 @@ class ServerProcess:
         self._process.wait()
 
     def next_served(self):
-        """Waits for the next model; its name, version and the addresses."""
+        """Waits for the next model; returns name, version and addresses."""
         line = self._process.stdout.readline()
         match = _LINE.fullmatch(line)
         assert match, line + self.errors()
@@ -66,7 +66,7 @@ class ServerProcess:
         assert runs.wait_until(lambda: text in self.errors(), self._process)
 
     def errors(self):
-        """What it printed to stderr so far."""
+        """Returns its stderr so far."""
         self._errors.seek(0)
         return self._errors.read()
 
@@ -77,7 +77,7 @@ class ServerProcess:
         self._process.send_signal(number)
 
     def wait(self):
-        """Its exit status, once it has ended."""
+        """Waits for its end; returns its exit status."""
         return self._process.wait(60)
 
     def end(self, number=signal.SIGTERM):
@@ -87,7 +87,7 @@ class ServerProcess:
 
 
 def request(inputs, signature="", model="default", **spec):
-    """A `PredictRequest` of arrays or what they can be made of."""
+    """Returns a `PredictRequest` of arrays or values for arrays."""
     message = predict_pb2.PredictRequest()
     message.model_spec.name = model
     message.model_spec.signature_name = signature
@@ -112,7 +112,7 @@ def predict(address, message, timeout=60):
 
 
 def outcome(server, message):
-    """The name of the status that a `PredictRequest` comes back with."""
+    """Returns the name of the status that answers a `PredictRequest`."""
     try:
         predict(server.grpc, message)
     except grpc.RpcError as e:
@@ -150,7 +150,7 @@ class _Toy(tf.Module):
 
 
 def write_toy(path):
-    """A SavedModel that waits (`serving_default`) or gives back (`echo`)."""
+    """Writes a SavedModel that waits (`serving_default`) or echoes (`echo`)."""
     toy = _Toy()
     tf.saved_model.save(
         toy,
@@ -160,14 +160,14 @@ def write_toy(path):
 
 
 def monitoring_flag(folder):
-    """Writes a MonitoringConfig; the flag that names it."""
+    """Writes a MonitoringConfig; returns the flag that names it."""
     path = folder / "monitoring.config"
     path.write_text("prometheus_config { enable: true }")
     return f"--monitoring_config_file={path}"
 
 
 def models_config(**models):
-    """A ModelServerConfig: name -> base path, or that and more text."""
+    """Returns a ModelServerConfig of name -> (base path, more text)."""
     text = "".join(
         f'config {{ name: "{name}" base_path: "{path}" '
         f'model_platform: "tensorflow" {more} }}\n'

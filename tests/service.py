@@ -11,7 +11,7 @@ COMMAND = runs.command("clsa_tf.data_service")
 
 
 class Service:
-    """Runs while it is entered (`with`), on free ports unless told."""
+    """A service that runs within a `with` statement, on free ports."""
 
     def __init__(self, *flags):
         self._errors = tempfile.TemporaryFile("w+")
@@ -38,7 +38,7 @@ class Service:
         self._process.wait()
 
     def errors(self):
-        """What it printed to stderr so far."""
+        """Returns its stderr so far."""
         self._errors.seek(0)
         return self._errors.read()
 

@@ -1,7 +1,7 @@
-"""What one stack writes, and what the other reads of it, in two processes.
+"""Files of one stack, read by another, in two processes.
 
 python -m tests.stacks write DIR      a run, its export, a file for Keras
-python -m tests.stacks read DIR FILE  what these compute, to FILE (.npz)
+python -m tests.stacks read DIR FILE  their outputs, to FILE (.npz)
 python -m tests.stacks views DIR FILE views of a folder of photographs
 """
 
@@ -31,7 +31,7 @@ def write(directory):
 
 
 def read(directory):
-    """What is computed of `IMAGES` by each thing that was written.
+    """Computes the outputs of each written model for `IMAGES`.
 
     Returns:
         dictionary of arrays float32 `[4, F]`.

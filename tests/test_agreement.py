@@ -1,4 +1,4 @@
-"""The embedded server against what the real TensorFlow Serving answered."""
+"""The embedded server against recorded answers of TensorFlow Serving."""
 
 import pathlib
 import shutil
@@ -22,7 +22,7 @@ PAGE = "an HTML page or an empty body"
 REJECTED = [(400, "text")]
 PARSER = "that are not HTTP"
 WRAP = "integers that their type cannot hold"
-DIFFERENT = {  # and what the embedded one answers
+DIFFERENT = {  # and the answer of the embedded server
     "images_uint8 pixel = 256": (WRAP, [(400, "error")]),
     "images_uint8: int_val 300": (WRAP, "INVALID_ARGUMENT"),
     "GET /metrics": ("`GET /metrics`", [(200, "text")]),
@@ -41,7 +41,7 @@ DIFFERENT = {  # and what the embedded one answers
 
 @pytest.fixture(scope="module")
 def server(exported, tmp_path_factory):
-    """As the real one was set up, with another export."""
+    """A server with the recorded one's settings and another export."""
     folder = tmp_path_factory.mktemp("served")
     for version in ("1", "2"):
         shutil.copytree(exported.path, folder / "m" / version)
@@ -63,7 +63,7 @@ def model(exported):
 
 
 @pytest.mark.parametrize("one", REQUESTS, ids=lambda one: one["name"])
-def test_the_answer_is_that_of_tensorflow_serving(server, model, one):
+def test_answers_equal_those_of_tensorflow_serving(server, model, one):
     expected = agreement.expected(one)
     received, content = agreement.received(server, one)
     if one["name"] in DIFFERENT:
@@ -81,7 +81,7 @@ def test_the_answer_is_that_of_tensorflow_serving(server, model, one):
 
 
 def _is_page(status, shape):
-    """Whether it is an error without JSON; we have JSON there, see `PAGE`."""
+    """Whether it is an error without JSON; ours has JSON, see `PAGE`."""
     return status >= 400 and shape != "error"
 
 
@@ -92,7 +92,7 @@ def _is_prediction(one, received):
 
 
 def assert_numbers(model, one, content):
-    """Every bit is that of the SavedModel itself."""
+    """Compares with the outputs of the SavedModel, bit for bit."""
     signature, inputs = agreement.inputs(one)
     run = model.signatures[signature or "serving_default"]
     expected = run(**{k: tf.constant(v) for k, v in inputs.items()})
@@ -102,7 +102,7 @@ def assert_numbers(model, one, content):
         np.testing.assert_array_equal(value, expected[name].numpy())
 
 
-def test_every_kind_of_request_is_there():
+def test_both_protocols_are_covered():
     kinds = [one["kind"] for one in REQUESTS]
     assert kinds.count("http") >= 60 and kinds.count("grpc") >= 30
 
@@ -110,7 +110,7 @@ def test_every_kind_of_request_is_there():
 @pytest.mark.parametrize(
     "words", sorted({PAGE, *(words for words, _ in DIFFERENT.values())})
 )
-def test_differences_are_in_the_documents(words):
+def test_differences_are_documented(words):
     text = README.read_text(encoding="utf-8")
     section = text.split("\n## Where the embedded server differs")[1]
     assert words in section.split("\n## ")[0]

@@ -1,4 +1,4 @@
-"""Pretraining from Python, beside the same from the command line."""
+"""Pretraining from Python gives the result of the command line."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ from tests import runs
 from tests.exports import encode, noise
 from tests.photos import TINY_FLAGS
 
-# What TINY_FLAGS say, as one would write it in Python.
+# The settings of TINY_FLAGS, as Python arguments.
 SETTINGS = dict(
     backbone="resnet18",
     width=0.125,
@@ -81,13 +81,13 @@ def assert_equal_weights(one, two):
         ),
     ],
 )
-def test_settings_are_flags(photos, settings, arguments):
+def test_settings_equal_flags(photos, settings, arguments):
     config = make_config(photos, workdir=pathlib.Path("a/run"), **settings)
     spelled = [f"--dataset=folder:{photos}", "--workdir=a/run"]
     assert config == parse(*arguments, *spelled)
 
 
-def test_spellings_of_the_data(photos, tmp_path):
+def test_data_arguments_become_dataset_flags(photos, tmp_path):
     def dataset(data):
         return make_config(data, workdir="run").dataset
 
@@ -140,7 +140,7 @@ def test_spellings_of_the_data(photos, tmp_path):
         ),
     ],
 )
-def test_wrong_settings(tmp_path, settings, words):
+def test_wrong_settings_are_rejected(tmp_path, settings, words):
     (tmp_path / "bad.flags").write_text("batch_size=3\n")
     settings = {"data": "shapes", "workdir": tmp_path / "run", **settings}
     if settings.get("flagfile") == "{bad}":
@@ -156,7 +156,7 @@ def test_wrong_settings(tmp_path, settings, words):
 
 
 def interrupt_when(condition):
-    """Sends what Ctrl-C does, from another thread."""
+    """Sends SIGINT, as Ctrl-C does, from another thread."""
 
     def wait():
         while not condition():
@@ -167,10 +167,10 @@ def interrupt_when(condition):
 
 
 @pytest.mark.slow
-def test_equals_the_command_in_a_process_with_a_past(
+def test_pretrain_equals_the_command_despite_other_global_settings(
     photos, finished, tmp_path, capfd
 ):
-    """Stopped, resumed, and with settings that are not TensorFlow's own."""
+    """The run is interrupted and resumed, under another policy and seed."""
     workdir = tmp_path / "run"
     runs.leave_out_pictures(workdir)
     settings = SETTINGS | {"workdir": workdir, "checkpoint_steps": 1}
@@ -196,13 +196,13 @@ def test_equals_the_command_in_a_process_with_a_past(
     )
     runs.assert_equal_states(runs.states(workdir), runs.states(finished[0]))
     assert runs.lines(workdir) == runs.lines(finished[0])
-    # What comes back is that run's encoder, made of Keras' layers.
+    # It returns that run's encoder, made of Keras' layers.
     assert type(encoder).__name__ == "Functional" and encoder.trainable
     assert_equal_weights(encoder, clsa_tf.load_encoder(finished[0]))
 
 
 @pytest.mark.slow
-def test_outside_the_main_thread(tmp_path):
+def test_pretrain_works_outside_the_main_thread(tmp_path):
     for i, image in enumerate(noise(40)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     found = []
@@ -229,7 +229,7 @@ def test_outside_the_main_thread(tmp_path):
 
 
 class Counted:
-    """A dataset from a generator, and how often it was read."""
+    """A dataset from a generator, which counts how often it is read."""
 
     def __init__(self, images, labels):
         self.times = 0
@@ -248,10 +248,10 @@ class Counted:
 
 
 @pytest.mark.slow
-def test_trains_on_a_dataset_that_is_read_once(tmp_path, capfd):
+def test_a_dataset_is_read_only_once(tmp_path, capfd):
     counted = Counted(np.float32(PIXELS) / 255, np.arange(40) % 3)
     settings = SETTINGS | {"total_epochs": 1, "workdir": tmp_path / "run"}
-    # Other classes than the training images'.
+    # The classes differ from those of the training images.
     settings["eval_dataset"] = of((PIXELS[:30], np.arange(30) % 2))
     runs.leave_out_pictures(tmp_path / "run")
     encoder = clsa_tf.pretrain(counted.dataset, **settings)
@@ -295,7 +295,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_lost(tmp_path, kind):
+def test_written_datasets_keep_images_and_labels(tmp_path, kind):
     dataset = tf.data.Dataset.from_tensor_slices(KINDS[kind])
     dataset_writer.write(dataset, tmp_path / "dataset", shard_bytes=20_000)
     assert len(list(tmp_path.glob("dataset/*.tfrecord"))) > 2
@@ -305,7 +305,7 @@ def test_nothing_is_lost(tmp_path, kind):
     assert labels == (LABELS.tolist() if labelled else [-1] * 40)
 
 
-def test_images_of_any_size_and_grey_ones(tmp_path):
+def test_images_of_any_size_and_grey_images_are_kept(tmp_path):
     sizes = [(8, 9), (30, 7), (1, 1)]
     arrays = [noise(1, size=30)[0, :h, :w, :1] for h, w in sizes]
     dataset = tf.data.Dataset.from_generator(
@@ -357,7 +357,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_datasets(tmp_path, kind):
+def test_wrong_datasets_are_rejected(tmp_path, kind):
     dataset, words = WRONG[kind]
     with pytest.raises(UserError) as error:
         dataset_writer.write(dataset, tmp_path / "dataset")
@@ -369,7 +369,7 @@ def test_wrong_datasets(tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["dataset.lock"]
 
 
-def test_another_dataset_for_the_same_workdir(tmp_path):
+def test_another_dataset_for_the_same_workdir_is_rejected(tmp_path):
     dataset_writer.write(of(PIXELS), tmp_path / "dataset")
     with pytest.raises(UserError, match="of 40 images .* received one of 39"):
         dataset_writer.write(of(PIXELS[1:]), tmp_path / "dataset")
@@ -378,7 +378,7 @@ def test_another_dataset_for_the_same_workdir(tmp_path):
         dataset_writer.write(of(PIXELS), tmp_path / "dataset")
 
 
-def test_interrupted_while_writing(tmp_path):
+def test_an_interrupted_write_leaves_no_files(tmp_path):
     def examples():
         for i, image in enumerate(PIXELS):
             if i == 30:
@@ -389,7 +389,7 @@ def test_interrupted_while_writing(tmp_path):
     dataset = tf.data.Dataset.from_generator(
         examples, output_signature=tf.TensorSpec([24, 24, 3], tf.uint8)
     )
-    # Shells start what is in the background with this signal ignored.
+    # Shells start background processes with this signal ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -399,14 +399,14 @@ def test_interrupted_while_writing(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert [p.name for p in tmp_path.iterdir()] == ["dataset.lock"]
-    # What a killed process leaves is in nobody's way.
+    # Files of a killed process do not prevent the next write.
     (tmp_path / "dataset.unfinished").mkdir()
     (tmp_path / "dataset.unfinished" / "images-00099.tfrecord").touch()
     dataset_writer.write(of(PIXELS), tmp_path / "dataset")
     np.testing.assert_array_equal(read(tmp_path / "dataset")[0], PIXELS)
 
 
-def test_where_nothing_can_be_written(tmp_path):
+def test_write_errors_are_user_errors(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Expected to write the dataset"):
         dataset_writer.write(of(PIXELS), tmp_path / "file" / "dataset")
@@ -420,7 +420,7 @@ def test_where_nothing_can_be_written(tmp_path):
     assert not list(tmp_path.glob("dataset*/*"))
 
 
-# ---- What there is
+# ---- Lists and imports
 
 
 def test_methods_are_listed():
@@ -435,7 +435,7 @@ def test_methods_are_listed():
     assert "quickstart" in clsa
 
 
-def test_recipes_of_the_methods():
+def test_methods_are_listed_with_their_recipes():
     described = list_methods.describe()
     assert "  --flagfile= moco_v1, moco_v2, cifar10/moco\n" in described
     for name in flagfiles.recipes():
@@ -443,7 +443,7 @@ def test_recipes_of_the_methods():
             assert re.search(rf"[= ]{name}(,|$)", described, re.M), name
 
 
-def test_importing_takes_no_tensorflow():
+def test_import_does_not_import_tensorflow():
     code = (
         "import clsa_tf, sys; assert 'tensorflow' not in sys.modules; "
         "assert {'pretrain', 'load_encoder'} <= set(dir(clsa_tf))"

@@ -1,4 +1,4 @@
-"""Everything that strangers, or bad luck, may send to a server of a model."""
+"""Hostile and malformed requests get errors and do not stop a server."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ BOMB = png_of_zeros(30_000, 30_000)
 
 @pytest.fixture(scope="module")
 def broken(exported, tmp_path_factory):
-    """Version 2 has no variables, 3 other tags, 4 nothing of use."""
+    """Version 2 has no variables, 3 has other tags, 4 is not a model."""
     base = tmp_path_factory.mktemp("broken")
     for version in (2, 3):
         shutil.copytree(exported.path, base / str(version))
@@ -43,7 +43,7 @@ def broken(exported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(exported, broken, tmp_path_factory):
-    """Serves version 1, and could not load version 4."""
+    """Serves version 1 after it failed to load version 4."""
     base = tmp_path_factory.mktemp("models")
     shutil.copytree(exported.path, base / "1")
     flags = [f"--model_base_path={base}", "--max_num_load_retries=0"]
@@ -59,7 +59,7 @@ def publish(source, base, version):
 
 
 @pytest.fixture(autouse=True)
-def nothing_takes_the_server_down(server):
+def the_server_stays_up(server):
     yield
     assert server.is_alive()
     spec, outputs = predict(server.grpc, request({"image_bytes": [GOOD]}))
@@ -67,8 +67,8 @@ def nothing_takes_the_server_down(server):
     assert np.isfinite(outputs["embedding"]).all()
 
 
-def rejected(server, message, code, *words):
-    """Sent by gRPC."""
+def assert_rejected(server, message, code, *words):
+    """Sends a message by gRPC and checks its rejection."""
     with pytest.raises(grpc.RpcError) as error:
         predict(server.grpc, message, timeout=120)
     assert error.value.code() == code, error.value.details()
@@ -76,7 +76,7 @@ def rejected(server, message, code, *words):
 
 
 def posted(server, body, path="/v1/models/default:predict"):
-    """Sent by REST; returns status and what was said."""
+    """Sends a body by REST; returns status and text of the answer."""
     keyword = "json" if isinstance(body, dict) else "data"
     answer = requests.post(server.rest + path, **{keyword: body}, timeout=120)
     return answer.status_code, answer.text
@@ -99,17 +99,17 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_are_no_images(server, name):
+def test_files_that_are_not_images_are_rejected(server, name):
     encoded, code = FILES[name]
     words = untrusted.reasons(untrusted.DEFAULT)[code]
     message = request({"image_bytes": [GOOD, encoded]})
-    rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT, words)
+    assert_rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT, words)
     body = {"inputs": {"image_bytes": [b64(GOOD), b64(encoded)]}}
     status, text = posted(server, body)
     assert status == 400 and words in text and "image 1 " in text
 
 
-def test_a_hundred_megabytes_of_zeros(server):
+def test_a_request_of_100_mib_is_rejected(server):
     message = request({"image_bytes": [bytes(100 * 2**20)]})
     with pytest.raises(grpc.RpcError) as error:
         predict(server.grpc, message)
@@ -147,17 +147,17 @@ def test_a_hundred_megabytes_of_zeros(server):
     ],
     ids=repr,
 )
-def test_bodies_that_are_wrong(server, body):
+def test_wrong_bodies_are_rejected(server, body):
     status, text = posted(server, body)
     assert status == 400, text
     assert '"error"' in text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(server, value):
+def test_values_that_are_not_finite_are_rejected(server, value):
     images = np.full([2, 32, 32, 3], 0.5, np.float32)
     images[1, 3, 4, 1] = value
-    rejected(
+    assert_rejected(
         server,
         request({"images": images}, "images"),
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -181,14 +181,14 @@ def test_values_that_are_not_finite(server, value):
         ("serving_default", np.zeros([2], np.float32)),
     ],
 )
-def test_shapes_and_types_that_are_wrong(server, signature, value):
+def test_wrong_shapes_and_types_are_rejected(server, signature, value):
     name = "image_bytes" if signature == "serving_default" else "images"
     message = request({name: value}, signature)
-    rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT)
+    assert_rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT)
 
 
-def test_ten_thousand_items(server):
-    """Either all of them are answered, or it is said why not."""
+def test_ten_thousand_items_get_an_answer_or_an_error(server):
+    """Either all items are answered, or the error has a message."""
     message = request({"image_bytes": [GOOD] * 10_000})
     try:
         _, outputs = predict(server.grpc, message, timeout=300)
@@ -217,10 +217,10 @@ def test_ten_thousand_items(server):
         "%s%n",
     ],
 )
-def test_names_with_tricks(server, name):
+def test_malicious_names_are_rejected(server, name):
     message = request({"image_bytes": [GOOD]}, model=name)
     code = grpc.StatusCode.NOT_FOUND
-    rejected(server, message, code, "Servable not found")
+    assert_rejected(server, message, code, "Servable not found")
     quoted = requests.utils.quote(name, safe="")
     for path in (f"/v1/models/{quoted}", f"/v1/models/{quoted}:predict"):
         for url in (path, path.replace("%2F", "/").replace("%2E", ".")):
@@ -230,25 +230,25 @@ def test_names_with_tricks(server, name):
 
 
 @pytest.mark.parametrize("version", ["-1", "0", "99", "1e3", "9" * 40, "1/.."])
-def test_versions_with_tricks(server, version):
+def test_malicious_versions_are_rejected(server, version):
     url = f"{server.rest}/v1/models/default/versions/{version}:predict"
     status = requests.post(url, data=b"{}", timeout=60).status_code
     assert status in (400, 404)
 
 
-def test_messages_that_lie(server):
-    """Tensors whose bytes are not what their shape says."""
+def test_inconsistent_tensors_are_rejected(server):
+    """Tensors whose bytes do not match their shape."""
     message = request({"images": np.zeros([1, 2, 2, 3], np.float32)}, "images")
     tensor = message.inputs["images"]
     for sizes in ([2**40, 2**20, 2, 3], [-1, 2, 2, 3], [1, 2, 2, 4]):
         for dim, size in zip(tensor.tensor_shape.dim, sizes):
             dim.size = size
-        rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT)
+        assert_rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT)
     tensor.dtype = 12345
-    rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT)
+    assert_rejected(server, message, grpc.StatusCode.INVALID_ARGUMENT)
 
 
-def test_bytes_that_are_no_message(server):
+def test_bytes_that_are_not_a_message_are_rejected(server):
     with grpc.insecure_channel(server.grpc) as channel:
         call = channel.unary_unary(
             "/tensorflow.serving.PredictionService/Predict",
@@ -259,7 +259,7 @@ def test_bytes_that_are_no_message(server):
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_broken_versions_are_told_of_and_the_good_one_serves(server):
+def test_broken_versions_are_reported_while_the_good_one_serves(server):
     states = requests.get(server.rest + "/v1/models/default", timeout=60).json()
     found = {
         s["version"]: (s["state"], s["status"]["error_code"] == "OK")
@@ -270,10 +270,10 @@ def test_broken_versions_are_told_of_and_the_good_one_serves(server):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["2", "3"])
-def test_models_without_variables_or_with_other_tags(
+def test_the_older_version_serves_when_the_newer_cannot_be_loaded(
     exported, broken, tmp_path, version
 ):
-    """As the newer one of two: the older one goes on serving."""
+    """The newer version has no variables or other tags."""
     models = tmp_path / "models"
     shutil.copytree(exported.path, models / "1")
     flags = ["--max_num_load_retries=0", f"--model_base_path={models}"]
@@ -294,8 +294,8 @@ def test_models_without_variables_or_with_other_tags(
         assert spec.version.value == 1
 
 
-def test_connections_that_say_nothing(server):
-    """Two hundred of them, while others are served."""
+def test_idle_connections_do_not_block_others(server):
+    """Two hundred connections stay open without a complete request."""
     host, port = server.rest.split("//")[1].split(":")
     idle = [socket.create_connection((host, int(port))) for _ in range(200)]
     for one in idle[:100]:
@@ -306,8 +306,8 @@ def test_connections_that_say_nothing(server):
         one.close()
 
 
-def test_trailers_without_end(server):
-    """They would be held, line by line."""
+def test_endless_trailers_close_the_connection(server):
+    """The server would otherwise keep every line in memory."""
     host, port = server.rest.split("//")[1].split(":")
     head = "POST /v1/models/default:predict HTTP/1.1\r\nHost: a\r\n"
     head += "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
@@ -318,7 +318,7 @@ def test_trailers_without_end(server):
                 connection.sendall(b"a%d: " % i + b"b" * 1000 + b"\r\n")
 
 
-def test_unknown_calls(server):
+def test_an_empty_predict_request_is_rejected(server):
     stub = prediction_service_pb2_grpc.PredictionServiceStub
     with grpc.insecure_channel(server.grpc) as channel:
         with pytest.raises(grpc.RpcError) as error:
@@ -352,7 +352,7 @@ def some_json():
 
 @st.composite
 def mutated_bodies(draw):
-    """A good request of which parts were changed, cut or doubled."""
+    """A valid request with parts changed, removed or inserted."""
     body = bytearray(draw(st.sampled_from(BODIES)))
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.integers(0, len(body)))
@@ -385,5 +385,5 @@ def test_no_body_is_too_odd(server, body):
     max_examples=4_000, deadline=None, suppress_health_check=list(HealthCheck)
 )
 @given(body=mutated_bodies() | some_json() | st.binary(max_size=50))
-def test_no_body_is_too_odd_for_a_minute(server, body):
+def test_thousands_of_odd_bodies_get_an_answer(server, body):
     fuzz(server, body)

@@ -25,7 +25,7 @@ def draw_boxes(count, height, width, min_area, max_area, seed=3):
 
 
 def resize_boxes(image, boxes, *sizes):
-    """Bytes, row by row, as pictures are."""
+    """Returns uint8 `[size, size, 3]` for each size."""
     boxes = np.array(boxes)[np.newaxis]
     results = [
         rectangle.resize()
@@ -44,7 +44,7 @@ def test_to_bytes_rounds_half_up():
 
 def uniform_chi_square(values, bins):
     """Statistic of values in [0, 1] against the uniform distribution."""
-    # Rounding to whole pixels may lead out of the range, but not far.
+    # Rounding to whole pixels may leave the range slightly.
     assert values.min() > -0.005 and values.max() < 1.005
     counts = np.histogram(np.clip(values, 0, 1), bins, (0.0, 1.0))[0]
     expected = len(values) / bins
@@ -74,17 +74,17 @@ def test_area_and_aspect_have_torchvision_s_distributions():
     assert abs(np.corrcoef(area, aspect)[0, 1]) < 0.06
 
 
-def test_corner_is_uniform_over_all_places():
-    # One pixel high or wide: each place of a 1x1 crop occurs equally often.
+def test_corner_is_uniform_over_all_positions():
+    # In an image one pixel high, each 1x1 crop occurs equally often.
     boxes = draw_boxes(2000, 1, 5, 0.2, 0.2)
     assert (boxes[:, 2:] == 1).all()
     counts = np.bincount(boxes[:, 1], minlength=5)
     assert ((counts - 400) ** 2 / 400).sum() < 18.5  # 4 degrees, 99.9 %
 
 
-def test_a_later_try_is_taken_when_the_first_does_not_fit():
-    # The whole area fits only as a square, which rounding makes possible:
-    # nearly every crop is found by one of the ten tries, not the fallback.
+def test_a_later_attempt_is_taken_when_the_first_does_not_fit():
+    # Few aspect ratios fit. Still, one of the ten attempts nearly always
+    # finds a crop, so that the fallback is rare.
     boxes = draw_boxes(300, 40, 50, 0.9, 1.0)
     assert len(np.unique(boxes, axis=0)) > 20
     area = boxes[:, 2] * boxes[:, 3] / 2000
@@ -101,7 +101,7 @@ def test_a_later_try_is_taken_when_the_first_does_not_fit():
     ],
 )
 def test_fallback_is_central(height, width, box):
-    # 90 % of so long an image never has an aspect ratio below 4/3.
+    # A crop of 90 % of such a long image never has an aspect ratio below 4/3.
     boxes = draw_boxes(20, height, width, 0.9, 1.0)
     np.testing.assert_array_equal(boxes, np.tile(box, (20, 1)))
 
@@ -137,7 +137,7 @@ def test_resize_boxes_is_within_one_of_pillow(height, width, box, noise):
         np.testing.assert_array_equal(result, other)
 
 
-def test_boxes_do_not_mix():
+def test_boxes_are_resized_independently():
     image = pillow_chain.photograph(61, 80)
     boxes, sizes = float_boxes(61, 80, 6), (16, 24, 16, 9, 32, 24)
     together = resize_boxes(image, boxes, *sizes)
@@ -146,8 +146,8 @@ def test_boxes_do_not_mix():
         np.testing.assert_array_equal(result, alone)
 
 
-def test_images_do_not_mix():
-    """Three of different sizes, two views of each."""
+def test_images_are_resized_independently():
+    """Three images of different sizes, two views of each."""
     images = [pillow_chain.photograph(9 + i, 14, seed=i) for i in range(3)]
     boxes = np.array(
         [[[i, 2, 5, 7 + i], [1 + i, i, 6, 8]] for i in range(3)], np.int32
@@ -166,7 +166,7 @@ def float_boxes(height, width, count=20):
     sides = rng.uniform(0.2, 1.0, [count, 2]) * [height, width]
     corner = rng.uniform(0, 1, [count, 2]) * ([height, width] - sides)
     boxes = np.concatenate([corner, sides], axis=1)
-    # As decoding at an eighth of the size makes them.
+    # Decoding at an eighth of the size gives multiples of 1/8.
     boxes[::2] = np.floor(boxes[::2] * 8) / 8
     return boxes.astype(np.float32)
 
@@ -183,8 +183,8 @@ def pillow_resize(image, box, size):
 
 
 @pytest.mark.parametrize("height, width", [(61, 80), (200, 150), (9, 7)])
-def test_resize_of_fractions_of_pixels_is_within_one_of_pillow(height, width):
-    """Where Pillow, too, sees only the pixels that the box touches."""
+def test_resize_of_fractional_boxes_is_within_one_of_pillow(height, width):
+    """Pillow, too, gets only the pixels that the box touches."""
     image = pillow_chain.photograph(height, width)
     sizes = (1, 16, 48, 96)
     for box in float_boxes(height, width):
@@ -198,15 +198,15 @@ def test_resize_of_fractions_of_pixels_is_within_one_of_pillow(height, width):
 
 
 @pytest.mark.parametrize("height, width", [(61, 80), (200, 150)])
-def test_resize_of_fractions_of_pixels_does_not_look_beyond_them(height, width):
-    """Pillow does, given the whole image: at the edge results differ.
+def test_resize_reads_no_pixels_outside_the_box(height, width):
+    """Given the whole image, Pillow does: at the edge results differ.
 
-    Inside, where the filter does not reach across the edge of the box, they
-    differ by 1/255 at most. At the edge it depends on the image: it is up to
+    Inside, where the filter does not cross the edge of the box, they differ by
+    1/255 at most. At the edge the difference depends on the image: it is up to
     23/255 on these photographs, and below 0.4/255 on average over a crop.
     """
     image = pillow_chain.photograph(height, width)
-    sizes, furthest = (16, 48, 96), 0
+    sizes, largest = (16, 48, 96), 0
     for box in float_boxes(height, width):
         for size, result in zip(sizes, resize_boxes(image, [box] * 3, *sizes)):
             expected = pillow_resize(image, box, size)
@@ -217,8 +217,8 @@ def test_resize_of_fractions_of_pixels_does_not_look_beyond_them(height, width):
             inside = difference[down : size - down, across : size - across]
             assert inside.size and inside.max() <= 1
             assert difference.max() <= 25 and difference.mean() < 0.4
-            furthest = max(furthest, difference.max())
-    assert furthest > 1
+            largest = max(largest, difference.max())
+    assert largest > 1
 
 
 @pytest.mark.parametrize(

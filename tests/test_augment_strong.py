@@ -9,7 +9,7 @@ from clsa_tf.augment.strong_ops import STRONG_OPS
 from tests.marks import slow_but
 
 SIZES = [(1, 1), (2, 3), (33, 20), (3, 2), (5, 1), (16, 17), (64, 64)]
-COUNT = 30  # images in every batch, so that a size is compiled once
+COUNT = 30  # images in every batch, so that each size is compiled once
 # Grey values whose results under Pillow 13 are written out below.
 ROW = [0, 1, 51, 52, 127, 128, 129, 200, 254, 255]
 
@@ -47,7 +47,7 @@ def number(name):
 
 
 def every_case(height, width, levels, turns=1):
-    """Each op, level and sign, shuffled to mix; after 5 turns on each image."""
+    """Each op, level and sign, shuffled; 5 turns cover every image."""
     images = np.stack(images_of(height, width))
     names = np.arange(len(strong.NAMES), dtype=np.int32)
     levels, signs = np.array(levels, np.int32), np.array([1, -1], np.int32)
@@ -138,7 +138,7 @@ def test_affine_ops_equal_pillow_at_every_hundredth(name, height, width):
     assert_equal_pillow(in_batches(compiled, *cases), *cases)
 
 
-def test_names_and_pools():
+def test_each_pool_leaves_out_one_op():
     assert list(strong.NAMES) == sorted(pillow_chain.OPS)
     released, paper = strong.POOLS["released"], strong.POOLS["paper"]
     assert len(released) == len(paper) == 14
@@ -171,12 +171,12 @@ def test_names_and_pools():
         ("Solarize", 250, ROW, [*ROW[:7], 55, 1, 0]),  # from 256 - 64 on
     ],
 )
-def test_golden_row(name, level, values, expected):
+def test_grey_values_equal_golden_rows(name, level, values, expected):
     result = apply_op(name, row(values), level)
     np.testing.assert_array_equal(result, row(expected))
 
 
-def test_golden_colour():
+def test_color_equals_the_golden_value():
     """Luma 124 of (200, 100, 50), blended half and half."""
     pixel = np.array([200, 100, 50], np.uint8).reshape(1, 3, 1, 1)
     assert primitives.luma(pixel).numpy().item() == 124
@@ -199,14 +199,14 @@ def test_enhancements_only_weaken():
 def test_affine_equals_pillow():
     image = pillow_chain.photograph(29, 40)
     rng = np.random.default_rng(2)
-    wild = rng.normal(0, 1, (40, 6)) * [1, 1, 9, 1, 1, 9]
-    tame = [
+    random_matrices = rng.normal(0, 1, (40, 6)) * [1, 1, 9, 1, 1, 9]
+    typical_matrices = [
         (1, 0.12, 0, 0, 1, 0),
         (1, 0, -3, 0, 1, 2),
         (-1, 0, 40, 0, 1, 0),
         (1, 0, 9000, 0, 1, 0),
     ]
-    matrices = np.concatenate([wild, tame])
+    matrices = np.concatenate([random_matrices, typical_matrices])
     batch = planes(np.repeat(image[np.newaxis], len(matrices), axis=0))
     index = primitives.source_index(matrices, height=29, width=40)
     assert index.dtype == tf.int32 and index.shape == (44, 29, 40)
@@ -276,7 +276,7 @@ def test_choose_runs_one_branch_for_one_image_and_selects_for_more():
 
 @pytest.mark.parametrize("run", slow_but(1, RUNS[::-1]))
 def test_eager_map_and_compiled_agree(run):
-    """With sizes unknown beforehand, too."""
+    """Also with sizes that are unknown when traced."""
     cases = every_case(16, 17, [100, 437])
     expected = run(compiled, *cases)
     np.testing.assert_array_equal(run(strong.apply_one, *cases), expected)
@@ -322,7 +322,7 @@ def chi_square(counts, expected):
 
 
 @pytest.mark.parametrize("max_level", [10, 5, 2])
-def test_draws_are_those_of_the_released_code(max_level):
+def test_draws_follow_the_released_code(max_level):
     count = 3000
     drawn = draws(count, max_level=max_level)
     assert all(value.shape == (count, 5) for value in drawn.values())
@@ -336,7 +336,7 @@ def test_draws_are_those_of_the_released_code(max_level):
 
 
 @pytest.mark.parametrize("max_level", [10, 5, 2])
-def test_draws_are_those_of_the_paper(max_level):
+def test_draws_follow_the_paper(max_level):
     drawn = draws(60000, pool="paper", max_level=max_level)
     # Every hundredth from 0 to the bound.
     levels = np.bincount(drawn["level"].ravel())
@@ -361,7 +361,7 @@ def assert_ops_applications_and_signs(drawn, absent):
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-23])
 @pytest.mark.parametrize("pool", strong.POOLS)
 @pytest.mark.parametrize("max_level", [2, 7, 10])
-def test_the_ends_of_the_draws(uniform, pool, max_level):
+def test_extreme_uniform_numbers_give_extreme_draws(uniform, pool, max_level):
     numbers = tf.fill([4, 1], uniform)
     drawn = strong.draw(numbers, pool=pool, max_level=max_level)
     names = strong.POOLS[pool]
@@ -403,7 +403,7 @@ def test_draws_are_independent_and_with_replacement():
 
 
 @pytest.mark.parametrize("pool", slow_but(1, strong.POOLS))
-def test_sequence_equals_pillow_in_every_way_to_run_it(pool):
+def test_sequence_equals_pillow_eager_mapped_and_compiled(pool):
     image = pillow_chain.photograph(40, 31)
     images = tf.constant(planes(np.repeat(image[np.newaxis], 60, axis=0)))
     drawn = draws(60, pool=pool)
@@ -428,7 +428,7 @@ def test_sequence_equals_pillow_in_every_way_to_run_it(pool):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_only_what_is_applied_is_executed(count):
+def test_only_applied_ops_change_an_image(count):
     image = pillow_chain.photograph(12, 12)
     images = planes(np.stack([image] * count))
     params = {
@@ -449,7 +449,7 @@ def test_only_what_is_applied_is_executed(count):
     np.testing.assert_array_equal(result, [image] * (count - 1) + [changed])
 
 
-def test_describe():
+def test_describe_lists_applied_ops_with_their_values():
     names = [
         ("Rotate", 400, -1, True),
         ("ShearX", 900, 1, False),

@@ -43,8 +43,8 @@ def images_of(height, width, count=COUNT):
 
 
 @pytest.mark.parametrize("height, width", SIZES)
-def test_texture_equals_the_oracle_in_every_way_to_run_it(height, width):
-    """Byte for byte: alone, together, compiled and not."""
+def test_texture_equals_the_reference_eager_and_compiled(height, width):
+    """Byte for byte: one image or several, compiled or eager."""
     images, params = images_of(height, width), draws(COUNT)
     together = upright(compiled(transposed(images), params))
     eager = upright(texture.randomize(transposed(images), params))
@@ -60,7 +60,7 @@ def test_texture_equals_the_oracle_in_every_way_to_run_it(height, width):
 
 @pytest.mark.parametrize("signs", [[1] * 4 + [-1] * 5, [-1, 1] * 4 + [1]])
 def test_the_largest_kernels_are_exact(signs):
-    """Where float32 would round first, were it to round."""
+    """With these kernels float32 would round first."""
     images = images_of(20, 31, count=8)
     # Uniform numbers next to 0 and 1.
     kernel = np.where(np.array(signs) > 0, 1 - 2.0**-23, 0)
@@ -75,24 +75,24 @@ def test_the_largest_kernels_are_exact(signs):
         np.testing.assert_array_equal(result, expected)
 
 
-def test_identity_and_a_shift_by_one_pixel():
+def test_unit_kernels_keep_or_shift_the_image():
     image = images_of(6, 7, count=1)
     unit = texture.UNIT * np.eye(9, dtype=np.int32)
     params = {"kernel": unit[[4]], "alpha": np.int32([0])}
     same = upright(texture.randomize(transposed(image), params))
     np.testing.assert_array_equal(same, image)
-    # The top right neighbour, and at the border the border again.
+    # Takes the top right neighbour; at the border, the border is repeated.
     params["kernel"] = unit[[2]]
     shifted = upright(texture.randomize(transposed(image), params))
     expected = np.pad(image, [(0, 0), (1, 0), (0, 1), (0, 0)], "edge")
     np.testing.assert_array_equal(shifted, expected[:, :6, 1:])
-    # Of the original alone nothing changes.
+    # With the original alone nothing changes.
     params["alpha"] = np.int32([texture.UNIT])
     same = upright(texture.randomize(transposed(image), params))
     np.testing.assert_array_equal(same, image)
 
 
-def test_surfaces_of_one_colour_stay_as_they_are():
+def test_images_of_one_colour_do_not_change():
     colours = np.random.default_rng(0).integers(0, 256, [COUNT, 1, 1, 3])
     images = np.tile(colours, [1, 5, 6, 1]).astype(np.uint8)
     result = upright(texture.randomize(transposed(images), draws(COUNT)))
@@ -113,7 +113,7 @@ def test_texture_changes_while_colours_and_shapes_stay():
     # Mean colours of 25 patches; 255 is the largest difference.
     difference = np.abs(coarse(changed) - coarse(images))
     assert difference.mean() < 3 and difference.max() < 20
-    # Steps from pixel to pixel become larger or smaller.
+    # Differences between neighbouring pixels become larger or smaller.
     before, after = (
         np.diff(x.astype(float), axis=2).std(axis=(1, 2, 3))
         for x in (images, changed)
@@ -138,7 +138,7 @@ def test_kernels_sum_to_one_and_spread_as_stated():
     difference = (others[:, 0] - others[:, 1]) / texture.UNIT
     assert 1.9 < np.abs(difference).max() <= 2
     assert abs(difference.var() - 2 / 3) < 0.04
-    # All nine alike, but for the remainder that the centre takes.
+    # All nine have one distribution, except the remainder in the centre.
     mean, deviation = kernel.mean(axis=0), kernel.std(axis=0)
     np.testing.assert_allclose(mean, texture.UNIT / 9, atol=7)
     np.testing.assert_allclose(deviation, deviation.mean(), rtol=0.05)

@@ -10,7 +10,7 @@ from clsa_tf.augment import chain, strong, views
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
 
-# Two pairs of views go together through the accelerator's chain.
+# The accelerator completes two pairs of these views together.
 VIEWS = (
     View("query", 32, 0.2, 1.0),
     View("key", 32, 0.2, 1.0, like="query", shared=("jitter",), shuffle=True),
@@ -27,7 +27,7 @@ VIEWS = (
         shared=("crop", "flip"),
     ),
     View("strong_2", 16, 0.05, 0.2, strong_ops=3, blur=0.1),
-    # Everything else there is: two that go together, and one that does not.
+    # All other settings: one more pair, and a view that is completed alone.
     View(
         "full_0",
         16,
@@ -67,7 +67,7 @@ VIEWS = (
     ),
 )
 FULL = VIEWS[-1]
-# Of an odd number, so that a size does not always meet the same seeds.
+# An odd number of sizes, so that each occurs with different seeds.
 SIZES = [(90, 70), (64, 64), (33, 48), (1, 1), (3, 2), (50, 61), (24, 32)]
 COUNT = 84
 IMAGES = [
@@ -81,7 +81,7 @@ def seed_of(i):
 
 
 def drawn(seeds, sizes, sequence=VIEWS):
-    """What the compiled program draws for several images."""
+    """Draws for several images: boxes, packed parts, unpacked parameters."""
     boxes, packed = chain.compiled_draw(tuple(sequence))(seeds, sizes)
     parts = views.split_packed(packed, views=sequence)
     params = {v.name: views.unpack(parts[v.name], v) for v in sequence}
@@ -89,7 +89,7 @@ def drawn(seeds, sizes, sequence=VIEWS):
 
 
 def make(images, seeds, sequence=VIEWS):
-    """What the pipeline makes of some images, and of what it was made."""
+    """Returns the pipeline's views of some images, and their parameters."""
     sizes = tf.stack([tf.shape(image)[:2] for image in images])
     boxes, packed, params = drawn(seeds, sizes, sequence)
     result = {"boxes": boxes, "packed": packed, "params": params}
@@ -102,7 +102,7 @@ def make(images, seeds, sequence=VIEWS):
 
 @pytest.fixture(scope="module")
 def made():
-    """`make` in a dataset, three at a time, as arrays with COUNT rows."""
+    """Results of `make` in a dataset, three images at a time: COUNT rows."""
 
     def triples():
         for i in range(0, COUNT, 3):
@@ -144,7 +144,7 @@ def draws(count, sequence, seed=5, size=(500, 500)):
 
 
 def test_views_are_functions_of_their_seed(made):
-    """In a dataset of several threads as outside, with others or alone."""
+    """In a dataset with several threads or outside, together or alone."""
     first, name = VIEWS[:1], VIEWS[0].name
     for i in reversed(range(COUNT)):
         alone = make([tf.constant(IMAGES[i])], seed_of(i)[np.newaxis], first)
@@ -159,8 +159,8 @@ def test_views_are_functions_of_their_seed(made):
         assert len(set(large)) == len(large)
 
 
-def test_what_was_drawn_survives_packing(made):
-    """Compiled, packed and unpacked equals drawn one by one."""
+def test_draws_survive_packing(made):
+    """Compiled, packed and unpacked draws equal single eager draws."""
     # Compilers may fuse products and sums of floats.
     assert_near = functools.partial(np.testing.assert_allclose, rtol=1e-6)
     for i in range(0, COUNT, 7):
@@ -170,7 +170,7 @@ def test_what_was_drawn_survives_packing(made):
         tf.nest.map_structure(assert_near, one, row(made["params"], i))
 
 
-def test_boxes_are_those_of_the_whole_draw(made):
+def test_boxes_equal_those_of_the_full_draw(made):
     for i, view in enumerate(VIEWS):
         boxes = made["params"][view.name]["box"]
         np.testing.assert_array_equal(made["boxes"][:, i], boxes)
@@ -210,14 +210,14 @@ def test_weak_views_equal_pillow_up_to_the_rounding_of_the_crop(made):
         difference = np.abs(
             made["completed"]["query"][i].astype(int) - expected
         )
-        # A crop that is off by one may land in the next step of the hue.
+        # A difference of one in the crop may reach the next step of the hue.
         assert np.mean(difference) < 1.0 and np.mean(difference > 3) < 0.05
         differences.append(difference)
     assert np.mean(differences) < 0.2
 
 
 def batch_of(made, **others):
-    """An unfinished batch, as the pipeline gives it to accelerators."""
+    """An incomplete batch, as the pipeline passes it to accelerators."""
     packed = {views.params_key(v): made["packed"][v.name] for v in VIEWS}
     batch = made["crops"] | packed | others
     return tf.nest.map_structure(tf.constant, batch)
@@ -225,7 +225,7 @@ def batch_of(made, **others):
 
 @pytest.mark.slow
 def test_host_equals_device(made):
-    """One by one, each through its own branches, and all through all."""
+    """The host takes each image's own branches, the device all of them."""
     batch = batch_of(made, key_order=np.arange(COUNT))
     step = tf.function(lambda x: chain.complete_batch(x, views=list(VIEWS)))
     completed = step(batch)
@@ -247,11 +247,11 @@ def test_eager_completion_equals_compiled(made, begin, count):
     assert_equal(completed, some["completed"])
 
 
-# --- what is drawn -----------------------------------------------------------
+# --- draws -------------------------------------------------------------------
 
 
 def columns_of(params):
-    """Independent random numbers of one view, by the part they belong to."""
+    """Independent random numbers of one view, by part."""
     height, width = params["box"][:, 2], params["box"][:, 3]
     order = 1000 * params["order"][:, 0] + params["order"][:, 1]
     result = {
@@ -265,7 +265,7 @@ def columns_of(params):
         result[name] = [params[name]]
     if "texture" in params:
         texture = params["texture"]
-        # The sum of a kernel's numbers is given, their differences are free.
+        # The sum of a kernel's numbers is fixed; their differences are free.
         kernel = texture["kernel"][:, [0, 2, 5, 7]]
         kernel = kernel - texture["kernel"][:, [1, 3, 6, 8]]
         result["texture"] = [texture["apply"], texture["alpha"], *kernel.T]
@@ -278,7 +278,7 @@ def columns_of(params):
 
 
 def correlations(one, other):
-    """Of each row of one with each row of the other."""
+    """Correlations of each row of `one` with each row of `other`."""
     count = len(one)
     return np.abs(np.corrcoef(np.r_[one, other])[:count, count:])
 
@@ -293,7 +293,7 @@ def test_all_parts_of_all_views_are_drawn_independently():
     assert np.max(correlations(rows, rows) - np.eye(len(rows))) < 0.158
 
 
-def test_a_shared_part_is_equal_and_no_other():
+def test_only_the_shared_part_is_equal():
     first = dataclasses.replace(FULL, name="first")
     like_first = [
         dataclasses.replace(
@@ -313,7 +313,7 @@ def test_a_shared_part_is_equal_and_no_other():
     assert_equal(drawn["first"]["box"], drawn["crop"]["box"])
 
 
-def test_jitter_shared_by_query_and_key(made):
+def test_query_and_key_share_only_the_jitter(made):
     query, key = (made["params"][name] for name in ("query", "key"))
     for name in ("jitter", "factors", "order"):
         np.testing.assert_array_equal(query[name], key[name])
@@ -321,7 +321,7 @@ def test_jitter_shared_by_query_and_key(made):
         assert (query[name] != key[name]).any(), name
 
 
-def test_rotation_and_texture_shared_by_two_views(made):
+def test_two_views_share_only_rotation_and_texture(made):
     one, two = (made["params"][f"full_{i}"] for i in (0, 1))
     np.testing.assert_array_equal(one["rotation"], two["rotation"])
     assert_equal(one["texture"], two["texture"])
@@ -332,14 +332,14 @@ def test_rotation_and_texture_shared_by_two_views(made):
 def test_sharing_everything_gives_the_same_view():
     one = dataclasses.replace(FULL, name="one")
     two = dataclasses.replace(one, name="two", like="one", shared=views.PARTS)
-    # Even with one that shares.
+    # Also with a view that itself shares.
     three = dataclasses.replace(two, name="three", like="two")
     drawn = draws(50, [one, two, three])
     assert_equal(drawn["one"], drawn["two"])
     assert_equal(drawn["one"], drawn["three"])
 
 
-def test_a_view_does_not_depend_on_those_after_it():
+def test_a_view_does_not_depend_on_later_views():
     everything = draws(20, VIEWS)
     for count in (1, 3):
         some = draws(20, VIEWS[:count])
@@ -349,7 +349,7 @@ def test_a_view_does_not_depend_on_those_after_it():
     assert_equal(row(some, 0), row(everything["query"], 3))
 
 
-def test_settings_reach_what_is_drawn():
+def test_draws_follow_the_settings():
     drawn = draws(1000, VIEWS)
     full = drawn["full_1"]
     shares = [full[k].mean() for k in ("jitter", "blur", "flip", "solarize")]
@@ -375,8 +375,8 @@ def test_settings_reach_what_is_drawn():
     assert 0.049 < area.min() < 0.06 and 0.19 < area.max() < 0.201
 
 
-def test_parts_that_a_view_lacks_cost_nothing():
-    """No numbers, no columns; what the others draw stays what it was."""
+def test_absent_parts_cost_nothing():
+    """They need no numbers and no columns, and change no other draws."""
     plain = VIEWS[0]
     assert views.number_slices([plain])[1] == 32
     assert views.packed_width(plain) == 17
@@ -400,8 +400,8 @@ def test_parts_that_a_view_lacks_cost_nothing():
     assert_equal(one, {name: other[name] for name in one})
 
 
-def test_draws_stay_what_they_were():
-    """Golden values: with others, runs could not be repeated."""
+def test_draws_equal_golden_values():
+    """With other values, earlier runs could not be repeated."""
     view = View("query", 32, 0.2, 1.0, strong_ops=5)
     params = draws(1, [view, dataclasses.replace(view, name="key")])["key"]
     np.testing.assert_array_equal(params["box"], [[125, 43, 331, 389]])
@@ -411,7 +411,7 @@ def test_draws_stay_what_they_were():
     np.testing.assert_array_equal(params["strong"]["op"], [[5, 1, 9, 5, 0]])
 
 
-# --- what is refused ---------------------------------------------------------
+# --- rejected views ----------------------------------------------------------
 
 
 def assert_one_sentence(error, word):
@@ -447,7 +447,7 @@ def assert_one_sentence(error, word):
         ({"shared": ("crop",)}, "like=''"),
     ],
 )
-def test_impossible_views_are_refused(change, word):
+def test_impossible_views_are_rejected(change, word):
     settings = dict(name="query", size=8, min_area=0.2, max_area=1.0)
     View(**settings)
     with pytest.raises(UserError) as error:
@@ -455,7 +455,7 @@ def test_impossible_views_are_refused(change, word):
     assert_one_sentence(error, word)
 
 
-def assert_refused(sequence, word):
+def assert_rejected(sequence, word):
     with pytest.raises(UserError) as error:
         views.draw([1, 2], [50, 50], views=sequence)
     assert_one_sentence(error, word)
@@ -463,7 +463,7 @@ def assert_refused(sequence, word):
     with pytest.raises(UserError):
         chain.compiled_draw(tuple(sequence))([[1, 2]], [[50, 50]])
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-        pass  # Models can be built still.
+        pass  # Models can still be built.
 
 
 @pytest.mark.parametrize(
@@ -475,10 +475,10 @@ def assert_refused(sequence, word):
     ],
     ids=["after", "unknown", "itself"],
 )
-def test_views_that_share_with_none_before_are_refused(changes):
+def test_views_that_share_with_no_earlier_view_are_rejected(changes):
     sequence = [dataclasses.replace(VIEWS[0], **change) for change in changes]
     (like,) = {repr(view.like) for view in sequence if view.like}
-    assert_refused(sequence, like)
+    assert_rejected(sequence, like)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ def test_views_that_share_with_none_before_are_refused(changes):
         ("strong", {"strong_level": 9}),
     ],
 )
-def test_views_that_differ_in_what_they_share_are_refused(part, change):
+def test_views_that_differ_in_a_shared_part_are_rejected(part, change):
     a = dataclasses.replace(VIEWS[0], name="a")
     b = dataclasses.replace(
         a, name="b", like="a", shared=tuple(p for p in views.PARTS if p != part)
@@ -507,6 +507,6 @@ def test_views_that_differ_in_what_they_share_are_refused(part, change):
     views.number_slices([a, dataclasses.replace(b, **change), everything])
     differs = dataclasses.replace(b, shared=views.PARTS, **change)
     (setting,) = change
-    assert_refused([a, differs], setting)
-    # With whom it shares does not matter, nor what it has more of.
-    assert_refused([dataclasses.replace(a, **change), everything], setting)
+    assert_rejected([a, differs], setting)
+    # Either of the two views may have the other setting.
+    assert_rejected([dataclasses.replace(a, **change), everything], setting)

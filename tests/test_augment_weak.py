@@ -12,7 +12,7 @@ from tests.marks import slow_but
 
 SIZES = [(1, 1), (2, 3), (5, 1), (1, 7), (3, 4), (32, 48)]
 FACTORS = np.float32([0.0, 0.14, 0.2, 0.6, 0.86, 1.0, 1.4, 1.8])
-# Like published views, but for some probabilities.
+# Like published views, except for some probabilities.
 SETTINGS = {
     "MoCo v2": {},
     "MoCo v1": dict(
@@ -53,7 +53,7 @@ def view_of(**settings):
 
 
 def draw(uniform, **settings):
-    """The view that uniform numbers give."""
+    """Draws a view's parameters from uniform numbers."""
     needs = weak.num_uniforms(view_of(**settings))
     parts = tf.split(uniform, list(needs.values()))
     return weak.draw(dict(zip(needs, parts)), view_of(**settings))
@@ -145,7 +145,7 @@ def test_gaussian_blur_equals_pillow(height, width, blur_batch):
             np.testing.assert_array_equal(result, expected)
 
 
-def test_gaussian_blur_golden_values():
+def test_gaussian_blur_equals_golden_values():
     """Central value of a blurred white pixel, as measured with Pillow 13."""
     impulse = np.zeros([3, 3, 15, 15], np.uint8)
     impulse[..., 7, 7] = 255
@@ -153,7 +153,7 @@ def test_gaussian_blur_golden_values():
     np.testing.assert_array_equal(blurred[:, 0, 7, 7], [249, 42, 9])
 
 
-# As part of a compiled chain it must not fuse sums with products.
+# In a compiled chain XLA must not fuse its sums with products.
 HUES = [shift_hue, tf.function(shift_hue, jit_compile=True)]
 
 
@@ -196,7 +196,7 @@ def test_solarize_equals_pillow():
 
 @pytest.mark.parametrize("turns", range(4))
 def test_rotation_equals_pillow(turns):
-    """Counter-clockwise; the whole chain with nothing else drawn."""
+    """Counter-clockwise; the whole chain with no other part applied."""
     image = pillow_chain.photograph(9, 9)
     never = dict(jitter_probability=0, gray=0, blur=0, flip=0)
     params = draws(1, **never, rotation=True)
@@ -210,8 +210,8 @@ def test_rotation_equals_pillow(turns):
 @pytest.mark.parametrize(
     "settings", slow_but(1, SETTINGS.values()), ids=SETTINGS
 )
-def test_whole_chain_equals_pillow_in_every_way_to_run_it(settings):
-    # Quarter turns are for squares.
+def test_whole_chain_equals_pillow_eager_mapped_and_compiled(settings):
+    # Quarter turns need square images.
     width = 40 if "rotation" in settings else 31
     image = pillow_chain.photograph(40, width)
     images = tf.constant(repeated(image, 120))
@@ -261,13 +261,13 @@ def test_draws_have_the_stated_probabilities(settings, stated):
     for name, p in stated.items():
         deviation = np.sqrt(p * (1 - p) / count)
         assert abs(drawn[name].mean() - p) < 3.3 * deviation, name
-    # Coins are tossed independently of one another.
-    coins = np.stack([drawn[name] for name in stated]).astype(float)
-    assert np.abs(np.corrcoef(coins) - np.eye(len(coins))).max() < 0.04
+    # Decisions are independent of one another.
+    decisions = np.stack([drawn[name] for name in stated]).astype(float)
+    assert np.abs(np.corrcoef(decisions) - np.eye(len(decisions))).max() < 0.04
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_probabilities_of_never_and_always(probability):
+def test_probabilities_zero_and_one_are_exact(probability):
     drawn = draws(
         500,
         jitter_probability=probability,
@@ -310,15 +310,15 @@ def test_quarter_turns_are_equally_likely():
     assert ((counts - 1000) ** 2 / 1000).sum() < 16.3  # 3 degrees, 99.9 %
 
 
-def test_parts_that_a_view_lacks_need_no_numbers():
+def test_absent_parts_need_no_numbers():
     plain, full = view_of(), view_of(**SETTINGS["all"])
-    lacked = {"rotation", "texture", "solarize"}
+    absent = {"rotation", "texture", "solarize"}
     assert sum(weak.num_uniforms(plain).values()) == 10
-    for name in lacked:
+    for name in absent:
         assert (
             weak.num_uniforms(plain)[name] == 0 < weak.num_uniforms(full)[name]
         )
-    assert set(weak.specs(full)) - set(weak.specs(plain)) == lacked
+    assert set(weak.specs(full)) - set(weak.specs(plain)) == absent
     for settings in ({}, SETTINGS["all"]):
         specs = weak.specs(view_of(**settings))
         drawn = draws(1, **settings)

@@ -1,4 +1,4 @@
-"""What `auto` becomes, and what a run is warned of."""
+"""The values that `auto` resolves to, and the warnings of a run."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def chosen(config):
         ("cacr", dict(images=50_000, replicas=1), ("sync", None, None)),
     ],
 )
-def test_recipes_are_as_published_where_they_were_published(
+def test_auto_gives_published_recipes_their_published_values(
     recipe, data, expected
 ):
     config = parse(f"--flagfile=configs/{recipe}.flags")
@@ -61,14 +61,14 @@ def test_recipes_are_as_published_where_they_were_published(
     assert advice.advice(resolved, **data) == []
 
 
-def test_command_of_record_on_one_gpu_has_the_statistics_of_eight():
+def test_one_gpu_gets_the_batch_statistics_of_eight():
     config = parse("--flagfile=configs/clsa.flags")
     resolved = auto.resolve(config, images=1_281_167, replicas=1)
     assert chosen(resolved) == dict(bn="split", splits=8, queue=65_536, m=0.999)
     assert advice.advice(resolved, images=1_281_167, replicas=1) == []
 
 
-def test_readmes_command_on_680_photographs():
+def test_readme_command_gets_values_for_680_photographs():
     config = parse("--flagfile=configs/clsa.flags", "--total_epochs=100")
     resolved = auto.resolve(config, **PHOTOS)
     assert chosen(resolved) == dict(bn="split", splits=8, queue=256, m=0.9)
@@ -81,7 +81,7 @@ def test_readmes_command_on_680_photographs():
 @pytest.mark.parametrize("method", methods.names())
 @pytest.mark.parametrize("replicas, micro", [(1, 1), (1, 4), (4, 1), (2, 2)])
 @pytest.mark.parametrize("images", [1, 70, 700, 60_000, 10**7])
-def test_whatever_is_chosen_can_be_run(method, replicas, micro, images):
+def test_resolved_values_can_be_run(method, replicas, micro, images):
     config = config_lib.default(method, batch_size=64, accumulation_steps=micro)
     data = dict(images=images, replicas=replicas)
     resolved = auto.resolve(config, **data)
@@ -93,7 +93,7 @@ def test_whatever_is_chosen_can_be_run(method, replicas, micro, images):
         extended=types.SimpleNamespace(worker_devices=()),
     )
     checks.check_batch(resolved, max(images, 64), strategy)
-    # Nothing that was chosen is warned of.
+    # No resolved value causes a warning.
     warned = " ".join(advice.advice(resolved, **data))
     for flag in ("--batch_norm", "longer than the data", "--key_momentum"):
         assert flag not in warned or images == 1, warned
@@ -130,7 +130,7 @@ def test_whatever_is_chosen_can_be_run(method, replicas, micro, images):
         (1000, 3, None),
     ],
 )
-def test_parts_of_the_batch(batch, multiple, parts):
+def test_number_of_parts_depends_on_the_batch_size(batch, multiple, parts):
     assert auto._parts(batch, multiple) == parts
 
 
@@ -147,7 +147,7 @@ def test_parts_of_the_batch(batch, multiple, parts):
         (10**8, 65_536),
     ],
 )
-def test_length_of_the_queue(images, size):
+def test_queue_size_depends_on_the_number_of_images(images, size):
     config = config_lib.default("moco")
     assert auto.resolve(config, images=images, replicas=1).options == (
         auto.resolve(
@@ -162,8 +162,8 @@ def test_symmetric_queue_holds_the_keys_of_one_step():
 
 
 @pytest.mark.parametrize("share, bound", [(0.25, 0.04), (0.75, 0.3), (1, 0.52)])
-def test_how_often_a_query_meets_an_older_key_of_its_own_image(share, bound):
-    """The reason for a quarter: (K / N)^2 / 2, by counting."""
+def test_older_keys_of_the_query_s_own_image_are_rare(share, bound):
+    """It is (K / N)^2 / 2, small for queues of a quarter of the images."""
     images = 400
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(images) for _ in range(30)])
@@ -186,7 +186,7 @@ def test_momentum_follows_the_length_of_the_run(epochs, m):
         assert m**steps < math.exp(-auto.TIMES * 0.85)  # rounded
 
 
-def test_what_a_person_chose_stays():
+def test_explicit_values_are_kept():
     settings = dict(batch_norm="local", queue_size=65_536, key_momentum=0.999)
     config = config_lib.default("clsa", **settings)
     resolved = auto.resolve(config, **PHOTOS)
@@ -197,11 +197,11 @@ def test_what_a_person_chose_stays():
     assert (found.batch_norm, found.batch_norm_splits) == ("split", 4)
 
 
-def test_explicit_parts_of_a_batch_that_has_none():
+def test_explicit_split_of_an_indivisible_batch_is_rejected():
     config = config_lib.default("moco", batch_norm="split", batch_size=251)
     with pytest.raises(UserError, match="^Expected.*251.*; use a multiple"):
         auto.resolve(config, images=10**6, replicas=1)
-    # Left to us, it is run, with a warning.
+    # With `auto` it can be run, with a warning.
     resolved = auto.resolve(
         config.replace(batch_norm="auto"), images=10**6, replicas=1
     )
@@ -257,7 +257,7 @@ def test_reasons_name_value_number_and_published_value():
         ("looc", dict(queue_size=1024), IMAGENET, ["--inbatch_negatives"]),
     ],
 )
-def test_advice(method, changes, data, words):
+def test_each_unsuitable_value_causes_one_warning(method, changes, data, words):
     config = config_lib.default(method)
     before = advice.advice(auto.resolve(config, **IMAGENET), **IMAGENET)
     assert before == []
@@ -275,7 +275,7 @@ def test_advice(method, changes, data, words):
     "recipe, slow",
     [("clsa", True), ("byol", True), ("quickstart", False), ("photos", False)],
 )
-def test_without_an_accelerator_large_networks_are_warned_of(recipe, slow):
+def test_large_networks_without_an_accelerator_cause_a_warning(recipe, slow):
     config = auto.resolve(parse(f"--flagfile={recipe}"), **PHOTOS)
     new = set(advice.advice(config, **PHOTOS, accelerated=False)) - set(
         advice.advice(config, **PHOTOS)
@@ -304,7 +304,7 @@ def test_without_labels_there_is_no_advice_on_neighbours():
         ("clsa", 2, 2, "each device and micro-batch, as published"),
     ],
 )
-def test_statistics_are_called_what_they_are(
+def test_reasons_state_the_scope_of_batch_statistics(
     method, replicas, accumulation, words
 ):
     config = config_lib.default(method, accumulation_steps=accumulation)
@@ -316,8 +316,8 @@ def test_statistics_are_called_what_they_are(
     assert found.removesuffix(", over all devices") == words
 
 
-def test_a_run_keeps_what_it_was_begun_with():
-    """On another number of devices, and where an earlier version began it."""
+def test_a_run_keeps_its_recorded_values():
+    """Also on other numbers of devices and in runs of earlier versions."""
     config = config_lib.default("clsa")
     begun = auto.resolve(config, **PHOTOS)
     again = auto.resolve(config, images=680, replicas=4, recorded=begun)
@@ -333,16 +333,16 @@ def test_a_run_keeps_what_it_was_begun_with():
         key_momentum=0.999,
     )
     assert auto.resolve(config, **PHOTOS, recorded=earlier) == earlier
-    # What is given now is not replaced (but refused, by the directory).
+    # Explicit values are not replaced here; the work directory rejects them.
     given = config.replace(queue_size=512)
     found = auto.resolve(given, **PHOTOS, recorded=begun)
     assert found == begun.replace(queue_size=512)
-    # Another method's values mean nothing here.
+    # Values of another method are ignored.
     other = config_lib.default("byol", key_momentum=0.5, batch_norm="local")
     assert auto.resolve(config, **PHOTOS, recorded=other) == begun
 
 
-def test_spelling():
+def test_only_flags_with_auto_accept_it():
     config = parse("--queue_size=auto", "--key_momentum=auto")
     assert config == config_lib.default()
     text = config_lib.to_flagfile(config)
@@ -355,14 +355,14 @@ def test_spelling():
         parse("--method=byol", "--ddm_weight=1", "--queue_size=auto")
 
 
-def test_a_method_is_not_made_of_what_is_not_resolved():
+def test_a_method_rejects_unresolved_values():
     config = tiny.config("moco", queue_size="auto", batch_norm="auto")
     with pytest.raises(ValueError, match="batch_norm, queue_size"):
         methods.load("moco").METHOD(config)
 
 
 @pytest.mark.slow
-def test_a_run_prints_and_records_it(photos, tmp_path, capsys):
+def test_a_run_prints_and_records_resolved_values(photos, tmp_path, capsys):
     arguments = [
         *(x for x in TINY_FLAGS if "queue" not in x),
         f"--dataset=folder:{photos}",
@@ -380,7 +380,7 @@ def test_a_run_prints_and_records_it(photos, tmp_path, capsys):
     recorded = config_lib.load(str(tmp_path))
     assert chosen(recorded) == dict(bn="split", splits=2, queue=16, m=0.9)
 
-    # As an earlier version would have begun it; the same command goes on.
+    # As an earlier version would have recorded it; the same command resumes.
     text = (tmp_path / "run.flags").read_text()
     text = text.replace("--batch_norm=split\n", "--batch_norm=local\n")
     (tmp_path / "run.flags").write_text(text)

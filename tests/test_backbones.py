@@ -1,4 +1,4 @@
-"""Backbones by name: the registry, and those of two libraries."""
+"""The registry of backbones, and the backbones of two libraries."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from export import savedmodel
 from tests import exports, runs, tiny
 from tests.marks import slow_but
 
-# One of each library; the smallest that keras.applications has.
+# One backbone of each library, from keras.applications the smallest.
 LIBRARIES = ("keras_applications:MobileNetV2", "keras_cv:ResNet18V2")
 
 
@@ -27,7 +27,7 @@ def encoder_of(backbone, **changes):
     return config, make_encoder(config, name="encoder")
 
 
-def test_names():
+def test_wrong_names_are_rejected_with_a_suggestion():
     for name in ("resnet18", "resnet50", *LIBRARIES, "keras_cv:DenseNet121"):
         assert backbones.problem(name) == ""
     for name, near in (
@@ -42,7 +42,7 @@ def test_names():
             config_lib.parse([f"--backbone={name}"])
 
 
-def test_width_and_stem_are_those_of_resnets():
+def test_library_backbones_reject_width_and_stem():
     with pytest.raises(UserError, match="--width"):
         backbones.build(LIBRARIES[0], width=0.5)
     with pytest.raises(UserError, match="small"):
@@ -63,7 +63,7 @@ def test_sizes_that_a_backbone_cannot_encode_stop_the_run_at_its_start(
         stem="imagenet",
         dataset=f"folder:{photos}",
         workdir=str(tmp_path / "run"),
-        image_size=8,  # a negative size; strong views of 12 px: an empty map
+        image_size=8,  # a negative size; strong views of 12 px give none
     )
     with pytest.raises(UserError, match=f"{LIBRARIES[0]} .* 8, 12 px;"):
         train.run(config)
@@ -101,7 +101,7 @@ def test_initial_weights_follow_the_seed(name):
         np.testing.assert_array_equal(mine, same)
         if len(mine.shape) > 1:
             assert np.any(mine != different), mine.name
-    # No dropout, and statistics of parts of the batch.
+    # There is no dropout, and parts of the batch have their own statistics.
     found = one(images, training=True).numpy()
     np.testing.assert_array_equal(found, one(images, training=True))
     np.testing.assert_allclose(
@@ -116,7 +116,9 @@ def test_initial_weights_follow_the_seed(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_trained_exported_loaded_and_fine_tuned(name, photos, tmp_path):
+def test_library_backbones_are_trained_exported_loaded_and_fine_tuned(
+    name, photos, tmp_path
+):
     workdir = tmp_path / "run"
     # The smallest crops that MobileNetV2 can encode.
     crops = ("key_crop", "query_crops", "strong_crops")
@@ -130,7 +132,7 @@ def test_trained_exported_loaded_and_fine_tuned(name, photos, tmp_path):
     )
     runs.call(arguments)
     config = config_lib.load(str(workdir))
-    assert train.run(config).steps_taken == 3  # complete: read back
+    assert train.run(config).steps_taken == 3  # it was complete
     path = savedmodel.export(str(workdir), str(tmp_path / "export"))
     images = exports.noise(4, 32)
     served = tf.saved_model.load(path).signatures["images_uint8"]
@@ -147,7 +149,7 @@ def test_trained_exported_loaded_and_fine_tuned(name, photos, tmp_path):
     np.testing.assert_allclose(again(images), model(images), atol=1e-4)
 
 
-def test_other_libraries_layers_are_refused_where_they_cannot_be_replaced(
+def test_split_batch_norm_rejects_layers_that_cannot_be_replaced(
     monkeypatch,
 ):
     class Block(keras.layers.Layer):

@@ -1,4 +1,4 @@
-"""BYOL beyond what every method has to fulfil."""
+"""Properties of BYOL beyond those of every method."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from clsa_tf.options.fields import Crop
 from tests import golden, tiny
 from tests.ddm_oracle import ddm
 
-EMBEDDED = {
+PROJECTIONS = {
     "view_0": golden.WEAK,
     "view_1": golden.STRONG,
     "strong_0": golden.STRONG_2,
@@ -19,7 +19,7 @@ EMBEDDED = {
 TARGETS = {"view_1": golden.KEYS, "view_0": golden.WEAK_2}
 
 
-def compare(embedded, queue=True, **changes):
+def mean_loss(projections, queue=True, **changes):
     settings = dict(
         batch_size=4, projection_size=8, queue_size=16 if queue else 0
     )
@@ -28,7 +28,7 @@ def compare(embedded, queue=True, **changes):
         method.queue.keys.assign(golden.QUEUE)
     loss, reports = method.loss(
         *tf.nest.map_structure(
-            lambda x: tf.constant(x, tf.float32), (embedded, TARGETS)
+            lambda x: tf.constant(x, tf.float32), (projections, TARGETS)
         ),
         {"example_ids": tf.range(4)},
     )
@@ -37,8 +37,8 @@ def compare(embedded, queue=True, **changes):
 
 @pytest.mark.parametrize("queue", [True, False])
 @pytest.mark.parametrize("teacher", ["online", "momentum"])
-def test_divergence_beside_the_predictions(teacher, queue):
-    loss, reports = compare(EMBEDDED, queue, ddm_teacher=teacher)
+def test_divergence_adds_to_the_prediction_loss(teacher, queue):
+    loss, reports = mean_loss(PROJECTIONS, queue, ddm_teacher=teacher)
     candidates = golden.KEYS
     if queue:
         candidates = golden.CANDIDATES
@@ -64,13 +64,13 @@ def test_predictor_is_learned_and_not_averaged():
     method = tiny.make(tiny.config("byol", ddm_weight=0.0, queue_size=0))
     learned = {v.ref() for v in method.learned}
     assert {v.ref() for v in method.predictor.trainable_variables} < learned
-    # Nothing of it in the target, which has no predictor.
+    # The momentum encoder has no predictor.
     assert len(method.momentum_encoder.trainable_variables) == len(
         method.encoder.trainable_variables
     )
 
 
-def test_views_are_unequal():
+def test_views_are_asymmetric():
     one, two = byol.BYOL.views(tiny.config("byol", ddm_weight=0.0).options)
     assert (one.blur, two.blur) == (1.0, 0.1)
     assert (one.solarize, two.solarize) == (0.0, 0.2)
@@ -78,8 +78,8 @@ def test_views_are_unequal():
 
 
 def test_local_crops_predict_both_targets():
-    loss, _ = compare(
-        EMBEDDED | {"view_2": golden.KEYS},
+    loss, _ = mean_loss(
+        PROJECTIONS | {"view_2": golden.KEYS},
         ddm_weight=0.0,
         queue_size=0,
         queue=False,
@@ -99,7 +99,7 @@ def test_local_crops_predict_both_targets():
         (dict(view_solarize=(0.0, 2.0)), ["--view_solarize", "0.0,2.0"]),
     ],
 )
-def test_options_that_do_not_go_together(changes, words):
+def test_inconsistent_options_are_rejected(changes, words):
     with pytest.raises(UserError) as error:
         byol.check(tiny.config("byol", **changes))
     for word in words:

@@ -1,4 +1,4 @@
-"""The three methods of CACR beyond what every method has to fulfil."""
+"""Properties of the three methods of CACR beyond those of every method."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from tests.marks import slow_but
 VIEWS = {f"view_{i}": x for i, x in enumerate(golden.VIEWS)}
 KEYS = {f"view_{i}": x for i, x in enumerate(golden.KEYS_OF_VIEWS)}
 LOCAL = dict(local_crops=(Crop(12, 0.05, 0.4),))
-# What a published view differs in from another.
-LOOKS = ("size", "min_area", "max_area", "jitter", "jitter_probability")
+# The settings in which published views differ.
+VIEW_SETTINGS = ("size", "min_area", "max_area", "jitter", "jitter_probability")
 
 
 def golden_method(name, **changes):
@@ -31,11 +31,11 @@ def tensors(arrays):
     return {k: tf.constant(x, tf.float32) for k, x in arrays.items()}
 
 
-def compared(method, embedded, targets=None):
+def mean_losses(method, projections, targets=None):
     """Means of the loss and of the reports."""
     targets = targets and tensors(targets)
     loss, reports = method.loss(
-        tensors(embedded), targets, {"example_ids": tf.range(4)}
+        tensors(projections), targets, {"example_ids": tf.range(4)}
     )
     assert {x.shape[0] for x in [loss, *reports.values()]} == {4}
     return {k: np.mean(x) for k, x in ({"loss": loss} | reports).items()}
@@ -48,12 +48,14 @@ def compared(method, embedded, targets=None):
         ("cacr_moco", KEYS, 0.05180975589931453, -0.3009848239587931),
     ],
 )
-def test_golden_attraction_and_repulsion(name, targets, attraction, repulsion):
+def test_attraction_and_repulsion_equal_golden_values(
+    name, targets, attraction, repulsion
+):
     for weights in ((1.0, 1.0), (2.0, 3.0)):
         method = golden_method(
             name, attraction_weight=weights[0], repulsion_weight=weights[1]
         )
-        found = compared(method, VIEWS, targets)
+        found = mean_losses(method, VIEWS, targets)
         parts = weights[0] * attraction, weights[1] * repulsion
         assert found["attraction"] == pytest.approx(parts[0], abs=1e-6)
         assert found["repulsion"] == pytest.approx(parts[1], abs=2e-6)
@@ -61,26 +63,26 @@ def test_golden_attraction_and_repulsion(name, targets, attraction, repulsion):
         assert found["loss"] == found["contrast"]
 
 
-def test_sum_of_crops_counts_views_and_pairs():
+def test_crop_reduction_sum_counts_views_and_pairs():
     method = golden_method("cacr", over_crops="sum")
-    found = compared(method, VIEWS)
+    found = mean_losses(method, VIEWS)
     assert found["attraction"] == pytest.approx(3 * 0.04921675174411272)
     assert found["repulsion"] == pytest.approx(3 * -0.7998611967203543)
 
 
 @pytest.mark.parametrize("name", ["cacr", "cacr_moco", "cacr_mocov3"])
-def test_accuracy_is_of_the_first_view_among_the_second(name):
+def test_accuracy_finds_the_first_view_among_the_second(name):
     method = golden_method(name)
     first = {f"view_{i}": np.eye(4, 8) for i in range(3)}
-    # Of 4 rows the first alone is nearest to its own.
+    # Of 4 rows only the first is nearest to its own.
     second = dict(first, view_1=np.eye(4, 8)[[0, 3, 1, 2]])
-    found = compared(
+    found = mean_losses(
         method, *((second,) if name == "cacr" else (first, second))
     )
     assert found["contrast_accuracy"] == 0.25
 
 
-def test_without_inbatch_negatives_the_queue_alone_repels():
+def test_without_inbatch_negatives_only_the_queue_repels():
     method = golden_method("cacr_moco", inbatch_negatives=False)
     assert not method.whole_batch
     expected = []
@@ -88,12 +90,12 @@ def test_without_inbatch_negatives_the_queue_alone_repels():
         costs = [cacr.distance(query, key) for key in golden.QUEUE]
         weights = cacr.softmax([-2.0 * d for d in costs])
         expected.append(-cacr.weighted(weights, costs))
-    found = compared(method, VIEWS, KEYS)["repulsion"]
+    found = mean_losses(method, VIEWS, KEYS)["repulsion"]
     assert found == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize("inbatch", [True, False])
-def test_other_images_learn_from_repelling(inbatch):
+def test_inbatch_negatives_get_gradients(inbatch):
     method = golden_method("cacr_moco", inbatch_negatives=inbatch)
     views, keys = tensors(VIEWS), tensors(KEYS)
     with tf.GradientTape() as tape:
@@ -109,15 +111,17 @@ def test_other_images_learn_from_repelling(inbatch):
 @pytest.mark.parametrize(
     "temperature, value", [(1.0, 1.983579478578603), (0.2, 0.1673062025505335)]
 )
-@pytest.mark.parametrize("over, count", [("mean", 1), ("sum", 2)])
-def test_golden_contrast_of_momentum_keys(temperature, value, over, count):
+@pytest.mark.parametrize("reduction, count", [("mean", 1), ("sum", 2)])
+def test_contrast_of_momentum_keys_equals_golden_values(
+    temperature, value, reduction, count
+):
     method = golden_method(
-        "cacr_mocov3", temperature=temperature, over_crops=over, **LOCAL
+        "cacr_mocov3", temperature=temperature, over_crops=reduction, **LOCAL
     )
     # Each key is compared with one of the first two views, and the local one.
     views = dict(view_0=golden.WEAK, view_1=golden.WEAK, view_2=golden.STRONG)
     keys = dict(view_0=golden.KEYS, view_1=golden.KEYS)
-    found = compared(method, views, keys)
+    found = mean_losses(method, views, keys)
     assert found["loss"] == pytest.approx(count * value, abs=2e-6)
 
 
@@ -134,9 +138,11 @@ def test_two_views_have_half_the_loss_of_moco_v3():
 
     moco_v3 = direction(golden.WEAK, golden.KEYS)
     moco_v3 += direction(golden.STRONG, golden.WEAK_2)
-    for over, share in (("mean", 0.5), ("sum", 1.0)):
-        method = golden_method("cacr_mocov3", temperature=t, over_crops=over)
-        found = compared(method, views, keys)
+    for reduction, share in (("mean", 0.5), ("sum", 1.0)):
+        method = golden_method(
+            "cacr_mocov3", temperature=t, over_crops=reduction
+        )
+        found = mean_losses(method, views, keys)
         assert found["loss"] == pytest.approx(share * moco_v3, abs=1e-6)
 
 
@@ -148,7 +154,7 @@ def test_euclidean_cost_with_local_keys_equals_the_formula():
     for name, key in KEYS.items():
         queries = [x for view, x in VIEWS.items() if view != name]
         expected += np.mean(cacr.euclidean(queries, key, range(4), 1.0)) / 3
-    found = compared(method, VIEWS, KEYS)
+    found = mean_losses(method, VIEWS, KEYS)
     assert found["loss"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -171,20 +177,20 @@ def test_local_crops_train(changes, keys):
     assert list(targets) == [f"view_{i}" for i in range(keys)]
     assert {tuple(x.shape) for x in targets.values()} == {(16, 16)}
     (report,) = tiny.fit(method, dataset)
-    # Of untrained predictions: near that of an encoder that knows nothing.
+    # Untrained predictions have about the chance-level loss.
     chance = method.chance_loss(method.config)
     assert report["loss"] == pytest.approx(chance, abs=0.7)
     assert report["loss"] != pytest.approx(chance, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["cacr", "cacr_moco", "cacr_mocov3"])
-def test_useless_is_the_contrast_of_embeddings_that_are_all_the_same(name):
+def test_chance_loss_is_the_loss_of_identical_projections(name):
     for cost in ("rbf", "euclidean") if name == "cacr_mocov3" else ("",):
         method = golden_method(name, **({"cost": cost} if cost else {}))
         same = {f"view_{i}": np.eye(8)[[0] * 4] for i in range(3)}
         for queue in tiny.queues(method):
             queue.keys.assign(np.eye(8)[[0] * 16])
-        found = compared(method, same, same)["loss"]
+        found = mean_losses(method, same, same)["loss"]
         assert found == pytest.approx(
             method.chance_loss(method.config), abs=1e-5
         )
@@ -203,7 +209,7 @@ def test_keys_of_the_last_view_enter_the_queue_in_order():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_keys_are_encoded_in_another_order_and_put_back(compiled):
+def test_keys_are_encoded_shuffled_and_returned_in_order(compiled):
     config = tiny.config("cacr_moco", batch_norm="split", batch_norm_splits=4)
     method = tiny.make(config)
     batch = next(iter(tiny.batches(config, 1)))
@@ -228,8 +234,8 @@ def test_keys_are_encoded_in_another_order_and_put_back(compiled):
 
 
 @pytest.mark.slow
-def test_queries_of_the_queue_form_accumulate_without_the_batch():
-    """As the whole step does, though each micro-batch is compared alone."""
+def test_queue_only_loss_accumulates_without_the_whole_batch():
+    """The step equals that of the whole batch."""
     found = []
     for parts in (1, 2):
         config = tiny.config(
@@ -249,7 +255,7 @@ def test_queries_of_the_queue_form_accumulate_without_the_batch():
 
 
 @pytest.mark.parametrize(
-    "name, looks, blur, solarize",
+    "name, view_settings, blur, solarize",
     [
         ("cacr", [(224, 0.2, 1.0, (0.4,) * 4, 1.0)] * 5, [0.0] * 5, [0.0] * 5),
         (
@@ -267,24 +273,28 @@ def test_queries_of_the_queue_form_accumulate_without_the_batch():
         ),
     ],
 )
-def test_default_views_are_the_published_ones(name, looks, blur, solarize):
+def test_default_views_are_as_published(name, view_settings, blur, solarize):
     changes = {}
     if name == "cacr_mocov3":
         changes["local_crops"] = Crop.parse_all("8x96:0.05:0.4")
     config = config_lib.default(name, **changes)
     config_lib.check(config)
     views = config_lib.methods.load(name).METHOD.views(config.options)
-    assert [x.name for x in views] == [f"view_{i}" for i in range(len(looks))]
-    assert [tuple(getattr(x, k) for k in LOOKS) for x in views] == looks
+    assert [x.name for x in views] == [
+        f"view_{i}" for i in range(len(view_settings))
+    ]
+    assert [
+        tuple(getattr(x, k) for k in VIEW_SETTINGS) for x in views
+    ] == view_settings
     assert [x.blur for x in views] == blur
     assert [x.solarize for x in views] == solarize
     assert {x.gray for x in views} == {0.2}
-    # Keys in another order, where they are encoded beside the queries.
+    # Keys are shuffled where both encoders use the view.
     both = name == "cacr_moco"
     assert all((x.shuffle, x.both_orders) == (both, both) for x in views)
 
 
-def test_predictor_and_projector_are_those_of_moco_v3():
+def test_predictor_and_projector_equal_those_of_moco_v3():
     method = tiny.make(
         tiny.config("cacr_mocov3", projection_size=6, projection_hidden=20)
     )
@@ -297,7 +307,7 @@ def test_predictor_and_projector_are_those_of_moco_v3():
     for model, name in ((head, "head"), (method.predictor, "predictor")):
         found = [tuple(v.shape) for v in model.trainable_variables]
         assert found == shapes[name], name
-    # The projector's last normalisation learns nothing, the predictor has none.
+    # The projector's last normalisation has no weights, the predictor has none.
     assert len(head.non_trainable_variables) == 4
     assert len(method.predictor.non_trainable_variables) == 2
 
@@ -319,6 +329,6 @@ def test_predictor_and_projector_are_those_of_moco_v3():
         ("cacr_mocov3", dict(view_blur=(1.0,)), "for --view_blur"),
     ],
 )
-def test_options_that_cannot_be_are_refused(name, changes, message):
+def test_impossible_options_are_rejected(name, changes, message):
     with pytest.raises(UserError, match=message):
         config_lib.check(tiny.config(name, backbone="resnet18", **changes))

@@ -1,10 +1,10 @@
-"""Calls of a graph that return to Python, and the end of the process."""
+"""Calls from a graph to Python do not prevent the end of the process."""
 
 import subprocess
 import sys
 
-# A pipeline that a traceback still holds when the process ends, with calls
-# under way.
+# When the process ends, a traceback still holds a pipeline with calls in
+# progress.
 SCRIPT = """
 import time
 
@@ -32,7 +32,7 @@ fail()
 """
 
 
-def test_a_process_ends_with_calls_under_way():
+def test_a_process_ends_with_calls_in_progress():
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         stderr=subprocess.PIPE,

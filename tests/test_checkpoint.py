@@ -18,11 +18,11 @@ from tests.marks import slow_but
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny.config("clsa", backbone="resnet18")  # one that flags know
+    return tiny.config("clsa", backbone="resnet18")  # valid for --backbone
 
 
 def step(method):
-    """Stands for a training step: everything changes, the step is counted."""
+    """Replaces a training step: changes all variables, counts the step."""
     for variable in method.variables + method.optimizer.variables:
         if variable.dtype.is_floating:
             variable.assign_add(tf.ones_like(variable))
@@ -64,14 +64,16 @@ def damage(workdir, number, how):
     "how",
     slow_but(1, ["bit flipped", "cut short", "index empty", "data missing"]),
 )
-def test_falls_back_to_the_checkpoint_before(config, tmp_path, caplog, how):
+def test_restore_falls_back_to_the_previous_checkpoint(
+    config, tmp_path, caplog, how
+):
     trained(config, tmp_path)
     damage(tmp_path, 3, how)
     method = tiny.make(config)
     checkpoints = Checkpoints(method, str(tmp_path), keep=5)
     assert checkpoints.restore() == 2
     assert "step-3" in caplog.text and "falling back" in caplog.text
-    # It goes on, and replaces the damaged one.
+    # The run continues and replaces the damaged checkpoint.
     step(method)
     checkpoints.save()
     again = tiny.make(config.replace(seed=5))
@@ -80,14 +82,14 @@ def test_falls_back_to_the_checkpoint_before(config, tmp_path, caplog, how):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_damaged_state_file_does_not_matter(config, tmp_path):
+def test_a_damaged_state_file_is_ignored(config, tmp_path):
     trained(config, tmp_path, saves=2)
     (tmp_path / "checkpoints" / "checkpoint").write_text("nonsense")
     checkpoints = Checkpoints(tiny.make(config), str(tmp_path), keep=5)
     assert checkpoints.restore() == 2
 
 
-def test_nothing_readable_is_an_error_and_nothing_at_all_is_not(
+def test_unreadable_checkpoints_are_an_error_and_no_checkpoint_is_step_zero(
     config, tmp_path
 ):
     assert Checkpoints(tiny.make(config), str(tmp_path), keep=5).restore() == 0
@@ -97,7 +99,7 @@ def test_nothing_readable_is_an_error_and_nothing_at_all_is_not(
         Checkpoints(tiny.make(config), str(tmp_path), keep=5).restore()
 
 
-def test_keeps_the_newest(config, tmp_path):
+def test_only_the_newest_checkpoints_are_kept(config, tmp_path):
     method = tiny.make(config)
     checkpoints = Checkpoints(method, str(tmp_path), keep=2)
     for _ in range(4):
@@ -108,7 +110,7 @@ def test_keeps_the_newest(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_load_trained_reads_the_encoder_alone(config, tmp_path):
+def test_load_trained_restores_the_newest_readable_encoder(config, tmp_path):
     method = trained(config, tmp_path)
     damage(tmp_path, 3, "cut short")
     assert load_trained(str(tmp_path)).step == 2
@@ -119,13 +121,15 @@ def test_load_trained_reads_the_encoder_alone(config, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_unwritable_directory_is_explained(config, tmp_path):
+def test_an_unwritable_directory_is_an_error_with_the_newest_checkpoint(
+    config, tmp_path
+):
     method = trained(config, tmp_path, saves=1)
     checkpoints = Checkpoints(method, str(tmp_path), keep=5)
     checkpoints.restore()
     step(method)
     folder = tmp_path / "checkpoints"
-    # Even root cannot write into what is not a directory.
+    # Even root cannot create a file below a regular file.
     folder.rename(tmp_path / "aside")
     folder.write_text("")
     folder.chmod(stat.S_IRUSR)

@@ -43,17 +43,17 @@ HTTP = {  # as TensorFlow Serving translates them
 
 
 class Service:
-    """What a server of either protocol answers, and what it was asked.
+    """Answers for servers of both protocols, and a record of their calls.
 
     Args:
         failures: statuses of the first answers.
-        width: of the embeddings.
+        width: size of an embedding.
     """
 
     def __init__(self, failures=(), width=3):
         self.failures = list(failures)
         self.width = width
-        self.asked = []
+        self.calls_received = []
         self.seconds = 0.0  # for each answer
         self.dropped_rows = 0
         self.filters = []  # of outputs, by gRPC
@@ -61,7 +61,7 @@ class Service:
 
     def embed(self, model, images):
         """Returns (status, message or rows)."""
-        self.asked.append((model, len(images)))
+        self.calls_received.append((model, len(images)))
         time.sleep(self.seconds)
         if self.failures:
             return self.failures.pop(0), "try\nlater."
@@ -74,7 +74,7 @@ class Service:
 
 
 def expected(image, width=3):
-    """An embedding that tells images apart."""
+    """Returns an embedding that differs from image to image."""
     return (
         np.random.default_rng(zlib.crc32(image))
         .normal(size=width)
@@ -262,14 +262,14 @@ IMAGES = [b"one", b"two\0", b"\xff\0three", b"four", b"five"]
 # ---- Python
 
 
-def test_embeds_in_batches_and_in_order(protocol):
+def test_images_are_embedded_in_batches_and_in_order(protocol):
     service = Service()
     with serving(protocol, service) as server:
         with Client(server, batch_size=2) as client:
             rows = client.embed(IMAGES)
             some = client.embed(IMAGES[:1], outputs=["projection"])
-    assert [count for _, count in service.asked] == [2, 2, 1, 1]
-    if protocol == "grpc":  # the others need not be sent
+    assert [count for _, count in service.calls_received] == [2, 2, 1, 1]
+    if protocol == "grpc":  # only this output is sent
         assert service.filters == [[], [], [], ["projection"]]
     want = np.stack([expected(image) for image in IMAGES])
     assert set(rows) == {"embedding", "projection"}
@@ -282,7 +282,7 @@ def test_embeds_in_batches_and_in_order(protocol):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A private key, and a certificate for localhost that it signed itself."""
+    """A private key and a self-signed certificate for localhost."""
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
@@ -295,7 +295,7 @@ def certificate(tmp_path_factory):
     return key, certificate
 
 
-def test_speaks_tls(protocol, certificate, tmp_path):
+def test_tls_needs_a_trusted_certificate(protocol, certificate, tmp_path):
     service = Service()
     with serving(protocol, service, tls=certificate) as server:
         trusted = dict(certificates=str(certificate[1]))
@@ -304,12 +304,12 @@ def test_speaks_tls(protocol, certificate, tmp_path):
         np.testing.assert_array_equal(
             rows, np.stack([expected(image) for image in IMAGES])
         )
-        # A stranger's certificate is not trusted, nor a server without TLS.
-        asked = len(service.asked)
+        # An unknown certificate is not trusted, nor is a server without TLS.
+        calls_received = len(service.calls_received)
         with Client(server, attempts=1, timeout=5) as client:
             with pytest.raises(ModelError):
                 client.embed(IMAGES)
-        assert len(service.asked) == asked
+        assert len(service.calls_received) == calls_received
         with pytest.raises(UserError, match="TLS"):
             Client("localhost:1", **trusted)
         with pytest.raises(UserError, match="none.pem"):
@@ -328,37 +328,37 @@ def test_speaks_tls(protocol, certificate, tmp_path):
 
 
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
-def test_tries_again_what_may_work_later(protocol, status):
+def test_temporary_failures_are_retried(protocol, status):
     service = Service([status] * 2)
     with serving(protocol, service) as server, Client(server) as client:
         rows = client.embed(IMAGES)
     np.testing.assert_array_equal(rows["embedding"][1], expected(IMAGES[1]))
-    assert len(service.asked) == 3
+    assert len(service.calls_received) == 3
 
 
-def test_gives_up_after_so_many_attempts(protocol):
+def test_attempts_are_limited(protocol):
     service = Service(["UNAVAILABLE"] * 9)
     with serving(protocol, service) as server:
         with Client(server, attempts=3) as client:
             with pytest.raises(ModelError, match="try later") as e:
                 client.embed(IMAGES)
-    assert len(service.asked) == 3
+    assert len(service.calls_received) == 3
     assert e.value.status == "UNAVAILABLE" and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
     "status", ["INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL"]
 )
-def test_does_not_try_again_what_would_fail_again(protocol, status):
+def test_permanent_failures_are_not_retried(protocol, status):
     service = Service([status])
     with serving(protocol, service) as server, Client(server) as client:
         with pytest.raises(ModelError) as e:
             client.embed(IMAGES)
-    assert len(service.asked) == 1
+    assert len(service.calls_received) == 1
     assert e.value.rejected == (status == "INVALID_ARGUMENT")
 
 
-def test_waits_for_a_server_that_starts_later(protocol):
+def test_a_client_waits_for_a_server_that_starts_later(protocol):
     port = free_port()
     scheme = "grpc" if protocol == "grpc" else "http"
     server = f"{scheme}://127.0.0.1:{port}"
@@ -374,7 +374,7 @@ def test_waits_for_a_server_that_starts_later(protocol):
                 assert len(rows.result()["embedding"]) == len(IMAGES)
 
 
-def test_a_server_that_went_and_came_back(protocol):
+def test_a_client_reconnects_to_a_restarted_server(protocol):
     with serving(protocol, Service()) as server:
         client = Client(server, attempts=12)
         client.embed(IMAGES)
@@ -390,18 +390,21 @@ def test_an_attempt_takes_no_longer_than_the_timeout(protocol):
         with Client(server, timeout=0.2) as client:
             with pytest.raises(ModelError, match="--timeout") as e:
                 client.embed(IMAGES)
-    assert e.value.status == "DEADLINE_EXCEEDED" and len(service.asked) == 1
+    assert (
+        e.value.status == "DEADLINE_EXCEEDED"
+        and len(service.calls_received) == 1
+    )
 
 
 @pytest.mark.slow
-def test_answers_larger_than_grpc_takes_by_default(protocol):
+def test_answers_above_the_default_limit_of_grpc_are_received(protocol):
     service = Service(width=2**18)  # of 4 bytes, for 5 images, twice
     with serving(protocol, service) as server, Client(server) as client:
         rows = client.embed(IMAGES)["embedding"]
     np.testing.assert_array_equal(rows[4], expected(IMAGES[4], 2**18))
 
 
-def test_a_request_too_large_for_the_server_is_not_sent_again():
+def test_a_request_too_large_for_the_server_is_rejected():
     with serving("grpc", Service()) as server:
         with Client(server, attempts=2) as client:
             with pytest.raises(ModelError, match="larger than max") as e:
@@ -409,7 +412,7 @@ def test_a_request_too_large_for_the_server_is_not_sent_again():
     assert e.value.rejected and "RESOURCE_EXHAUSTED" in str(e.value)
 
 
-def test_versions_and_labels(protocol):
+def test_versions_and_labels_are_sent(protocol):
     service = Service()
     with serving(protocol, service) as server:
         Client(server, version=5).embed(IMAGES)
@@ -419,7 +422,7 @@ def test_versions_and_labels(protocol):
         client.embed(IMAGES)
         assert client.pin() == METADATA
         client.embed(IMAGES)
-    assert [model for model, _ in service.asked] == [
+    assert [model for model, _ in service.calls_received] == [
         ModelReference("default", 5, None),
         ModelReference("default", None, "canary"),
         ModelReference("default", None, None),
@@ -437,7 +440,7 @@ def test_rest_does_not_name_an_only_output():
     assert rows["embedding"].shape == (len(IMAGES), 1)
 
 
-def test_answers_that_do_not_fit_the_request(protocol):
+def test_answers_with_too_few_rows_are_errors(protocol):
     service = Service()
     service.dropped_rows = 1
     with serving(protocol, service) as server, Client(server) as client:
@@ -449,7 +452,7 @@ def test_answers_that_do_not_fit_the_request(protocol):
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"outputs": ', b"1"])
-def test_answers_that_are_not_of_tensorflow_serving(content):
+def test_malformed_answers_are_errors(content):
     service = Service()
     service.content = content
     with serving("http", service) as server, Client(server) as client:
@@ -477,7 +480,7 @@ def test_answers_that_are_not_of_tensorflow_serving(content):
         ),
     ],
 )
-def test_addresses(server, expected):
+def test_addresses_are_parsed(server, expected):
     assert address.parse(server) == expected
 
 
@@ -492,7 +495,7 @@ def test_addresses(server, expected):
         ("grpc://here:8500/photos", "grpc://here:8500/photos"),
     ],
 )
-def test_addresses_of_models(server, expected):
+def test_addresses_of_models_are_completed(server, expected):
     assert address.of_model(server) == expected
 
 
@@ -508,7 +511,7 @@ def test_addresses_of_models(server, expected):
         "http://a/v1/models/m:predict",
     ],
 )
-def test_addresses_that_are_none(server):
+def test_invalid_addresses_are_rejected(server):
     with pytest.raises(UserError, match="grpc://host:port") as e:
         Client(server)
     assert repr(server) in str(e.value)
@@ -517,7 +520,7 @@ def test_addresses_that_are_none(server):
 # ---- Bad images
 
 
-def test_a_server_of_ours(protocol, exported):
+def test_the_embedded_server_answers_as_the_model(protocol, exported):
     images = [exports.encode(x) for x in exports.noise(5)]
     with ServerProcess(f"--model_base_path={exported.base}") as server:
         place = server.grpc if protocol == "grpc" else server.rest
@@ -545,7 +548,7 @@ def test_a_server_of_ours(protocol, exported):
         np.testing.assert_allclose(rows[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_bad_images_cost_only_themselves(protocol):
+def test_only_bad_images_are_left_out(protocol):
     contents = [b"0", BAD, b"2", OSError(2, "gone"), b"4", b"5", BAD, BAD]
     service = Service()
     with serving(protocol, service) as server, Client(server) as client:
@@ -557,11 +560,11 @@ def test_bad_images_cost_only_themselves(protocol):
 
 
 class Joining(Service):
-    """Has requests that overlap share their fate, as when they are joined."""
+    """Fails overlapping requests together, as a batching server does."""
 
     def __init__(self):
         super().__init__()
-        self._now = {}  # number of a request -> images of all it overlapped
+        self._now = {}  # request -> images of all that overlap it
         self._lock = threading.Lock()
 
     def embed(self, model, images):
@@ -581,7 +584,7 @@ class Joining(Service):
 
 
 @pytest.mark.slow
-def test_good_images_are_not_blamed_for_bad_ones_of_other_requests(protocol):
+def test_good_images_survive_bad_images_of_other_requests(protocol):
     batches = [[b"%d" % i, BAD if i % 2 else b"good"] for i in range(8)]
     gate = Gate(4)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -594,7 +597,7 @@ def test_good_images_are_not_blamed_for_bad_ones_of_other_requests(protocol):
         np.testing.assert_array_equal(rows["embedding"][0], expected(b"%d" % i))
 
 
-def test_rows_that_are_marked_as_not_valid_are_left_out():
+def test_rows_marked_as_invalid_are_left_out():
     def embed(images):
         valid = np.array([image != BAD for image in images])
         rows = np.where(valid[:, None], [[1.0, 2.0]], np.nan)
@@ -607,7 +610,7 @@ def test_rows_that_are_marked_as_not_valid_are_left_out():
     assert len(rows["embedding"]) == 0 and list(bad) == [0]
 
 
-def test_a_bad_image_takes_few_calls():
+def test_a_bad_image_is_found_by_bisection():
     calls = []
 
     def embed(images):
@@ -618,11 +621,11 @@ def test_a_bad_image_takes_few_calls():
 
     rows, bad = embed_each(embed, [b"good"] * 40 + [BAD] + [b"good"] * 23)
     assert list(bad) == [40] and len(rows["embedding"]) == 63
-    # All of them twice, and two for each halving.
+    # Two calls with all images, and two for each bisection.
     assert len(calls) == 2 + 2 * 6
 
 
-def test_other_errors_are_not_taken_for_bad_images():
+def test_other_errors_do_not_mark_images_as_bad():
     service = Service(["NOT_FOUND"])
     with serving("grpc", service) as server, Client(server) as client:
         with pytest.raises(ModelError):
@@ -646,7 +649,7 @@ def ask(server, *arguments, status=0):
 
 
 def failed(server, *arguments):
-    """The error of a call that fails, one sentence."""
+    """Returns the error message and the output of a call that fails."""
     result = call(
         command("export.client", f"--server={server}", *arguments), status=1
     )
@@ -657,10 +660,10 @@ def failed(server, *arguments):
 
 
 @pytest.mark.slow
-def test_prints_a_line_per_photograph(protocol, photographs):
+def test_the_command_prints_a_line_per_photograph(protocol, photographs):
     service = Service(["UNAVAILABLE"] * 2)
     with serving(protocol, service) as server:
-        # Flags may stand behind photographs, too.
+        # Flags may also follow the photographs.
         result = ask(server, *photographs, "--batch_size=2")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["file"] for line in lines] == [*map(str, photographs)]
@@ -669,10 +672,10 @@ def test_prints_a_line_per_photograph(protocol, photographs):
         want = expected(path.read_bytes())
         np.testing.assert_array_equal(np.float32(line["embedding"]), want)
         np.testing.assert_array_equal(np.float32(line["projection"]), -want)
-    assert len(service.asked) == 4
+    assert len(service.calls_received) == 4
 
 
-def test_writes_a_file(photographs, tmp_path):
+def test_the_command_writes_a_file(photographs, tmp_path):
     output = tmp_path / "e.npz"
     with serving("http", Service()) as server:
         ask(server, f"--output={output}", "--batch_size=2", *photographs)
@@ -684,7 +687,7 @@ def test_writes_a_file(photographs, tmp_path):
         np.testing.assert_array_equal(data["embedding"], want)
 
 
-def test_says_which_photographs_are_bad(photographs, tmp_path):
+def test_the_command_names_bad_photographs(photographs, tmp_path):
     photographs[1].write_bytes(BAD)
     missing = tmp_path / "missing.jpg"
     with serving("http", Service()) as server:
@@ -702,20 +705,20 @@ def test_says_which_photographs_are_bad(photographs, tmp_path):
     assert lines[3]["error"] == "No such file or directory"
 
 
-def test_prints_metadata():
+def test_the_command_prints_metadata():
     with serving("http", Service()) as server:
         assert json.loads(ask(server, "--metadata").stdout) == METADATA
 
 
-def test_says_what_is_wrong(photographs):
+def test_the_command_prints_the_cause_of_an_error(photographs):
     with serving("http", Service()) as server:
         sentence, _ = failed(server, "--model=other", *photographs)
         assert "HTTP 404: Servable not found: other" in sentence
         sentence, printed = failed(server)
         assert sentence and not printed
-    nobody = f"localhost:{free_port()}"
-    sentence, _ = failed(nobody, "--attempts=2", *photographs)
-    assert "UNAVAILABLE" in sentence and nobody in sentence
+    unused_address = f"localhost:{free_port()}"
+    sentence, _ = failed(unused_address, "--attempts=2", *photographs)
+    assert "UNAVAILABLE" in sentence and unused_address in sentence
     sentence, _ = failed(server, "--output=x.txt", *photographs)
     assert ".parquet" in sentence
 
@@ -725,7 +728,7 @@ def test_says_what_is_wrong(photographs):
 
 @pytest.fixture(scope="module")
 def embedded(exported, tmp_path_factory):
-    """The embedded server: version 1 is stable; its model's base path."""
+    """The embedded server, in which version 1 has the label stable."""
     base = tmp_path_factory.mktemp("models")
     shutil.copytree(exported.path, base / "1")
     config = base / "models.config"
@@ -751,7 +754,7 @@ def place(server, protocol):
         ({"version": 7}, "7"),
     ],
 )
-def test_images_are_not_blamed_for_what_is_not_there(
+def test_missing_labels_signatures_and_versions_are_errors(
     embedded, protocol, options, value
 ):
     images = [exports.encode(image) for image in exports.noise(4)]
@@ -762,7 +765,7 @@ def test_images_are_not_blamed_for_what_is_not_there(
     assert caught.value.status in ("NOT_FOUND", "FAILED_PRECONDITION")
 
 
-def test_bad_images_are_blamed(embedded, protocol):
+def test_bad_images_are_reported_with_a_reason(embedded, protocol):
     images = [exports.encode(image) for image in exports.noise(4)]
     images[2] = images[2][:50]
     server = place(embedded, protocol)
@@ -772,7 +775,7 @@ def test_bad_images_are_blamed(embedded, protocol):
     assert bad == {2: headers.reasons(headers.DEFAULT)[headers.DAMAGED]}
 
 
-def test_the_status_of_versions(embedded, protocol, capsys):
+def test_status_lists_versions(embedded, protocol, capsys):
     server = place(embedded, protocol)
     with Client(server, model="photos") as client:
         found = client.status()
@@ -784,8 +787,8 @@ def test_the_status_of_versions(embedded, protocol, capsys):
     assert caught.value.status == "NOT_FOUND"
 
 
-def test_a_version_that_was_replaced_is_told(embedded, protocol):
-    """(The last of these tests: it adds versions.)"""
+def test_a_replaced_version_is_reported(embedded, protocol):
+    """(This test adds versions, so it is the last one of this server.)"""
     base, image = embedded.base, exports.encode(exports.noise(1)[0])
     with Client(place(embedded, protocol), model="photos") as client:
         version = client.pin()["version"]

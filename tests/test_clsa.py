@@ -1,4 +1,4 @@
-"""CLSA beyond what every method has to fulfil."""
+"""Properties of CLSA beyond those of every method."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CROPS = dict(
     query_crops=(Crop(16, 0.2, 1.0), Crop(12, 0.1, 0.8)),
     strong_crops=(Crop(16, 0.2, 1.0), Crop(12, 0.1, 0.8)),
 )
-EMBEDDED = {
+PROJECTIONS = {
     "query_0": golden.WEAK,
     "query_1": golden.WEAK_2,
     "strong_0": golden.STRONG,
@@ -24,7 +24,7 @@ EMBEDDED = {
 CONTRAST, DDM = 3.111127388865267, 9.124925626665206
 
 
-def compare(embedded, targets, **changes):
+def mean_loss(projections, targets, **changes):
     """Mean loss and reports of the golden tensors."""
     method = tiny.make(
         tiny.config(batch_size=4, queue_size=16, projection_size=8, **changes)
@@ -32,23 +32,23 @@ def compare(embedded, targets, **changes):
     method.queue.keys.assign(golden.QUEUE)
     loss, reports = method.loss(
         *tf.nest.map_structure(
-            lambda x: tf.constant(x, tf.float32), (embedded, targets)
+            lambda x: tf.constant(x, tf.float32), (projections, targets)
         ),
         {"example_ids": tf.range(4)},
     )
     return np.mean(loss), {k: np.mean(v) for k, v in reports.items()}
 
 
-def test_multi_crop_golden_through_the_method():
-    loss, reports = compare(EMBEDDED, {"key": golden.KEYS}, **CROPS)
+def test_multi_crop_loss_equals_golden_values():
+    loss, reports = mean_loss(PROJECTIONS, {"key": golden.KEYS}, **CROPS)
     assert reports["contrast"] == pytest.approx(CONTRAST, abs=1e-5)
     assert reports["ddm"] == pytest.approx(DDM, abs=1e-5)
     assert loss == pytest.approx(CONTRAST + DDM, abs=1e-5)
 
 
-def test_means_over_crops():
-    loss, reports = compare(
-        EMBEDDED, {"key": golden.KEYS}, over_crops="mean", **CROPS
+def test_crop_reduction_mean_divides_by_the_number_of_terms():
+    loss, reports = mean_loss(
+        PROJECTIONS, {"key": golden.KEYS}, over_crops="mean", **CROPS
     )
     assert reports["contrast"] == pytest.approx(CONTRAST / 2, abs=1e-5)
     assert reports["ddm"] == pytest.approx(DDM / 4, abs=1e-5)
@@ -65,8 +65,8 @@ def test_multi_crop_trains_with_crops_of_several_sizes():
     assert 0 <= report["ddm_kl"] < report["ddm"]
 
 
-def test_without_divergence_and_own_keys_only_it_is_moco_v2():
-    """Loss, weights and queue of three steps."""
+def test_clsa_without_divergence_and_inbatch_negatives_is_moco_v2():
+    """Loss, weights and queue of three steps are equal."""
     found = []
     for name, changes in (
         ("moco", {}),
@@ -82,10 +82,10 @@ def test_without_divergence_and_own_keys_only_it_is_moco_v2():
     np.testing.assert_array_equal(moco.queue.keys, method.queue.keys)
 
 
-def test_candidates_without_those_of_the_batch():
-    embedded = {"query_0": golden.WEAK, "strong_0": golden.STRONG}
-    _, reports = compare(
-        embedded, {"key": golden.KEYS}, inbatch_negatives=False
+def test_without_inbatch_negatives_candidates_are_own_key_and_queue():
+    projections = {"query_0": golden.WEAK, "strong_0": golden.STRONG}
+    _, reports = mean_loss(
+        projections, {"key": golden.KEYS}, inbatch_negatives=False
     )
     assert reports["contrast"] == pytest.approx(1.4571956530113974, abs=2e-6)
     expected = np.mean(
@@ -102,16 +102,16 @@ def test_candidates_without_those_of_the_batch():
     assert reports["ddm"] == pytest.approx(expected, abs=2e-6)
 
 
-def test_momentum_teacher():
-    embedded = {"query_0": golden.WEAK, "strong_0": golden.STRONG}
+def test_momentum_teacher_enters_the_divergence_only():
+    projections = {"query_0": golden.WEAK, "strong_0": golden.STRONG}
     targets = {"key": golden.KEYS, "query_0": golden.WEAK_2}
-    _, reports = compare(embedded, targets, ddm_teacher="momentum")
+    _, reports = mean_loss(projections, targets, ddm_teacher="momentum")
     expected = ddm(golden.WEAK_2, golden.STRONG, golden.CANDIDATES, 0.2)
     assert reports["ddm"] == pytest.approx(expected, abs=2e-6)
     assert reports["contrast"] == pytest.approx(1.5625960440085418, abs=2e-6)
 
 
-def test_momentum_teacher_is_what_the_key_encoder_makes_of_the_weak_view():
+def test_momentum_encoder_projects_the_weak_view_for_the_teacher():
     method = tiny.make(tiny.config(ddm_teacher="momentum", batch_norm="sync"))
     batch = next(iter(tiny.batches(method.config, 1)))
     batch = method._complete(batch)
@@ -122,19 +122,19 @@ def test_momentum_teacher_is_what_the_key_encoder_makes_of_the_weak_view():
 
 
 def test_strong_views_used_naively_are_ordinary_queries():
-    embedded = {"query_0": golden.WEAK, "strong_0": golden.STRONG}
-    loss, reports = compare(
-        embedded, {"key": golden.KEYS}, ddm_weight=0.0, strong_contrast=True
+    projections = {"query_0": golden.WEAK, "strong_0": golden.STRONG}
+    loss, reports = mean_loss(
+        projections, {"key": golden.KEYS}, ddm_weight=0.0, strong_contrast=True
     )
     alone = [
-        compare({"query_0": x}, {"key": golden.KEYS}, ddm_weight=0.0)[0]
+        mean_loss({"query_0": x}, {"key": golden.KEYS}, ddm_weight=0.0)[0]
         for x in (golden.WEAK, golden.STRONG)
     ]
     assert loss == pytest.approx(sum(alone), abs=2e-6)
     assert "ddm" not in reports
 
 
-def test_strong_views_that_nobody_uses_are_not_made():
+def test_unused_strong_views_are_not_made():
     options = tiny.config(ddm_weight=0.0).options
     names = [view.name for view in clsa.CLSA.views(options)]
     assert names == ["key", "query_0"]
@@ -152,7 +152,7 @@ def test_strong_views_that_nobody_uses_are_not_made():
         (dict(query_crops=()), ["--query_crops", "224:0.2:1"]),
     ],
 )
-def test_options_that_do_not_go_together(changes, words):
+def test_inconsistent_options_are_rejected(changes, words):
     with pytest.raises(UserError) as error:
         clsa.check(tiny.config(**changes))
     for word in words:

@@ -20,7 +20,7 @@ FLAGFILES = sorted(CONFIGS.rglob("*.flags"))
 CIFAR = sorted((CONFIGS / "cifar10").glob("*.flags"))
 COMMON = CONFIGS / "cifar10/common.flags"
 SMALL = [CONFIGS / "quickstart.flags", CONFIGS / "photos.flags"]
-# Of a paper, or for comparing them: neither what others include, nor for a CPU.
+# Flagfiles of papers and comparisons, neither included by others nor for a CPU.
 RECIPES = [path for path in FLAGFILES if path not in (COMMON, *SMALL)]
 CIFAR_RECIPES = [path for path in RECIPES if path in CIFAR]
 
@@ -35,13 +35,13 @@ def recipe(name):
 
 
 def views_of(config):
-    """The views, by name, that a run would make."""
+    """The views of a run, by name."""
     views = methods.load(config.method).METHOD.views(config.options)
     return {view.name: view for view in views}
 
 
 def comments(path):
-    """What a flagfile, and those that it includes, say in comments."""
+    """The comments of a flagfile and of the files that it includes."""
     text = path.read_text()
     own = re.findall("^#(.*)", text, re.M)
     included = re.findall("^--flagfile=(.*)$", text, re.M)
@@ -62,7 +62,7 @@ def test_flagfiles_are_read_and_round_trip(path):
     config = parse(f"--flagfile={path}")
     text = config_lib.to_flagfile(config)
     assert parse(*text.split("\n")[:-1]) == config
-    assert path.read_text().startswith("# ")  # says what it is
+    assert path.read_text().startswith("# ")  # describes itself
     assert views_of(config)
 
 
@@ -72,7 +72,7 @@ def test_recipes_name_paper_and_command(path):
     head = path.read_text().split("\n--")[0]
     assert f"#   {command}\n" in head
     assert re.search(r"arXiv \d{4}\.\d{5}", comments(path))
-    # Two recipes never meet in one directory.
+    # No two recipes share a directory.
     name = path.relative_to(CONFIGS).with_suffix("")
     assert parse(f"--flagfile={path}").workdir == f"runs/{name}"
 
@@ -110,13 +110,13 @@ def test_methods_are_compared_on_equal_terms(path):
         assert config.options.queue_size == 4096
     if hasattr(config.options, "key_momentum"):
         assert config.options.key_momentum == 0.99
-    # Where images of the same batch are negatives, and without shuffled keys,
-    # parts of the batch would give away which they are.
+    # Without shuffled keys, statistics of parts of the batch would reveal
+    # which images of the batch are negatives.
     shuffles = config.method in ("moco", "clsa", "looc", "cacr_moco")
     assert config.batch_norm == ("split" if shuffles else "sync")
 
 
-def test_moco_v1_is_not_v2():
+def test_moco_v1_and_v2_differ_as_published():
     one, two = recipe("moco_v1"), recipe("moco_v2")
     assert (one.options.head.layers, two.options.head.layers) == (1, 2)
     assert (one.options.temperature, two.options.temperature) == (0.07, 0.2)
@@ -143,7 +143,7 @@ def test_moco_v1_is_not_v2():
         ("cacr_mocov3", 4.8),
     ],
 )
-def test_rates_of_large_batches(name, peak):
+def test_large_batches_have_the_published_learning_rates(name, peak):
     config = recipe(name)
     rate = make_schedule(config, steps_per_epoch=312)
     end = 312 * config.total_epochs
@@ -170,7 +170,7 @@ def test_byol_and_moco_v3_raise_the_momentum():
     assert recipe("moco_v2").options.key_momentum_schedule == "constant"
 
 
-def test_byol_presets_of_the_head_comment():
+def test_byol_presets_in_comments_are_as_published():
     text = (CONFIGS / "byol.flags").read_text()
     presets = re.findall(r"^#\s+(--total_epochs=.*)$", text, re.M)
     found = [
@@ -186,7 +186,7 @@ def test_byol_presets_of_the_head_comment():
         (100, 0.45, 1e-6, 0.99),
         (40, 0.45, 1e-6, 0.97),
     ]
-    # Published with the same warm-up, however long they are.
+    # The published warm-up is the same for all lengths.
     assert {x.warmup_epochs for x in found} == {10}
 
 
@@ -198,7 +198,7 @@ def test_only_one_of_two_views_is_always_blurred(name):
 
 
 @pytest.mark.parametrize(
-    "name, host",
+    "name, base",
     [
         ("simclr_ddm", "simclr"),
         ("byol_ddm", "byol"),
@@ -206,11 +206,11 @@ def test_only_one_of_two_views_is_always_blurred(name):
         ("cifar10/byol_ddm", "cifar10/byol"),
     ],
 )
-def test_divergence_adds_a_strong_view_and_nothing_else(name, host):
-    config, host = recipe(name), recipe(host)
+def test_divergence_adds_a_strong_view_and_nothing_else(name, base):
+    config, base = recipe(name), recipe(base)
     taught = views_of(config)
     strong = taught.pop("strong_0")
-    assert taught == views_of(host)
+    assert taught == views_of(base)
     clsa = recipe("cifar10/clsa" if "cifar10" in name else "clsa")
     like = views_of(clsa)["strong_0"]
     assert (strong.size, strong.strong_ops) == (like.size, like.strong_ops)
@@ -218,14 +218,14 @@ def test_divergence_adds_a_strong_view_and_nothing_else(name, host):
     assert config.options.ddm_temperature == clsa.options.ddm_temperature
     plain = config.replace(
         ddm_weight=0.0,
-        workdir=host.workdir,
+        workdir=base.workdir,
         **{
-            option: getattr(host.options, option)
+            option: getattr(base.options, option)
             for option in ("ddm_temperature", "strong_crops", "queue_size")
-            if hasattr(host.options, option)
+            if hasattr(base.options, option)
         },
     )
-    assert plain == host
+    assert plain == base
 
 
 def test_naive_use_of_strong_views_has_no_divergence():
@@ -235,14 +235,14 @@ def test_naive_use_of_strong_views_has_no_divergence():
         assert options.contrasts == 2
 
 
-def test_loocs_differ_in_their_features_only():
+def test_looc_and_looc_plus_differ_only_in_their_features():
     one, two = recipe("looc"), recipe("looc_plus")
     assert (one.options.concatenate, two.options.concatenate) == (False, True)
     assert two == one.replace(concatenate_heads=True, workdir=two.workdir)
     assert one.options.heads == 3
 
 
-def test_command_of_record_spells_the_defaults():
+def test_clsa_flagfile_equals_the_defaults():
     config = parse("--flagfile=configs/clsa.flags")
     assert config == config_lib.default(
         dataset="imagenet2012", workdir="runs/clsa"
@@ -268,7 +268,7 @@ def test_swav_crops_are_two_large_and_six_small_ones():
     )
     options = config.options
     assert (options.over_crops, options.join_crops) == ("mean", True)
-    # Both large ones are recognised, in each other and in all small ones.
+    # Both large crops are keys, for each other and for all small crops.
     assert options.symmetric
     assert recipe("clsa_multicrop").options.over_crops == "sum"
 
@@ -295,7 +295,7 @@ def test_a_flag_after_the_flagfile_overrides_it():
     ],
 )
 def test_switches_need_no_value(argument, value):
-    # What follows is a flag of its own.
+    # The next argument is another flag.
     config = parse(argument, "--dataset=cifar10")
     assert (config.jit_compile, config.dataset) == (value, "cifar10")
 
@@ -325,7 +325,7 @@ def test_switches_need_no_value(argument, value):
         ("--crops=0x32:0.2:1", ["100", "'0x32:0.2:1'"]),
     ],
 )
-def test_ill_typed_flags_say_what_was_expected(argument, words):
+def test_wrong_values_are_rejected_with_the_expected_ones(argument, words):
     with pytest.raises(FlagError) as error:
         parse(argument)
     for word in [argument.partition("=")[0], *words]:
@@ -390,18 +390,18 @@ def test_a_misspelt_flag_gets_a_suggestion():
         ),
     ],
 )
-def test_values_that_do_not_go_together(arguments, words):
+def test_inconsistent_values_are_rejected(arguments, words):
     with pytest.raises(UserError) as error:
         views_of(parse(*arguments))
     message = str(error.value)
     for word in words:
         assert word in message
-    # One sentence, which ends in what to do.
+    # One sentence, which ends with the remedy.
     assert message.startswith("Expected ") and ", received " in message
     assert "; " in message and message.endswith(".") and ". " not in message
 
 
-def test_differences_ignore_what_may_change_between_two_starts():
+def test_differences_ignore_options_that_may_change_on_resume():
     one = config_lib.default(workdir="a")
     same = one.replace(workdir="b", log_steps=3, keep_checkpoints=9)
     other = one.replace(temperature=0.5, seed=4)
@@ -422,17 +422,17 @@ NEW = {
 
 
 def begun_before(path, config):
-    """A workdir as the version left it that had not the flags in `NEW`."""
+    """Makes a workdir of an earlier version without the flags in `NEW`."""
     path.mkdir()
     (path / "run.flags").write_text(config_lib.to_flagfile(config, without=NEW))
     return str(path)
 
 
-def test_runs_begun_before_a_flag_stay_as_they_were(tmp_path):
+def test_runs_begun_before_a_flag_keep_their_behaviour(tmp_path):
     config = config_lib.default(workdir=str(tmp_path / "run"))
     assert config.exif_rotation and config.max_image_bytes == 20_000_000
     path = begun_before(tmp_path / "run", config)
-    for _ in range(2):  # the same command, again and again
+    for _ in range(2):  # the same command repeatedly
         assert config_lib.older_in(path) == NEW
         found = config_lib.load(path)
         assert found == config.replace(**NEW)
@@ -443,14 +443,14 @@ def test_runs_begun_before_a_flag_stay_as_they_were(tmp_path):
             pass
     with pytest.raises(UserError, match="exif_rotation"):
         workdir.claim(found.replace(exif_rotation=True), images=5)
-    # Of a run that is begun now, all are written down.
+    # A new run records all flags.
     with workdir.claim(config.replace(workdir=str(tmp_path / "new")), images=5):
         pass
     assert config_lib.older_in(str(tmp_path / "new")) == {}
 
 
 def test_a_flag_that_a_run_was_begun_without_has_its_default(tmp_path):
-    """As any flag that is added to the library from now on."""
+    """This holds for every flag that the library adds in future."""
     config = config_lib.default(workdir=str(tmp_path))
     lines = config_lib.to_flagfile(config).splitlines(keepends=True)
     added = ("--lr_per=", "--join_crops=", "--stem=")
@@ -483,18 +483,20 @@ def test_the_version_that_wrote_unknown_flags_is_named(tmp_path):
                 assert word in str(error.value)
 
 
-def test_a_training_goes_on_with_what_it_began_with(tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_recorded_flags(tmp_path, monkeypatch):
     config = config_lib.default(workdir=str(tmp_path / "run"))
     begun_before(tmp_path / "run", config)
-    met = []
-    monkeypatch.setattr(run_lib, "_Run", lambda x: met.append(x) or mock.Mock())
+    used = []
+    monkeypatch.setattr(
+        run_lib, "_Run", lambda x: used.append(x) or mock.Mock()
+    )
     train.run(config)
     train.run(config.replace(workdir=str(tmp_path / "new")))
-    assert met[0] == config.replace(**NEW)
-    assert met[1].exif_rotation and met[1].max_image_pixels == 50_000_000
+    assert used[0] == config.replace(**NEW)
+    assert used[1].exif_rotation and used[1].max_image_pixels == 50_000_000
 
 
-def test_load_explains_what_is_wrong(tmp_path):
+def test_load_rejects_missing_and_unknown_flags(tmp_path):
     with pytest.raises(UserError, match="--workdir"):
         config_lib.load(str(tmp_path))
     (tmp_path / "run.flags").write_text("--no_such_flag=1\n")

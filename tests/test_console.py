@@ -1,4 +1,4 @@
-"""What commands do with their terminal: their log, their streams."""
+"""The log and the streams of commands."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ import pytest
 from clsa_tf.terminal import console, native_log
 from tests import exports
 
-# Each is from a run in which nothing was wrong, or but for a damaged image.
+# Lines from runs in which nothing failed, except for a damaged image.
 NOTES = b"""\
 2026-11-28 18:35:39.602838: I external/local_tsl/tsl/cuda/cudart_stub.cc:31] C
 2026-11-28 18:35:39.822641: E external/local_xla/xla/stream_executor/cuda/cuda_\
@@ -56,7 +56,7 @@ W1128 tells of nothing in the form of a log
 
 
 def copied(data):
-    """What becomes of bytes that come in one piece, and byte by byte."""
+    """Returns the copy of bytes that are written at once, or in pieces."""
     found = []
     for size in (len(data), 7):
         source, sink = os.pipe()
@@ -80,14 +80,14 @@ def copied(data):
 
 
 def test_only_notes_are_left_out(monkeypatch):
-    monkeypatch.setattr(native_log, "_PATIENCE", 60)  # a busy machine
+    monkeypatch.setattr(native_log, "_PATIENCE", 60)  # for a busy machine
     assert copied(NOTES) == b""
     assert copied(MESSAGES) == MESSAGES
     mixed = NOTES + MESSAGES + b"without an end"
     assert copied(mixed) == MESSAGES + b"without an end"
 
 
-def test_a_question_is_passed_on_before_its_line_ends():
+def test_a_prompt_is_passed_on_before_its_line_ends():
     source, sink = os.pipe()
     output, end = os.pipe()
     copier = threading.Thread(target=native_log.copy, args=[source, end])
@@ -100,7 +100,7 @@ def test_a_question_is_passed_on_before_its_line_ends():
         os.close(descriptor)
 
 
-def test_who_writes_goes_on_without_a_reader():
+def test_copying_ends_without_a_reader():
     source, sink = os.pipe()
     output, end = os.pipe()
     os.close(output)
@@ -129,7 +129,7 @@ WRITE = f"os.write(2, {NOTES + MESSAGES!r})\n"
 QUIETEN = "from clsa_tf.terminal import console; console.quieten()\n"
 
 
-def test_what_a_dying_process_prints_is_not_lost():
+def test_output_of_an_aborting_process_is_kept():
     result = run(
         QUIETEN
         + "import faulthandler; faulthandler.enable()\n"
@@ -147,7 +147,7 @@ def test_what_a_dying_process_prints_is_not_lost():
     "length, words",
     [(0.2, b"Improper call"), (0.5, b"Premature end")],
 )
-def test_a_damaged_image_is_left_to_us(tmp_path, length, words):
+def test_messages_about_damaged_images_are_left_out(tmp_path, length, words):
     image = exports.encode(exports.noise(1)[0], "JPEG")
     (tmp_path / "x.jpg").write_bytes(image[: int(length * len(image))])
     script = (
@@ -156,15 +156,15 @@ def test_a_damaged_image_is_left_to_us(tmp_path, length, words):
         "try: tf.io.decode_jpeg(content)\n"
         "except tf.errors.InvalidArgumentError: print('refused')"
     )
-    for prefix, said in (("", words), (QUIETEN, b"")):
+    for prefix, message in (("", words), (QUIETEN, b"")):
         result = run(prefix + script)
         assert result.stdout == b"refused\n"
-        assert said in result.stderr
+        assert message in result.stderr
     assert b"jpeg" not in result.stderr.lower()
 
 
-def test_commands_take_no_more_of_a_gpu_than_they_need():
-    """The processes that they start need some of its memory, too."""
+def test_commands_let_gpu_memory_grow():
+    """The processes that they start need GPU memory, too."""
     name = "TF_FORCE_GPU_ALLOW_GROWTH"
     show = f"print(os.environ.get('{name}'))"
     begin = "from clsa_tf.terminal import console; console.begin()\n"
@@ -182,12 +182,12 @@ def test_errors_of_python_stay_visible():
     assert MESSAGES in result.stderr
 
 
-def test_who_sets_the_level_sees_what_there_is():
+def test_an_explicit_log_level_turns_off_the_filter():
     result = run(QUIETEN + WRITE + "print(os.environ[console._LEVEL])", "0")
     assert result.stderr == NOTES + MESSAGES and result.stdout == b"0\n"
 
 
-def test_a_program_that_imports_the_library_keeps_its_own():
+def test_importing_the_library_changes_no_streams_and_signals():
     result = run(
         "import signal\n"
         "before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)\n"
@@ -199,7 +199,7 @@ def test_a_program_that_imports_the_library_keeps_its_own():
     assert result.stderr == NOTES + MESSAGES
 
 
-def test_streams_that_are_not_the_terminal_s_stay_as_they_are():
+def test_replaced_and_closed_streams_are_kept():
     result = run(
         "import io; sys.stderr = notebook = io.StringIO()\n"
         + QUIETEN
@@ -241,7 +241,9 @@ def test_notes_of_libraries_are_left_out_and_warnings_are_not():
         ([], [], False),
     ],
 )
-def test_commands_are_told_from_programs(argv, started, expected, monkeypatch):
+def test_commands_are_distinguished_from_programs(
+    argv, started, expected, monkeypatch
+):
     monkeypatch.setattr(sys, "argv", argv)
     if started is None:
         monkeypatch.delattr(sys, "orig_argv", raising=False)
@@ -250,7 +252,7 @@ def test_commands_are_told_from_programs(argv, started, expected, monkeypatch):
     assert console.is_command() is expected
 
 
-def test_a_terminal_that_was_closed_stops_nothing(tmp_path):
+def test_a_closed_terminal_does_not_stop_a_command(tmp_path):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [

@@ -1,4 +1,4 @@
-"""The manners of the code that a reader relies on."""
+"""Conventions of the code."""
 
 import inspect
 import pathlib
@@ -28,7 +28,7 @@ ENTRY_POINTS = {
     "embed.py",
     "deploy.py",
     "formats.py",
-    # What they share.
+    # Modules that they share.
     "parser.py",
     "config.py",
     "launch.py",
@@ -50,7 +50,7 @@ def test_nothing_is_random_without_a_seed(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_flags_are_known_to_entry_points_only(path):
+def test_only_entry_points_import_flags(path):
     if path.name not in ENTRY_POINTS:
         assert "import flags" not in path.read_text()
 
@@ -60,26 +60,28 @@ def test_flags_are_known_to_entry_points_only(path):
 def test_losses_are_pure_functions_of_rows(name, dtype):
     function = getattr(losses, name)
     x = tf.cast(tf.random.stateless_uniform([3, 5], [1, 2]), dtype)
-    rows = tf.range(3)
+    example_ids = tf.range(3)
     call = {
         "cacr_attraction": lambda: function(x, [x], sharpness=1.0),
-        "cacr_euclidean": lambda: function([x], x, rows, temperature=0.2),
-        "cacr_rbf": lambda: function([x], x, rows, temperature=0.2),
-        "cacr_repulsion": lambda: function(x, x, rows, sharpness=1.0),
+        "cacr_euclidean": lambda: function(
+            [x], x, example_ids, temperature=0.2
+        ),
+        "cacr_rbf": lambda: function([x], x, example_ids, temperature=0.2),
+        "cacr_repulsion": lambda: function(x, x, example_ids, sharpness=1.0),
         "cosines": lambda: function(x, x)[0],
         "ddm": lambda: function([x], [x], temperature=0.2),
-        "info_nce": lambda: function(x, rows, temperature=0.2),
-        "nt_xent": lambda: function(x, x, x, rows, temperature=0.2),
+        "info_nce": lambda: function(x, example_ids, temperature=0.2),
+        "nt_xent": lambda: function(x, x, x, example_ids, temperature=0.2),
         "regression": lambda: function(x, x),
         "teacher_entropy": lambda: function([x], temperature=0.2),
     }[name]
     assert call().shape == [3]
-    # Low precision would underflow; high precision is not given away.
+    # Low precision would underflow; high precision is kept.
     assert call().dtype == max(dtype, tf.float32, key=lambda d: d.size)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in ("temperature", "sharpness"):
             assert parameter.kind is parameter.KEYWORD_ONLY
-    assert "[N" in function.__doc__  # shapes are said
+    assert "[N" in function.__doc__  # states shapes
 
 
 @pytest.mark.parametrize("path", sorted(pathlib.Path("configs").rglob("*.*")))
@@ -91,7 +93,7 @@ def test_every_config_is_documented(path):
 @pytest.mark.parametrize(
     "path", sorted(pathlib.Path("configs/cluster").iterdir())
 )
-def test_cluster_examples_run_the_command_that_users_know(path):
+def test_cluster_examples_use_existing_flags(path):
     text = path.read_text()
     assert "clsa_tf.train" in text
     values = flags.FlagValues()

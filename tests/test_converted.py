@@ -1,4 +1,4 @@
-"""Files that only Pillow can read, and files that were made to do harm."""
+"""Files that only Pillow can read, and malicious files."""
 
 import io
 import os
@@ -39,7 +39,7 @@ def contents(image, kind, **options):
     return file.getvalue()
 
 
-def turned(kind):
+def rotated(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     return contents(photo(), kind, exif=exif)
@@ -50,7 +50,7 @@ def opened(encoded):
 
 
 def read(path, content, **rules):
-    """Pixels of a file as training gets them, and the code."""
+    """Returns the code and the pixels of a file, as training reads it."""
     path.write_bytes(content)
     rules = headers.DEFAULT._replace(**rules)
     encoded, code = converted.read(str(path), rules)
@@ -60,7 +60,7 @@ def read(path, content, **rules):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_pixels_are_those_of_pillow(kind, tmp_path):
+def test_pixels_equal_pillow(kind, tmp_path):
     code, pixels = read(tmp_path / "x", contents(photo(), kind))
     assert code == headers.OK
     expected = np.asarray(opened(contents(photo(), kind)).convert("RGB"))
@@ -68,21 +68,21 @@ def test_pixels_are_those_of_pillow(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_rotation(kind, tmp_path):
-    code, pixels = read(tmp_path / "x", turned(kind))
+def test_exif_rotation_equals_pillow(kind, tmp_path):
+    code, pixels = read(tmp_path / "x", rotated(kind))
     assert code == headers.OK
-    # What HEIC files say in EXIF data was applied by whoever wrote them.
+    # Writers of HEIC files have already applied the rotation of the EXIF data.
     assert pixels.shape == ((40, 61, 3) if kind == "HEIF" else (61, 40, 3))
-    expected = ImageOps.exif_transpose(opened(turned(kind))).convert("RGB")
+    expected = ImageOps.exif_transpose(opened(rotated(kind))).convert("RGB")
     np.testing.assert_array_equal(pixels, expected)
-    _, pixels = read(tmp_path / "x", turned(kind), exif_rotation=False)
-    # Of TIFF files Pillow always applies it.
+    _, pixels = read(tmp_path / "x", rotated(kind), exif_rotation=False)
+    # To TIFF files Pillow always applies it.
     if kind == "WEBP":
         assert pixels.shape == (40, 61, 3)
 
 
 @pytest.mark.slow
-def test_unusual_pixels(tmp_path):
+def test_unusual_pixels_equal_pillow(tmp_path):
     values = np.arange(0, 65536, 97, dtype=np.uint16).reshape(26, 26)
     _, deep = read(tmp_path / "x", contents(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(deep[..., 1], values // 256)
@@ -100,7 +100,7 @@ def test_unusual_pixels(tmp_path):
     np.testing.assert_array_equal(pixels, photo())
 
 
-def test_what_tensorflow_decodes_comes_as_it_is(tmp_path):
+def test_files_for_tensorflow_are_not_converted(tmp_path):
     path = tmp_path / "x"
     for content in (contents(photo(), "PNG"), b"no image", b""):
         path.write_bytes(content)
@@ -108,8 +108,8 @@ def test_what_tensorflow_decodes_comes_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("kind", slow_but(1, FORMATS))
-def test_limits_and_damage(kind, tmp_path):
-    # (TIFF files are larger than those that are made of them.)
+def test_limits_and_damage_have_their_codes(kind, tmp_path):
+    # (TIFF files are larger than the files that they are converted to.)
     path, whole = tmp_path / "x", contents(photo(), kind)
     size = len(whole)
     assert read(path, whole, image_bytes=size - 1)[0] == headers.BYTES
@@ -122,20 +122,20 @@ def test_limits_and_damage(kind, tmp_path):
         assert code == headers.DAMAGED
 
 
-def test_the_limit_of_bytes_is_for_the_file_and_not_its_pixels(tmp_path):
+def test_the_limit_of_bytes_applies_to_the_file_and_not_its_pixels(tmp_path):
     encoded = contents(photo(size=(400, 300)), "WEBP")
     limit = 2 * len(encoded)
     assert limit < 3 * 400 * 300
     code, pixels = read(tmp_path / "x", encoded, image_bytes=limit)
     assert code == headers.OK and pixels.shape == (300, 400, 3)
-    # Of what nobody has looked at it still is.
+    # It also applies to files that are not converted.
     big = contents(photo(size=(400, 300)), "BMP")
     assert read(tmp_path / "x", big, image_bytes=limit)[0] == headers.BYTES
 
 
 @pytest.mark.parametrize("kind", slow_but(1, FORMATS))
-def test_no_kind_depends_on_what_else_was_read(kind, tmp_path):
-    """In a process that has met no other kind yet."""
+def test_each_format_can_be_the_first(kind, tmp_path):
+    """In a process that has read no other format."""
     (tmp_path / "x").write_bytes(contents(photo(), kind))
     script = (
         "import sys\n"
@@ -150,7 +150,7 @@ def test_no_kind_depends_on_what_else_was_read(kind, tmp_path):
     assert result.stdout == f"{headers.CHECKED}\n", result.stderr
 
 
-def test_what_cannot_be_opened(tmp_path):
+def test_files_that_cannot_be_opened_have_a_code(tmp_path):
     rules = headers.DEFAULT
     absent = converted.read(str(tmp_path / "absent"), rules)
     os.mkfifo(tmp_path / "pipe")
@@ -163,7 +163,7 @@ def test_what_cannot_be_opened(tmp_path):
     assert {absent, *found} == {(b"", headers.CLOSED)}
 
 
-def test_pillow_s_own_limit(monkeypatch, tmp_path):
+def test_the_limit_of_pixels_replaces_pillow_s_own(monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     encoded = contents(photo(), "WEBP")
     assert read(tmp_path / "x", encoded, image_pixels=999)[0] == headers.PIXELS
@@ -179,14 +179,14 @@ def test_pillow_s_own_limit(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One photograph in nine files, two of them turned; and bad ones."""
+    """One photograph in nine files, two of them rotated, and bad files."""
     root = tmp_path_factory.mktemp("photos")
     exif = Image.Exif()
     exif[0x0112] = 8
     for name, encoded in {
         "a.png": contents(photo(), "PNG"),
         "b.jpg": contents(photo(), "JPEG", quality=95, exif=exif),
-        "c.webp": turned("WEBP"),
+        "c.webp": rotated("WEBP"),
         "d.tiff": contents(photo(), "TIFF"),
         "e.HEIC": contents(photo(), "HEIF"),
         "f.avif": contents(photo(), "AVIF"),
@@ -220,7 +220,7 @@ BAD = {
 
 
 @pytest.mark.slow
-def test_training_and_evaluation_read_the_same(folder, tmp_path):
+def test_training_and_evaluation_read_the_same_files(folder, tmp_path):
     source = open_source(f"folder:{folder}")
     assert source.size == 9 + len(BAD)
     left_out, recognised = source.notes
@@ -260,7 +260,7 @@ def test_training_and_evaluation_read_the_same(folder, tmp_path):
     assert (tmp_path / "unreadable.txt").read_text().splitlines() == lines
 
 
-def test_too_many_say_which_limit(folder):
+def test_errors_about_bad_files_name_the_limit(folder):
     source = open_source(f"folder:{folder}")
     unreadable = UnreadableImages(max_bad_share=0.0)
     batches = evaluation_batches(
@@ -292,7 +292,7 @@ def test_too_many_say_which_limit(folder):
         check_sizes(source, VIEWS, allow_upscaling=True)
 
 
-def test_without_more_formats(folder):
+def test_without_more_formats_other_files_are_left_out(folder):
     rules = headers.DEFAULT._replace(more_formats=False)
     source = open_source(f"folder:{folder}", rules=rules)
     assert source.size == 2 + 5 and not source.local  # a, b and the bad ones
@@ -312,6 +312,6 @@ def test_services_cannot_convert(folder, tmp_path):
         )
 
 
-def test_schemes_that_tensorflow_cannot_read():
+def test_schemes_that_tensorflow_cannot_read_are_rejected():
     with pytest.raises(UserError, match=r"file://.*received s3://bucket/x"):
         open_source("folder:s3://bucket/x")

@@ -31,7 +31,7 @@ VIEWS = (
 
 
 def picture(number=0, size=(31, 23)):
-    """A coloured picture, its details as large as those of a photograph."""
+    """A coloured picture with details as large as in a photograph."""
     grid = np.random.RandomState(number).randint(0, 256, (4, 5, 3))
     return Image.fromarray(grid.astype(np.uint8)).resize(size, Image.BICUBIC)
 
@@ -71,7 +71,7 @@ READABLE = {
     ),
 }
 TURNED = Image.Exif()
-TURNED[0x0112] = 6  # orientation: to be turned by 90 degrees
+TURNED[0x0112] = 6  # orientation: rotated by 90 degrees
 UNREADABLE = {
     "truncated.jpg": READABLE["JPEG"][:300],
     "truncated.png": READABLE["PNG"][:-60],
@@ -84,7 +84,7 @@ UNREADABLE = {
 
 
 def photo_folder(path, good=12, bad=()):
-    """Writes images a-00.png …, and among them."""
+    """Writes images a-00.png … and bad files; returns the source."""
     path.mkdir(exist_ok=True)
     for n in range(good):
         picture(n).save(path / f"a-{n:02d}.png")
@@ -160,7 +160,7 @@ def test_replicas_get_the_batch_in_parts(tmp_path):
 def test_shapes_are_static_and_the_data_endless(
     tmp_path, completed, replicas, count
 ):
-    """Accelerators compile for one shape, several workers agree on none."""
+    """Accelerators compile for one shape; workers cannot negotiate it."""
     data = training_batches(
         photo_folder(tmp_path, good=12),
         VIEWS,
@@ -197,7 +197,7 @@ def test_sixteen_bits_keep_the_high_byte():
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_unreadable_is_told_and_black(name):
+def test_unreadable_images_have_a_code_and_are_black(name):
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode.decode(tf.constant(UNREADABLE[name]))
     data = tf.data.Dataset.from_tensors(UNREADABLE[name])
@@ -227,7 +227,7 @@ def strong(source):
     return batches(source, 2, views=VIEWS)
 
 
-def test_shapes(strong):
+def test_batches_have_the_stated_shapes_and_types(strong):
     shapes = {name: (x.shape, x.dtype) for name, x in strong[0].items()}
     assert shapes == {
         "index": ((5,), np.int64),
@@ -239,7 +239,7 @@ def test_shapes(strong):
     }
 
 
-def test_static_shapes(source):
+def test_shapes_of_batches_are_static(source):
     data = training_batches(
         source,
         (WEAK, KEY),
@@ -266,39 +266,39 @@ def test_parallel_equals_serial(source, whole, parallel_calls):
     assert_same(again, whole)
 
 
-def test_strong_views_restart_too(source, strong):
+def test_strong_views_after_a_restart_are_the_same(source, strong):
     tail = batches(source, 1, start=1, views=VIEWS, parallel_calls=1)
     assert_same(tail, strong[1:])
 
 
 @pytest.mark.slow
-def test_seed_alone_decides(source, whole):
+def test_batches_depend_on_their_seed_only(source, whole):
     tf.random.set_seed(11)
     assert_same(batches(source, 2), whole[:2])
     other = batches(source, 1, seed=4)[0]
     assert not np.array_equal(other["query"], whole[0]["query"])
 
 
-def test_views_have_seeds_of_their_own(whole, strong):
+def test_views_have_different_seeds(whole, strong):
     for batch in strong:
         for a, b in zip(batch["strong_0"], batch["strong_1"]):
             assert not np.array_equal(a, b)
-    # Twelve images, eight steps: every image comes again, with other crops.
+    # Twelve images, eight steps: images are repeated, with other crops.
     rows = np.concatenate([b["query"] for b in whole])
     assert len(np.unique(rows.reshape(len(rows), -1), axis=0)) == len(rows)
 
 
-def test_a_view_does_not_depend_on_the_views_after_it(whole, strong):
+def test_a_view_does_not_depend_on_later_views(whole, strong):
     for a, b in zip(whole[:2], strong):
         np.testing.assert_array_equal(a["query"], b["query"])
         np.testing.assert_array_equal(a["key"], b["key"])
 
 
 @pytest.mark.parametrize("batch_size", slow_but(1, [4, 1, 2, 12]))
-def test_a_row_depends_on_its_counter_alone(source, batch_size):
-    """Not on how many examples one call makes."""
+def test_a_row_depends_on_its_counter_only(source, batch_size):
+    """It does not depend on the number of examples per call."""
     count = -(-15 // batch_size)
-    options = dict(whole_epochs=False)  # whose length depends on the batch
+    options = dict(whole_epochs=False)  # their length depends on the batch
     others = batches(source, count, batch_size=batch_size, **options)
     whole = batches(source, 3, **options)
     rows = np.concatenate([b["query"] for b in whole])
@@ -308,7 +308,7 @@ def test_a_row_depends_on_its_counter_alone(source, batch_size):
 
 
 @pytest.mark.slow
-def test_shuffled_rows_unpermute(source):
+def test_shuffled_rows_can_be_put_back_in_order(source):
     views = [
         View(name, 8, 0.2, 1.0, shuffle=shuffle)
         for name, shuffle in (("a", False), ("b", True), ("c", True))
@@ -333,7 +333,7 @@ def test_shuffled_rows_unpermute(source):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 10**9])
-def test_records_too_restart_anywhere(tmp_path, limit):
+def test_records_after_a_restart_are_the_same(tmp_path, limit):
     with tf.io.TFRecordWriter(str(tmp_path / "r-0")) as first:
         with tf.io.TFRecordWriter(str(tmp_path / "r-1")) as second:
             for n in range(13):
@@ -359,7 +359,7 @@ def test_records_too_restart_anywhere(tmp_path, limit):
 
 
 @pytest.mark.slow
-def test_every_kind_of_file_at_once(tmp_path):
+def test_all_kinds_of_files_can_be_mixed(tmp_path):
     for i, (kind, content) in enumerate(READABLE.items()):
         suffix = kind[:3].replace("JPE", "jpg").lower()
         (tmp_path / f"{i:02d}.{suffix}").write_bytes(content)
@@ -371,7 +371,7 @@ def test_every_kind_of_file_at_once(tmp_path):
     assert unreadable.count == len(UNREADABLE) and unreadable.error() is None
 
 
-def test_bad_rows_show_the_next_readable_one(tmp_path):
+def test_bad_rows_are_replaced_by_the_next_readable_one(tmp_path):
     source = photo_folder(tmp_path)
     good = batches(source, 24, batch_size=1)  # step = counter
     examples = source.examples(start=0, seed=3, shuffle=True, repeat=True)
@@ -387,14 +387,14 @@ def test_bad_rows_show_the_next_readable_one(tmp_path):
         counters = list(range(6 * step, 6 * step + 6))
         for row, counter in enumerate(counters):
             following = counters[row:] + counters[:row]
-            donor = next(i for i in following if order[i] not in bad)
-            replaced += donor != counter
+            replacement = next(i for i in following if order[i] not in bad)
+            replaced += replacement != counter
             for name, place in (
                 ("query", row),
                 ("key", batch["key_order"].tolist().index(row)),
             ):
                 np.testing.assert_array_equal(
-                    batch[name][place], good[donor][name][0]
+                    batch[name][place], good[replacement][name][0]
                 )
     assert replaced == 8  # four bad images in each of two epochs
 
@@ -405,7 +405,7 @@ def run_until_error(source, unreadable, **options):
     return one_sentence(unreadable.error())
 
 
-def test_too_many_bad_images(tmp_path):
+def test_too_many_bad_images_are_an_error(tmp_path):
     source = photo_folder(tmp_path, bad=("b.png", "text.jpg"))
     tolerant = UnreadableImages(max_bad_share=0.15)  # of 14
     batches(source, 9, unreadable=tolerant)
@@ -418,7 +418,7 @@ def test_too_many_bad_images(tmp_path):
     assert str(tmp_path / "b.png") in text
 
 
-def test_a_batch_without_any_readable_image(tmp_path):
+def test_a_batch_without_any_readable_image_is_an_error(tmp_path):
     source = photo_folder(
         tmp_path, good=1, bad=[f"b-{n}.png" for n in range(9)]
     )
@@ -429,12 +429,12 @@ def test_a_batch_without_any_readable_image(tmp_path):
 
 
 def large(size):
-    """A source of which nothing is read."""
+    """A source that is never read."""
     return Source(f"of {size}", size, None, True, None, None)
 
 
 def named(names):
-    """Names and why they cannot be read."""
+    """Returns names, with the reason why they cannot be read."""
     return dict.fromkeys(names, "is damaged")
 
 
@@ -448,7 +448,7 @@ def test_names_of_earlier_versions_have_no_reason(tmp_path):
     assert written == "a\nb\tis damaged\n"
 
 
-def test_few_images_are_not_yet_a_share():
+def test_up_to_ten_bad_images_are_tolerated():
     source, unreadable = large(10**6), UnreadableImages(max_bad_share=0.01)
     ten = named(f"{n}" for n in range(10))
     assert unreadable.report(ten, source=source, seen=20)
@@ -456,10 +456,10 @@ def test_few_images_are_not_yet_a_share():
     assert unreadable.count == 10 and unreadable.error() is None
     assert not unreadable.report(named("x"), source=source, seen=40)
     assert "11 among 40 (27.5%)" in one_sentence(unreadable.error())
-    assert not unreadable.report({}, source=source, seen=10**6)  # it stays so
+    assert not unreadable.report({}, source=source, seen=10**6)  # it persists
 
 
-def test_the_share_is_of_the_distinct_images_of_a_source():
+def test_the_share_counts_distinct_images():
     many = named(f"{n}" for n in range(50))
     unreadable = UnreadableImages(max_bad_share=0.01)
     assert unreadable.report(many, source=large(10**6), seen=5000)
@@ -470,7 +470,7 @@ def test_the_share_is_of_the_distinct_images_of_a_source():
     assert "3 among 200" in text and "of 200" in text
 
 
-def test_ten_names_are_logged(capsys):
+def test_only_ten_names_are_logged(capsys):
     unreadable = UnreadableImages(max_bad_share=1.0)
     for n in range(15):
         names = named([f"file-{n}", "file-0"])
@@ -498,11 +498,11 @@ def test_names_follow_a_dataset_that_has_moved(tmp_path):
     assert lines == [f"{name}\tis damaged" for name in names]
 
 
-def test_names_are_kept_from_start_to_start(tmp_path, capsys):
+def test_names_are_kept_across_restarts(tmp_path, capsys):
     for names in (["a", "b\nc"], ["b\nc", "d\te"]):
         unreadable = UnreadableImages(max_bad_share=0.02)
         unreadable.record(tmp_path)
-        # What was known before says nothing about the share of this start.
+        # Names that were known before do not count in the share of this start.
         assert unreadable.report(named(names), source=large(100), seen=2)
     assert unreadable.count == 3 and str(tmp_path) in unreadable.summary()
     path = tmp_path / "unreadable.txt"
@@ -527,12 +527,12 @@ def test_device_and_host_make_the_same_views(source, strong):
 
 
 @pytest.mark.slow
-def test_what_was_drawn_comes_with_the_views(source, strong):
+def test_draws_can_be_kept_with_the_views(source, strong):
     kept = batches(source, len(strong), views=VIEWS, keep_params=True)
     for batch, expected in zip(kept, strong):
         for name, images in expected.items():
             np.testing.assert_array_equal(batch[name], images)
-        # Of a shuffled view in its order: equal to drawing for that row.
+        # The draws of a shuffled view have its order.
         params = {v.name: unpack(batch[params_key(v)], v) for v in VIEWS}
         boxes = {name: drawn["box"].numpy() for name, drawn in params.items()}
         unshuffled = boxes["query"][batch["key_order"]]
@@ -566,7 +566,7 @@ def test_strange_files_make_views_or_are_counted(tmp_path):
 # Evaluation
 
 
-def test_evaluation_in_order_with_labels(tmp_path):
+def test_evaluation_batches_are_in_order_with_labels(tmp_path):
     for n in range(7):
         (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
         Image.new("L", (12, 10), 10 * n).save(
@@ -596,7 +596,7 @@ def test_evaluation_in_order_with_labels(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_of_a_part(tmp_path):
+def test_evaluation_of_a_part_has_images_of_all_classes(tmp_path):
     for n in range(40):  # the first ones are all of one class
         (tmp_path / "ab"[n // 20]).mkdir(exist_ok=True)
         Image.new("L", (5, 5), n).save(
@@ -623,7 +623,7 @@ def test_evaluation_of_a_part(tmp_path):
     assert pixels_and_labels(99) == [(n, n // 20) for n in range(40)]
 
 
-def test_evaluation_with_too_many_bad_images(tmp_path):
+def test_evaluation_with_too_many_bad_images_is_an_error(tmp_path):
     source = photo_folder(tmp_path, good=3, bad=("text.jpg",))
     unreadable = UnreadableImages(max_bad_share=0.1)
     data = evaluation_batches(
@@ -642,7 +642,7 @@ def test_evaluation_with_too_many_bad_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_batch_larger_than_the_dataset(source):
+def test_a_batch_larger_than_the_dataset_is_rejected(source):
     with pytest.raises(UserError) as error:
         batches(source, 1, batch_size=13)
     text = one_sentence(error.value)
@@ -651,7 +651,7 @@ def test_batch_larger_than_the_dataset(source):
 
 
 @pytest.mark.slow
-def test_crops_larger_than_the_images(tmp_path):
+def test_crops_larger_than_most_images_are_rejected(tmp_path):
     for n in range(9):  # the longer side decides: five are smaller than 32
         size = (30, 20) if n < 5 else (20, 32)
         picture(n, size).save(tmp_path / f"{n}.png")
@@ -669,7 +669,7 @@ def test_crops_larger_than_the_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_image_can_be_decoded(tmp_path):
+def test_a_dataset_without_readable_images_is_rejected(tmp_path):
     source = photo_folder(tmp_path, good=0, bad=UNREADABLE)
     with pytest.raises(UserError) as error:
         check_sizes(source, VIEWS, allow_upscaling=True)

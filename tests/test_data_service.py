@@ -43,7 +43,7 @@ def addresses():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Twelve PNGs, a small JPEG, and one that is not decoded whole."""
+    """Twelve PNGs, a small JPEG, and a JPEG that is decoded in part."""
     path = tmp_path_factory.mktemp("photos")
     for name, size in (("b.jpg", (31, 23)), ("c.jpg", (90, 70))):
         (path / name).write_bytes(contents(picture(5, size), "JPEG"))
@@ -57,14 +57,14 @@ def whole(source):
 
 
 @pytest.mark.slow
-def test_batches_are_the_same(addresses, source, whole):
+def test_batches_equal_those_without_a_service(addresses, source, whole):
     services = Services(addresses)
     services.check()
     assert_same(batches(source, 7, views=VIEWS, services=services), whole)
 
 
 @pytest.mark.slow
-def test_a_later_start_too(addresses, source, whole):
+def test_batches_after_a_restart_are_the_same(addresses, source, whole):
     tail = batches(source, 4, start=3, services=Services(addresses[:1]))
     assert len(tail) == 4
     for batch, expected in zip(tail, whole[3:]):
@@ -74,7 +74,7 @@ def test_a_later_start_too(addresses, source, whole):
 
 
 def record_files(folder, each):
-    """Two files of so many records; their labels count on."""
+    """Writes two files of `each` records, whose labels are their numbers."""
     for part in range(2):
         with tf.io.TFRecordWriter(str(folder / f"r-{part}")) as writer:
             for n in range(each):
@@ -92,10 +92,10 @@ def record(image, label):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory_bytes, count", [(0, 1), (10**9, 2)])
-def test_parts_of_unfinished_batches_of_records(
+def test_incomplete_batches_of_records_are_the_same(
     tmp_path, addresses, memory_bytes, count
 ):
-    """Streamed in a shuffled order, and from a table that travels along."""
+    """Streamed in a shuffled order, and from a table sent to the service."""
     source = open_source(
         record_files(tmp_path, 7), window=4, memory_bytes=memory_bytes
     )
@@ -107,7 +107,7 @@ def test_parts_of_unfinished_batches_of_records(
 
 
 @pytest.mark.slow
-def test_services_read_files_of_their_own_of_a_stream(tmp_path, addresses):
+def test_each_service_reads_its_own_files_of_a_stream(tmp_path, addresses):
     source = open_source(record_files(tmp_path, 8), window=4, memory_bytes=0)
     options = dict(batch_size=4)
     steps = batches(source, 8, services=Services(addresses), **options)
@@ -117,7 +117,7 @@ def test_services_read_files_of_their_own_of_a_stream(tmp_path, addresses):
         # One service made steps 0 and 2, the other one 1 and 3.
         for mine in (epoch[::2], epoch[1::2]):
             assert len({label // 8 for label in np.concatenate(mine)}) == 1
-    # The same from any step on, whichever service makes it.
+    # Steps after a restart are the same, whichever service makes them.
     for start in (1, 4, 6):
         tail = batches(
             source, 2, start=start, services=Services(addresses), **options
@@ -157,8 +157,8 @@ def test_unreadable_files_are_reported_and_replaced(tmp_path, addresses):
     assert "2 among 14" in text and "; look, repair" in text
 
 
-def test_what_cannot_be_offloaded_is_refused():
-    """Without asking the service, which would fail or read other records."""
+def test_sources_that_a_service_cannot_read_are_rejected():
+    """The service is not asked: it would fail or read other records."""
     form = Format("image", "")
     get = [record(contents(picture(n), "PNG"), n) for n in range(6)].__getitem__
     options = dict(name="few", size=6, form=form)
@@ -170,7 +170,7 @@ def test_what_cannot_be_offloaded_is_refused():
 
 
 @pytest.mark.slow
-def test_another_order_is_noticed(source):
+def test_batches_in_another_order_are_an_error(source):
     class Wrong:
         def distribute(self, make):
             return make(0, 2)
@@ -185,7 +185,7 @@ def numbers(k, n):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGSTOP])
-def test_a_service_that_is_gone_is_noticed(number, addresses, monkeypatch):
+def test_a_lost_service_is_an_error(number, addresses, monkeypatch):
     monkeypatch.setattr(service_client, "SILENT_SECONDS", 1.0)
     monkeypatch.setattr(service_client, "_LOOK_SECONDS", 0.5)
     with Service() as short:
@@ -206,8 +206,8 @@ def test_a_service_that_is_gone_is_noticed(number, addresses, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_service_started_anew_does_not_go_on():
-    """It ends within a job, with status 0; its successor knows no job."""
+def test_a_restarted_service_does_not_resume_a_job():
+    """The first service ends during a job, with status 0."""
     with Service() as first:
         found = iter(Services((first.address,)).distribute(numbers))
         assert int(next(found)) == 0
@@ -219,10 +219,10 @@ def test_a_service_started_anew_does_not_go_on():
                     next(found)
 
 
-def test_nobody_there(monkeypatch):
+def test_services_that_do_not_answer_are_an_error(monkeypatch):
     monkeypatch.setattr(service_client, "ANSWER_SECONDS", 1.0)
-    with socket.create_server(("localhost", 0)) as mute:
-        port = mute.getsockname()[1]
+    with socket.create_server(("localhost", 0)) as silent:
+        port = silent.getsockname()[1]
         with pytest.raises(UserError, match="no answer within 1 s") as caught:
             Services((f"grpc://localhost:{port}",)).check()
         one_sentence(caught.value)
@@ -254,7 +254,7 @@ def fails(command):
 
 
 @pytest.mark.slow
-def test_it_does_not_listen_unless_told(addresses):
+def test_a_service_listens_only_with_expose_and_on_a_free_port(addresses):
     assert "Expected --expose" in fails([*COMMAND, "--port=0"])
     # TensorFlow itself would share the port.
     taken = f"--port={addresses[0].split(':')[-1]}"

@@ -1,4 +1,4 @@
-"""Sources: what is found, how it is labelled, in which order it comes."""
+"""Sources: their images, labels and order."""
 
 import io
 import os
@@ -109,7 +109,7 @@ def source(request, photos, records):
     return result
 
 
-def test_every_example_once_per_epoch(source):
+def test_every_example_occurs_once_per_epoch(source):
     n = source.size
     examples = read(source, count=3 * n)
     assert [e["counter"] for e in examples] == list(range(3 * n))
@@ -120,7 +120,7 @@ def test_every_example_once_per_epoch(source):
     assert epochs[0] != epochs[1] != epochs[2] != fixed != epochs[0]
 
 
-def test_order_follows_from_the_seed_alone(source):
+def test_order_depends_on_the_seed_only(source):
     tf.random.set_seed(4)
     first = names(read(source, count=source.size + 9))
     tf.random.set_seed(5)
@@ -156,7 +156,7 @@ def read_part(
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_workers_make_parts_of_the_same_batches(source, count):
-    """The same examples with random access; with files, others."""
+    """With random access the examples are the same, with files they differ."""
     whole = read(source, count=20 * 8)
     parts = [read_part(source, i, count, 20) for i in range(count)]
     joined = [[] for _ in range(20)]
@@ -194,8 +194,8 @@ def test_no_batch_holds_an_image_twice(source, count):
         # Other images are left out in other epochs.
         assert len(set(sum(steps, []))) > size * each
     if source.random_access:
-        # As it was before: some batch reaches into the next epoch. (Of a
-        # stream it need not: records stay near their place.)
+        # Otherwise some batch reaches into the next epoch. (In a stream none
+        # has to: records stay near their position.)
         _, names = read_part(source, 0, 1, 8 * each, **options)
         assert any(
             len(set(names[i : i + size])) < size
@@ -209,7 +209,7 @@ def test_no_batch_holds_an_image_twice(source, count):
 
 
 @pytest.mark.slow
-def test_workers_read_files_of_their_own(records):
+def test_each_worker_reads_its_own_files(records):
     source = open_source(records, memory_bytes=0, window=7)
     epoch = source.size // 2 // 4  # batches of 8 in half the records
     seen = []
@@ -223,7 +223,7 @@ def test_workers_read_files_of_their_own(records):
         ]
         assert not parts[0] & parts[1]
         seen += parts
-    # ... and other files in other epochs: nothing is left out for good.
+    # Files differ between epochs, so that none is left out for good.
     assert len(set(map(frozenset, seen))) > 3
     assert len(set.union(*seen)) == 5
 
@@ -245,7 +245,7 @@ def test_more_workers_than_files_share_the_records(tmp_path):
     assert len(set(sum(parts, []))) == 16
 
 
-def test_one_pass_ends(source):
+def test_an_unshuffled_source_ends_after_one_epoch(source):
     examples = read(source, shuffle=False)
     assert [e["counter"] for e in examples] == list(range(source.size))
     assert read(source, shuffle=False, start=source.size - 2) == examples[-2:]
@@ -268,7 +268,7 @@ def test_streamed_shuffle_reaches_across_files(records):
     assert changes > 15
 
 
-def test_each_epoch_of_one_file_is_shuffled_anew(tmp_path):
+def test_each_epoch_of_one_file_has_another_order(tmp_path):
     write_records(tmp_path / "one", range(20))
     source = open_source(f"tfrecord:{tmp_path}/one", memory_bytes=0)
     order = names(read(source, count=40))
@@ -279,7 +279,7 @@ def test_each_epoch_of_one_file_is_shuffled_anew(tmp_path):
 # Folders
 
 
-def test_suffixes_hidden_files_and_depth(tmp_path):
+def test_folders_contain_visible_image_files_at_any_depth(tmp_path):
     kept = ["a.jpg", "b.JPEG", "x/c.Png", "x/y/z/d.bmp", "x/e.gif"]
     other = [".f.png", ".hidden/g.png", "x/._h.jpg", "note.txt", "i.tif"]
     for path in kept + other:
@@ -295,7 +295,7 @@ def test_suffixes_hidden_files_and_depth(tmp_path):
     assert source.class_names is None
 
 
-def test_names_that_are_not_text(tmp_path):
+def test_names_may_be_arbitrary_bytes(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
     with open(path, "wb") as file:
         file.write(b"content")
@@ -303,7 +303,7 @@ def test_names_that_are_not_text(tmp_path):
     assert example["name"] == path and example["bytes"] == b"content"
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_without_cycles(tmp_path):
     write_image(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
@@ -314,7 +314,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     ]
 
 
-def test_a_file_that_vanishes_is_empty_bytes(photos):
+def test_a_deleted_file_is_empty_bytes(photos):
     source = open_source(f"folder:{photos}", labels="none")
     (photos / "a" / "02.png").unlink()
     empty = [e for e in read(source, shuffle=False) if not e["bytes"]]
@@ -376,7 +376,7 @@ def test_holdout_is_disjoint_complete_and_fixed(photos):
     }
 
 
-def test_holdout_of_nothing_and_of_all(photos):
+def test_holdout_of_zero_or_one_leaves_one_part_empty(photos):
     absent = open_source(f"folder:{photos}", holdout=0.0, role="eval")
     words = f"--holdout=0 keeps none of the 60 images of {photos}"
     assert absent == Absent(words)
@@ -386,7 +386,7 @@ def test_holdout_of_nothing_and_of_all(photos):
 
 
 @pytest.mark.parametrize("test", ["test", "val", "validation"])
-def test_train_and_test_folders(tmp_path, test):
+def test_train_and_test_folders_are_splits(tmp_path, test):
     for n in range(8):
         split = "train" if n < 6 else test
         write_image(tmp_path / split / "ab"[n % 2] / f"{n}.png", n)
@@ -415,7 +415,7 @@ def test_unlabelled_test_folder_is_not_evaluated_on(tmp_path):
     assert "/val/" in names(read(evaluation, shuffle=False))[0]
 
 
-def test_test_folder_with_other_classes(tmp_path):
+def test_a_test_folder_with_other_classes_is_rejected(tmp_path):
     for n in range(4):
         write_image(tmp_path / "train" / "ab"[n % 2] / f"{n}.png", n)
         write_image(tmp_path / "test" / "ac"[n % 2] / f"{n}.png", n)
@@ -423,7 +423,7 @@ def test_test_folder_with_other_classes(tmp_path):
     assert "received c" in text and "--labels=none" in text
 
 
-def test_labelled_test_folder_beside_an_unlabelled_one(tmp_path):
+def test_a_labelled_test_folder_serves_unlabelled_training_images(tmp_path):
     write_image(tmp_path / "train" / "x.png")
     for n in range(4):
         write_image(tmp_path / "test" / "ab"[n % 2] / f"{n}.png", n)
@@ -435,7 +435,7 @@ def test_labelled_test_folder_beside_an_unlabelled_one(tmp_path):
     assert test.size == 4 and test.class_names == ("a", "b")
 
 
-def test_messages_about_folders(tmp_path, photos):
+def test_wrong_folders_are_rejected(tmp_path, photos):
     text = message(dataset=f"folder:{tmp_path}/absent")
     assert "does not exist" in text
     path = write_image(tmp_path / "x.png")
@@ -449,7 +449,7 @@ def test_messages_about_folders(tmp_path, photos):
     assert "split" in message(dataset=f"folder:{photos}", split="test")
 
 
-def test_sources_of_a_run(tmp_path, photos):
+def test_sources_of_a_run_follow_its_config(tmp_path, photos):
     config = types.SimpleNamespace(
         dataset=f"folder:{photos}",
         split="train",
@@ -490,7 +490,7 @@ def test_records_hold_image_label_and_name(records, memory_bytes):
     assert not content
 
 
-def test_keys_of_tfds_and_records_without_labels(tmp_path):
+def test_records_may_have_keys_of_tfds_and_no_labels(tmp_path):
     write_records(tmp_path / "a", range(4), image="image", label="label")
     write_records(tmp_path / "b", range(4), label=None)
     source = open_source(f"tfrecord:{tmp_path}/a")
@@ -505,7 +505,7 @@ def test_keys_of_tfds_and_records_without_labels(tmp_path):
         assert {e["label"] for e in read(source, shuffle=False)} == {-1}
 
 
-def test_several_patterns_and_evaluation(records, tmp_path):
+def test_several_patterns_are_one_source(records, tmp_path):
     pattern = f"tfrecord:{tmp_path}/train-0*,{tmp_path}/train-1*"
     assert open_source(pattern).size == 20
     absent = open_source(pattern, role="eval")
@@ -513,7 +513,7 @@ def test_several_patterns_and_evaluation(records, tmp_path):
     assert open_source(pattern, role="eval", holdout=1.0).size == 20
 
 
-def test_given_number_of_records(records):
+def test_a_wrong_number_of_records_is_an_error(records):
     source = open_source(records, num_examples=40, memory_bytes=0)
     assert source.size == 40 and len(read(source, count=50)) == 50
     wrong = open_source(records, num_examples=41, memory_bytes=0)
@@ -522,7 +522,7 @@ def test_given_number_of_records(records):
     assert "received 40" in message(dataset=records, num_examples=41)
 
 
-def test_messages_about_records(tmp_path, records):
+def test_wrong_records_are_rejected(tmp_path, records):
     assert "matches no file" in message(dataset=f"tfrecord:{tmp_path}/x/*")
     assert "matches no file" in message(dataset=f"tfrecord:{tmp_path}/no-*")
     assert "no split" in message(dataset=records, split="test")
@@ -590,7 +590,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.mark.parametrize("memory_bytes", [0, 10**9])
 @pytest.mark.parametrize("spelling", ["tiny", "tiny:1.2.0", "directory"])
-def test_prepared_dataset(data_dir, memory_bytes, spelling):
+def test_a_prepared_dataset_is_found_by_name_version_or_directory(
+    data_dir, memory_bytes, spelling
+):
     dataset = spelling
     if spelling == "directory":
         dataset = posixpath.join(data_dir, "tiny", "1.2.0")
@@ -603,7 +605,7 @@ def test_prepared_dataset(data_dir, memory_bytes, spelling):
     assert set(names(examples)) == {f"{dataset}/train #{i}" for i in range(30)}
 
 
-def test_splits(data_dir):
+def test_splits_follow_role_and_name(data_dir):
     def size(**kwargs):
         source = open_source("tiny", data_dir=data_dir, **kwargs)
         return getattr(source, "size", None) or source.reason
@@ -648,7 +650,7 @@ def test_parts_of_a_split_are_disjoint(data_dir):
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 10**9])
-def test_array_records(tmp_path, memory_bytes):
+def test_array_records_are_read(tmp_path, memory_bytes):
     pytest.importorskip("array_record")
     prepare(str(tmp_path), form="array_record")
     source = open_source(
@@ -663,7 +665,7 @@ def test_array_records(tmp_path, memory_bytes):
     assert len(found) == 20 and found.items() <= contents.items()
 
 
-def test_newest_version_and_features(tmp_path, data_dir):
+def test_the_newest_version_is_read(tmp_path, data_dir):
     path = str(tmp_path)
     for version in ("1.10.0", "1.9.0"):
         prepare(path, version=version)
@@ -675,7 +677,7 @@ def test_newest_version_and_features(tmp_path, data_dir):
     assert "label, picture" in message(dataset="tiny", data_dir=path)
 
 
-def test_configurations(data_dir, tmp_path):
+def test_one_of_several_configurations_has_to_be_named(data_dir, tmp_path):
     for config in ("one", "two"):
         shutil.copytree(
             posixpath.join(data_dir, "tiny"), tmp_path / "conf" / config
@@ -688,7 +690,7 @@ def test_configurations(data_dir, tmp_path):
     assert "conf/one, conf/two" in text
 
 
-def test_shapes(tmp_path):
+def test_the_embedded_dataset_is_read_as_generated(tmp_path):
     class Few(dataset.Shapes, skip_registration=True):
         name = "shapes"
         EXAMPLES = {"train": 12, "test": 5}
@@ -708,7 +710,7 @@ def test_shapes(tmp_path):
     assert {e["bytes"] for e in read(test, shuffle=False)} == expected
 
 
-def test_messages_about_datasets(tmp_path):
+def test_unknown_datasets_are_rejected_with_a_remedy(tmp_path):
     path = str(tmp_path)
     text = message(dataset="cifar10", data_dir=path)
     assert f"`tfds build cifar10 --data_dir={path}`" in text

@@ -1,4 +1,4 @@
-"""Sizes without decoding, and decoding no more than a set of boxes needs."""
+"""Sizes without decoding, and partial decoding for a set of boxes."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ from tests.marks import slow_but
 
 
 def picture(size=(31, 23), *, seed=0, coarse=1):
-    """Noise: neighbours share nothing, so that no error can hide."""
+    """Noise: neighbouring pixels are independent, which reveals errors."""
     width, height = size
     shape = (-(-height // coarse), -(-width // coarse), 3)
     values = np.random.RandomState(seed).randint(0, 256, shape)
     return Image.fromarray(values.astype(np.uint8)).resize(size, Image.BICUBIC)
 
 
-def see_through(image):
+def transparent(image):
     image = image.quantize(16)
     image.info["transparency"] = bytes(range(0, 256, 16))
     return image
@@ -26,7 +26,7 @@ def see_through(image):
 
 def sideways():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    exif[0x0112] = 6  # displayed rotated by 90 degrees
     return exif
 
 
@@ -35,7 +35,7 @@ def deep():
     return Image.fromarray(values.astype(np.uint16))
 
 
-# name -> (what to save, how)
+# name -> (image to save, options)
 FILES = {
     "plain.jpg": (picture(), {}),
     "one-pixel.jpg": (picture((1, 1)), {}),
@@ -48,7 +48,7 @@ FILES = {
     "one-pixel.png": (picture((1, 1)), {}),
     "wide.png": (picture((3000, 1)), {}),
     "palette.png": (picture().quantize(16), {}),
-    "see-through.png": (see_through(picture()), {}),
+    "see-through.png": (transparent(picture()), {}),
     "deep.png": (deep(), {}),
     "tall.gif": (picture((1, 3000)), {}),
     "animated.gif": (
@@ -88,7 +88,7 @@ def in_graph(function, *arguments):
 
 
 def decode_each(encoded, trials, sizes):
-    """For each of the trials, V boxes, what `decode_boxes` returns."""
+    """Returns the results of `decode_boxes` for each trial of V boxes."""
 
     def both(boxes):
         opened = decode.open_image(encoded)
@@ -112,7 +112,7 @@ def cut(image, box):
 
 
 def random_boxes(random, size, count, *, least=1):
-    """Boxes of at least so many pixels a side in an image (width, height)."""
+    """Boxes with sides of at least `least` pixels in an image of a size."""
     rows = []
     for _ in range(count):
         width, height = (random.randint(least, n + 1) for n in size)
@@ -127,7 +127,7 @@ def random_boxes(random, size, count, *, least=1):
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", slow_but(6, FILES))
-def test_every_kind_of_file(tmp_path, name):
+def test_every_kind_of_file_equals_pillow(tmp_path, name):
     image, options = FILES[name]
     encoded = save(tmp_path / name, image, **options)
     expected = pillow(tmp_path / name)
@@ -146,7 +146,7 @@ def test_every_kind_of_file(tmp_path, name):
     np.testing.assert_array_equal(in_graph(decode.decode, encoded), expected)
 
 
-def test_a_rotation_noted_in_exif_is_not_applied(tmp_path):
+def test_exif_rotation_is_not_applied(tmp_path):
     encoded = save(tmp_path / "a.jpg", picture(), exif=sideways())
     with Image.open(tmp_path / "a.jpg") as image:
         assert ImageOps.exif_transpose(image).size == (23, 31)
@@ -154,7 +154,7 @@ def test_a_rotation_noted_in_exif_is_not_applied(tmp_path):
     assert in_graph(decode.open_image, encoded).size.tolist() == [23, 31]
 
 
-def test_other_formats_keep_their_boxes(tmp_path):
+def test_other_formats_are_decoded_whole(tmp_path):
     encoded = save(tmp_path / "a.png", picture((90, 70)))
     boxes = [(3, 5, 60, 70), (0, 1, 64, 8)]
     pixels, kept = decode_boxes(encoded, boxes, [2, 1])
@@ -162,7 +162,7 @@ def test_other_formats_keep_their_boxes(tmp_path):
     np.testing.assert_array_equal(kept, boxes)
 
 
-def test_static_shapes():
+def test_sizes_and_boxes_have_static_shapes():
     def both(encoded):
         opened = decode.open_image(encoded)
         boxes = tf.stack([whole(opened.size)] * 2)
@@ -192,19 +192,19 @@ def test_pixels_in_boxes_equal_the_whole_image(tmp_path, subsampling, options):
     expected = pillow(tmp_path / "a.jpg")
     random = np.random.RandomState(0)
     trials = [random_boxes(random, size, 2) for _ in range(60)]
-    # Of single boxes more lie away from the borders of the image.
+    # Single boxes lie more often away from the borders of the image.
     trials += [[box, box] for boxes in trials for box in boxes]
     results = decode_each(encoded, trials, [40, 40])
     for boxes, (pixels, moved) in zip(trials, results):
         for box, new in zip(boxes, moved):
             np.testing.assert_array_equal(cut(pixels, new), cut(expected, box))
         tops, lefts, heights, widths = np.transpose(boxes)
-        # Not more than the pixel all around that interpolation needs.
+        # At most one more pixel on each side, which interpolation needs.
         assert pixels.shape[0] <= 2 + (tops + heights).max() - tops.min()
         assert pixels.shape[1] <= 2 + (lefts + widths).max() - lefts.min()
 
 
-def test_bytes_after_the_end_do_no_harm(tmp_path):
+def test_bytes_after_the_end_are_ignored(tmp_path):
     encoded = save(tmp_path / "a.jpg", picture((40, 30))) + b"\0\0\0"
     box = (12, 9, 10, 20)
     pixels, moved = decode_boxes(encoded, [box], [10])
@@ -231,7 +231,7 @@ def test_bytes_after_the_end_do_no_harm(tmp_path):
         ((0, 3, 180, 160), 20, 4),
     ],
 )
-def test_the_largest_reduction_that_leaves_twice_enough(
+def test_the_largest_reduction_leaves_twice_the_needed_size(
     tmp_path, box, size, reduction
 ):
     encoded = save(tmp_path / "a.jpg", picture((263, 180), coarse=3))
@@ -239,7 +239,7 @@ def test_the_largest_reduction_that_leaves_twice_enough(
     np.testing.assert_array_equal(moved[0, 2:], np.divide(box[2:], reduction))
 
 
-def test_every_box_has_a_say(tmp_path):
+def test_the_reduction_suits_every_box(tmp_path):
     encoded = save(tmp_path / "a.jpg", picture((264, 180), coarse=3))
     boxes = [(0, 0, 180, 264), (80, 100, 60, 60), (0, 0, 180, 264)]
     for sizes, reduction in (
@@ -254,7 +254,9 @@ def test_every_box_has_a_say(tmp_path):
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-def test_reduced_pixels_and_boxes(tmp_path, reduction, subsampling):
+def test_reduced_pixels_equal_the_reduced_image(
+    tmp_path, reduction, subsampling
+):
     size, side = (133, 95), 5
     encoded = save(
         tmp_path / "a.jpg", picture(size, coarse=2), subsampling=subsampling
@@ -273,22 +275,22 @@ def test_reduced_pixels_and_boxes(tmp_path, reduction, subsampling):
             np.testing.assert_array_equal(
                 new[2:], np.divide(box[2:], reduction)
             )
-            # All move by the corner of the window, a whole pixel ...
+            # All boxes move by the corner of the window, in whole pixels.
             np.testing.assert_allclose(
                 new[:2] - np.divide(box[:2], reduction), shift, atol=1e-4
             )
-            # ... and show the pixels that the whole reduced image has there.
+            # They contain the same pixels as the whole reduced image.
             first = np.floor(new[:2]).astype(int)
             last = np.ceil(new[:2] + new[2:]).astype(int)
             inside = (*first, *(last - first))
-            there = (*(first - shift.astype(int)), *(last - first))
+            in_image = (*(first - shift.astype(int)), *(last - first))
             np.testing.assert_array_equal(
-                cut(pixels, inside), cut(expected, there)
+                cut(pixels, inside), cut(expected, in_image)
             )
 
 
 def test_reduced_crops_are_close_to_those_of_the_whole_image(tmp_path):
-    """Edges stay where they were drawn, to fractions of a reduced pixel."""
+    """Edges are accurate to fractions of a reduced pixel."""
     encoded = save(tmp_path / "a.jpg", picture((400, 300), coarse=20))
     boxes = [(13, 27, 161, 203), (101, 50, 190, 161)]
     pixels, moved = decode_boxes(encoded, boxes, [20, 20])
@@ -311,19 +313,19 @@ def test_reduced_crops_are_close_to_those_of_the_whole_image(tmp_path):
 @pytest.mark.parametrize("size", [2, 40])  # reduced by 8 and not at all
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 @pytest.mark.parametrize("share", [0.5, 0.97])
-def test_cut_within_the_scan(tmp_path, share, options, size):
+def test_files_truncated_in_the_scan_are_errors(tmp_path, share, options, size):
     encoded = save(tmp_path / "a.jpg", picture((90, 80)), **options)
     encoded = encoded[: int(share * len(encoded))]
     assert in_graph(decode.open_image, encoded).size.tolist() == [80, 90]
     with pytest.raises(tf.errors.InvalidArgumentError):
         in_graph(decode.decode, encoded)
-    for top in (0, 40):  # the upper rows are there
+    for top in (0, 40):  # the upper rows are complete
         with pytest.raises(tf.errors.InvalidArgumentError):
             decode_boxes(encoded, [(top, 0, 40, 40)], [size])
 
 
 @pytest.mark.parametrize("name", ["plain.jpg", "deep.png", "animated.gif"])
-def test_cut_within_the_header(tmp_path, name):
+def test_files_truncated_in_the_header_are_errors(tmp_path, name):
     image, options = FILES[name]
     encoded = save(tmp_path / name, image, **options)[:20]
     for function in (decode.decode, decode.open_image):
@@ -332,7 +334,7 @@ def test_cut_within_the_header(tmp_path, name):
 
 
 @pytest.mark.parametrize("encoded", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"?"])
-def test_no_image_at_all(encoded):
+def test_files_without_an_image_are_errors(encoded):
     for function in (decode.decode, decode.open_image):
         with pytest.raises(tf.errors.InvalidArgumentError):
             in_graph(function, encoded)
@@ -340,7 +342,7 @@ def test_no_image_at_all(encoded):
 
 @pytest.mark.slow
 def test_damage_beside_good_files_never_ends_a_dataset(tmp_path):
-    """Whichever of several calls at once ends first."""
+    """The order in which parallel calls end does not matter."""
     good = save(tmp_path / "a.jpg", picture())
     damaged = good[: len(good) // 5]
 

@@ -1,4 +1,4 @@
-"""The files that a real TensorFlow Serving is started with."""
+"""Configuration files for TensorFlow Serving."""
 
 import http.server
 import json
@@ -49,7 +49,7 @@ class Rows(tf.Module):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Models of the kinds that `--bad_images` makes: error and nan."""
+    """Small models like those of `--bad_images=error` and `=nan`."""
     folder = tmp_path_factory.mktemp("saved")
     for kind in ("error", "nan"):
         module = Rows(kind == "nan")
@@ -63,7 +63,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def base(saved, tmp_path):
-    """A directory of five versions; of 5, a bad image fails its request."""
+    """Five versions; in version 5 a bad image fails its whole request."""
     base = tmp_path / "models" / "photos"
     for version in range(1, 6):
         kind = "error" if version == 5 else "nan"
@@ -72,7 +72,7 @@ def base(saved, tmp_path):
 
 
 class Config(typing.NamedTuple):
-    """What is in a models.config."""
+    """Contents of a models.config."""
 
     name: str
     base_path: str
@@ -96,7 +96,7 @@ def compose(folder):
 
 
 def interpolated(text):
-    """As Compose reads it: variables of the shell, `$$` for a dollar sign."""
+    """Interpolates as Compose: shell variables, `$$` for a dollar sign."""
     return string.Template(text).substitute()
 
 
@@ -110,7 +110,7 @@ def pod(folder):
 
 
 def arguments(folder):
-    """Flags of the server; they have to be the same everywhere."""
+    """Returns the flags of the server, which all files have to share."""
     found = compose(folder)["command"]
     (container,) = pod(folder)["containers"]
     assert container["args"] == found
@@ -129,7 +129,7 @@ def test_an_export_is_deployed_and_the_files_can_be_read(exported, tmp_path):
     )
     assert not result.stderr
     assert "stable = 1" in result.stdout
-    assert "--bad_images=nan" in result.stdout  # as batching is off
+    assert "--bad_images=nan" in result.stdout  # because batching is off
     assert f"docker compose --file={output}/docker-compose.yml up" in (
         result.stdout
     )
@@ -146,7 +146,7 @@ def test_an_export_is_deployed_and_the_files_can_be_read(exported, tmp_path):
     check_deployment(str(output))
 
 
-def test_batches_are_sized_for_the_clients(base, tmp_path):
+def test_batching_parameters_follow_the_clients(base, tmp_path):
     settings = DeploymentSettings(
         "photos", max_batch_size=48, clients=100, cpus=6
     )
@@ -186,7 +186,7 @@ def test_less_than_a_third_of_a_batch_is_padding(largest):
         ("off", 4, 0, False),
     ],
 )
-def test_requests_are_joined_if_a_bad_image_fails_no_other(
+def test_auto_batches_only_if_a_bad_image_fails_no_other_request(
     base, tmp_path, choice, stable, canary, batching
 ):
     settings = PHOTOS._replace(batching=choice)
@@ -195,15 +195,17 @@ def test_requests_are_joined_if_a_bad_image_fails_no_other(
     )
     assert written.batching == batching
     flags = arguments(tmp_path)
-    # TensorFlow Serving does not start with the second and without the first.
+    # TensorFlow Serving does not start with only the second of these flags.
     assert ("enable_batching" in flags) == batching
     assert ("batching_parameters_file" in flags) == batching
     assert (tmp_path / "batching_parameters.txt").exists()
 
 
 @pytest.mark.parametrize("size", [3, 65])
-def test_batches_that_a_model_cannot_bear_are_rejected(base, tmp_path, size):
-    # 4 is the largest request of the warm-up, 64 what the card allows.
+def test_batch_sizes_outside_a_model_s_limits_are_rejected(
+    base, tmp_path, size
+):
+    # 4 is the largest request of the warm-up, 64 the limit of the card.
     warmup_requests.write(str(base / "4"), image_size=8, batch_sizes=(1, 4))
     settings = PHOTOS._replace(max_batch_size=size)
     with pytest.raises(
@@ -213,7 +215,7 @@ def test_batches_that_a_model_cannot_bear_are_rejected(base, tmp_path, size):
     deploy(str(base), str(tmp_path), settings, stable=5)
 
 
-def test_only_real_flags_and_those_that_the_server_needs(base, tmp_path):
+def test_flags_exist_and_include_the_necessary_ones(base, tmp_path):
     deploy(str(base), str(tmp_path), PHOTOS, stable=4)
     flags = arguments(tmp_path)
     assert set(flags) <= FLAGS
@@ -226,8 +228,8 @@ def test_only_real_flags_and_those_that_the_server_needs(base, tmp_path):
         assert int(flags[name]) > 0
 
 
-def test_the_embedded_server_takes_the_same_arguments(base, tmp_path):
-    shutil.rmtree(base / "4" / "assets.extra")  # of more signatures
+def test_the_embedded_server_accepts_the_same_arguments(base, tmp_path):
+    shutil.rmtree(base / "4" / "assets.extra")  # has other signatures
     deploy(str(base), str(tmp_path), PHOTOS, stable=4)
     config = tmp_path / "models.config"
     config.write_text(config.read_text().replace("/models/photos", str(base)))
@@ -248,7 +250,7 @@ def test_the_embedded_server_takes_the_same_arguments(base, tmp_path):
         assert "error" not in server.errors()
 
 
-def test_compose_is_closed_to_the_outside(base, tmp_path):
+def test_compose_file_restricts_access(base, tmp_path):
     deploy(str(base), str(tmp_path), PHOTOS)
     service = compose(tmp_path)
     assert service["ports"] == [f"127.0.0.1:{p}:{p}" for p in (8500, 8501)]
@@ -260,7 +262,7 @@ def test_compose_is_closed_to_the_outside(base, tmp_path):
     assert service["deploy"]["resources"]["limits"]["memory"] == "4096m"
 
 
-def test_kubernetes_is_closed_to_the_outside(base, tmp_path):
+def test_kubernetes_file_restricts_access(base, tmp_path):
     deploy(str(base), str(tmp_path), PHOTOS)
     kinds = kubernetes(tmp_path)
     assert kinds["Service"]["spec"]["type"] == "ClusterIP"
@@ -282,25 +284,25 @@ def test_kubernetes_is_closed_to_the_outside(base, tmp_path):
     assert kinds["PersistentVolumeClaim"]["metadata"]["name"] == "photos-models"
     selector = kinds["Deployment"]["spec"]["selector"]["matchLabels"]
     assert kinds["Service"]["spec"]["selector"] == selector
-    # Pods follow the ConfigMap only where no single file is mounted.
+    # Pods get updates of the ConfigMap only if no single file is mounted.
     assert "subPath" not in mounts["config"]
 
 
-def test_a_gpu_is_asked_for_where_one_is_wanted(base, tmp_path):
+def test_a_gpu_is_requested_only_for_accelerator_gpu(base, tmp_path):
     for accelerator, image in (("cpu", "2.15.1"), ("gpu", "2.15.1-gpu")):
         settings = PHOTOS._replace(accelerator=accelerator)
         deploy(str(base), str(tmp_path), settings)
-        asked = accelerator == "gpu"
+        requested = accelerator == "gpu"
         (container,) = pod(tmp_path)["containers"]
         for found in (compose(tmp_path), container):
             assert found["image"] == f"tensorflow/serving:{image}"
         reserved = compose(tmp_path)["deploy"]["resources"]
-        assert ("reservations" in reserved) == asked
+        assert ("reservations" in reserved) == requested
         limits = container["resources"]["limits"]
-        assert ("nvidia.com/gpu" in limits) == asked
+        assert ("nvidia.com/gpu" in limits) == requested
 
 
-def test_names_that_yaml_would_take_for_something_else(base, tmp_path):
+def test_names_that_are_yaml_keywords_stay_strings(base, tmp_path):
     for name in ("true", "null", "on"):
         deploy(str(base), str(tmp_path), PHOTOS._replace(model_name=name))
         for document in kubernetes(tmp_path).values():
@@ -311,7 +313,7 @@ def test_names_that_yaml_would_take_for_something_else(base, tmp_path):
         assert yaml.safe_load(text)["name"] == name
 
 
-def test_a_path_may_hold_anything(base, tmp_path):
+def test_a_path_may_contain_special_characters(base, tmp_path):
     strange = tmp_path / "a: b'\"#${HOME} \\ é" / "photos"
     shutil.copytree(base, strange)
     deploy(str(strange), str(tmp_path / "d"), PHOTOS)
@@ -321,18 +323,18 @@ def test_a_path_may_hold_anything(base, tmp_path):
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
-    """Answers 200 for what is available, and 404 for all else."""
+    """Answers 200 for the one available label, and otherwise 404."""
 
     def do_GET(self):  # noqa: N802, the name that http.server calls
-        there = self.path == "/v1/models/photos/labels/stable/metadata"
-        self.send_response(200 if there else 404)
+        is_available = self.path == "/v1/models/photos/labels/stable/metadata"
+        self.send_response(200 if is_available else 404)
         self.end_headers()
 
     def log_message(self, *_):
-        """Says nothing."""
+        """Logs nothing."""
 
 
-def test_the_health_check_tells_a_server_that_serves(base, tmp_path):
+def test_the_health_check_fails_unless_the_model_is_served(base, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever).start()
 
@@ -353,7 +355,7 @@ def test_the_health_check_tells_a_server_that_serves(base, tmp_path):
     assert healthy("photos").returncode != 0
 
 
-def test_labels_move_and_nothing_else_is_written(base, tmp_path):
+def test_moving_labels_writes_no_other_files(base, tmp_path):
     deploy(str(base), str(tmp_path), PHOTOS, stable=3)
 
     def identities():
@@ -396,7 +398,7 @@ def test_a_label_waits_until_its_version_is_loaded(base, tmp_path):
         assert models_config(tmp_path).labels["stable"] == stable
 
 
-def test_whoever_polls_never_sees_half_a_file(base, tmp_path):
+def test_a_polling_reader_never_sees_an_incomplete_file(base, tmp_path):
     deploy(str(base), str(tmp_path), PHOTOS, stable=3, canary=4)
     seen, failed, over = set(), [], threading.Event()
 
@@ -418,7 +420,7 @@ def test_whoever_polls_never_sees_half_a_file(base, tmp_path):
     assert not list(tmp_path.glob(".draft*"))
 
 
-def test_files_are_for_everyone_to_read(base, tmp_path):
+def test_files_are_readable_by_everyone(base, tmp_path):
     before = os.umask(0o077)
     try:
         deploy(str(base), str(tmp_path / "new" / "d"), PHOTOS)
@@ -429,8 +431,8 @@ def test_files_are_for_everyone_to_read(base, tmp_path):
     assert (tmp_path / "new" / "d").stat().st_mode & 0o777 == 0o755
 
 
-def test_the_newest_version_is_stable_unless_told_otherwise(base, tmp_path):
-    (base / "007").mkdir()  # not how versions are written
+def test_the_newest_version_is_stable_by_default(base, tmp_path):
+    (base / "007").mkdir()  # not the spelling of a version
     (base / ".draft-9").mkdir()
     (base / "notes").mkdir()
     assert deploy(str(base), str(tmp_path), PHOTOS).labels == {"stable": 5}
@@ -454,9 +456,7 @@ def test_names_that_cannot_be_served_are_rejected(base, tmp_path, name):
         ({"canary": 5}, "--stable=5 and --canary=5"),
     ],
 )
-def test_versions_that_are_not_there_are_rejected(
-    base, tmp_path, versions, message
-):
+def test_missing_versions_are_rejected(base, tmp_path, versions, message):
     with pytest.raises(UserError, match=message):
         deploy(str(base), str(tmp_path / "d"), PHOTOS, **versions)
 
@@ -481,7 +481,7 @@ def test_models_that_cannot_be_loaded_are_rejected(base, tmp_path):
         deploy(str(base), str(tmp_path), PHOTOS, stable=4)
 
 
-def test_folders_that_are_not_there_are_rejected(base, tmp_path):
+def test_missing_folders_are_rejected(base, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/none: No such file"):
         deploy(str(tmp_path / "none"), str(tmp_path / "d"), PHOTOS)
     (tmp_path / "empty").mkdir()
@@ -492,7 +492,7 @@ def test_folders_that_are_not_there_are_rejected(base, tmp_path):
         deploy(str(base), str(tmp_path / "file"), PHOTOS)
 
 
-def test_what_a_server_would_reject_is_not_published(base, tmp_path):
+def test_invalid_settings_are_not_published(base, tmp_path):
     deploy(str(base), str(tmp_path), PHOTOS, stable=3)
     wrong = PHOTOS._replace(batch_timeout_micros=-1)
     with pytest.raises(UserError, match="batch_timeout_micros.* -1;"):
@@ -535,9 +535,7 @@ def test_what_a_server_would_reject_is_not_published(base, tmp_path):
         ("kubernetes.yaml", "kind: Deployment", "kind: Pod", r"'Deployment'\)"),
     ],
 )
-def test_what_a_server_would_reject_is_found(
-    base, tmp_path, name, old, new, message
-):
+def test_invalid_files_are_found(base, tmp_path, name, old, new, message):
     deploy(str(base), str(tmp_path), PHOTOS, stable=4)
     path = pathlib.Path(tmp_path / name)
     text = path.read_text()

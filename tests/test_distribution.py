@@ -1,4 +1,4 @@
-"""One global batch, whatever the number of devices and processes."""
+"""A global batch gives equal steps on any number of devices and processes."""
 
 import pathlib
 
@@ -36,9 +36,9 @@ def photos(tmp_path_factory):
 
 
 def train_all(jobs, topologies, photos, folder):
-    """Does all jobs of `tests.replicas` in each topology.
+    """Runs all jobs of `tests.replicas` in each topology.
 
-    One process per worker does all of them, so that TensorFlow is imported and
+    One process per worker runs all of them, so that TensorFlow is imported and
     its layers are converted once. Two topologies of one process run at a time.
 
     Args:
@@ -69,7 +69,7 @@ def train_all(jobs, topologies, photos, folder):
 
 
 def state(workdir, step):
-    """All that is in a checkpoint but what the clock and the saver say."""
+    """Returns a checkpoint's variables, except those of clock and saver."""
     reader = tf.train.load_checkpoint(f"{workdir}/checkpoints/step-{step}")
     return {
         name: reader.get_tensor(name)
@@ -78,16 +78,16 @@ def state(workdir, step):
     }
 
 
-def assert_same_state(got, expected, *, but=(), share=1e-4):
+def assert_same_state(got, expected, *, excluded=(), share=1e-4):
     assert got.keys() == expected.keys() and len(expected) > 30
     for name, value in expected.items():
-        if not any(word in name for word in but):
-            # Sums in another order, amplified a little by each step.
+        if not any(word in name for word in excluded):
+            # Sums in another order differ; each step amplifies this a little.
             scale = np.max(np.abs(value)) if value.size else 0.0
             if "moving_mean" in name:
                 variance = name.replace("moving_mean", "moving_variance")
                 deviation = np.sqrt(np.max(expected[variance]))
-                # Behind a normalisation it is 0 up to rounding.
+                # After a normalisation the mean is 0 up to rounding.
                 scale = deviation if scale < 1e-6 * deviation else scale
             np.testing.assert_allclose(
                 got[name], value, rtol=0, atol=share * scale, err_msg=name
@@ -130,10 +130,10 @@ def assert_same_on_all(found, method, cases):
             reference /= "sync" if case == "sync" else "split"
             # Each micro-batch moves the running statistics, which training
             # does not read.
-            but = ("moving_",) if case == "accumulated" else ()
+            excluded = ("moving_",) if case == "accumulated" else ()
             for step in (1, replicas.STEPS):
                 assert_same_state(
-                    state(own, step), state(reference, step), but=but
+                    state(own, step), state(reference, step), excluded=excluded
                 )
             assert_same_reports(own, reference)
             assert_same_copies(own)
@@ -172,10 +172,10 @@ def test_any_topology_equals_one_replica(method, everything):
 
 
 @pytest.mark.slow
-def test_whole_runs_of_all_methods(photos, tmp_path):
-    """With the loader, which hands out each worker's part of the batch.
+def test_whole_runs_of_all_methods_are_equal(photos, tmp_path):
+    """Here the loader makes each worker's part of the batch.
 
-    Batch statistics are those with which each method is published.
+    Each method has its published kind of batch statistics.
     """
     cases = {
         name: {"parts": "split", "whole": "sync"}[kind]

@@ -1,4 +1,4 @@
-"""Documents: commands have to work, links have to lead somewhere."""
+"""Documents: their commands can be parsed, and their links have targets."""
 
 import importlib
 import pathlib
@@ -54,7 +54,7 @@ def name(value):
     return " ".join(value) if isinstance(value, tuple) else value
 
 
-def test_they_are_found():
+def test_commands_of_all_documents_are_found():
     found = {(document, module) for document, module, _ in commands()}
     own = zip(DOCUMENTS[-len(COMMANDS) :], COMMANDS)
     assert found >= set(own)
@@ -73,10 +73,10 @@ def test_they_are_found():
 
 
 @pytest.mark.parametrize("document, module, words", commands(), ids=name)
-def test_their_flags_are_those_of_the_command(document, module, words):
+def test_flags_of_documented_commands_exist(document, module, words):
     values = flags.FlagValues()
     importlib.import_module(module).define_flags(values)
-    if not words:  # the command is named
+    if not words:  # only the name of the command
         return
     positional = module == "export.client"
     parser.parse(words, values, positional=positional)
@@ -118,7 +118,7 @@ def links(document):
 
 
 @pytest.mark.parametrize("document", LINKED)
-def test_links_lead_somewhere(document):
+def test_links_have_targets(document):
     found = [*links(document)]
     assert found or document in ("BUILD.md", "benchmarks/README.md")
     for path, fragment in found:
@@ -133,12 +133,12 @@ def test_reference_links_are_defined(document):
     assert used == set(re.findall(r"^\[(\w+)\]: ", text, re.MULTILINE))
 
 
-def test_the_first_page_stays_short():
+def test_the_readme_is_short():
     lines = pathlib.Path("README.md").read_text().splitlines()
     assert len(lines) <= 200
     assert [line for line in lines if len(line) > 100] == []
 
 
-def test_every_page_is_linked_from_the_first_one():
+def test_every_page_is_linked_from_the_readme():
     linked = {path.resolve() for path, _ in links("README.md")}
     assert {pathlib.Path(page).resolve() for page in PAGES[1:]} <= linked

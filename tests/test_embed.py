@@ -38,7 +38,7 @@ from tests.server import ServerProcess
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="root mounts a disk")
 FORMATS = (".npz", ".parquet", ".tfrecord")
 GOOD, BAD = 40, 3
-# Small parts, whose ends are not always those of batches.
+# Small parts, which do not always end with a batch.
 SIZES = ("--batch_size=3", "--shard_size=5")
 LENIENT = "--max_bad_share=0.1"
 STRANGE = [b"not utf-8 \xff.jpg", b"line\nbreak.jpg", "für.jpg".encode()]
@@ -46,7 +46,7 @@ STRANGE = [b"not utf-8 \xff.jpg", b"line\nbreak.jpg", "für.jpg".encode()]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Photographs large enough for a process to be met at work."""
+    """Photographs large enough to interrupt a process that embeds them."""
     root = tmp_path_factory.mktemp("folder")
     names = [os.fsencode(f"{i % 3}/{i:02d}.jpg") for i in range(GOOD)]
     names[-len(STRANGE) :] = STRANGE
@@ -78,14 +78,14 @@ def arguments(encoder, folder, output, *more):
 
 @pytest.fixture(scope="module")
 def straight(exported, folder, tmp_path_factory):
-    """The file of a run that was never disturbed, and what it printed."""
+    """The file and the output of an uninterrupted run."""
     output = tmp_path_factory.mktemp("straight") / "e.npz"
     result = call(arguments(exported.base, folder, output))
     return output, result
 
 
 def error_of(result):
-    """The one sentence of a command that failed."""
+    """Returns the only error line of a command that failed."""
     assert "Traceback" not in result.stderr
     lines = result.stderr.splitlines()
     (sentence,) = [line for line in lines if line.startswith("error: ")]
@@ -93,13 +93,13 @@ def error_of(result):
 
 
 def counts(result):
-    """Images in all, embedded before, and bad ones, of what was printed."""
+    """Returns the printed counts of images: all, embedded before, bad."""
     (line,) = [x for x in result.stdout.splitlines() if " images/s" in x]
     return tuple(map(int, re.findall(r"\d+", line)[:3]))
 
 
 def unreadable(output):
-    """What is listed, as dictionary."""
+    """Returns the listed names and reasons."""
     with open(f"{output}.unreadable.txt", errors="surrogateescape") as file:
         return dict(line.rstrip("\n").split("\t") for line in file)
 
@@ -112,10 +112,10 @@ def parts_of(output):
     return [name for name in names if name.endswith(".npz")]
 
 
-# ---- What comes out
+# ---- Results
 
 
-def test_equals_the_encoder(exported, folder, straight):
+def test_rows_equal_the_outputs_of_the_encoder(exported, folder, straight):
     output, result = straight
     with np.load(output, allow_pickle=False) as data:
         assert set(data) == {"files", "embedding", "projection"}
@@ -135,7 +135,7 @@ def test_equals_the_encoder(exported, folder, straight):
     assert_only_a_bar(result.stderr)
 
 
-def test_lists_bad_images(straight):
+def test_bad_images_are_listed(straight):
     output, _ = straight
     found = unreadable(output)
     assert set(found) == {"1/empty.png", "1/text.jpg", "gone.jpg"}
@@ -150,7 +150,7 @@ def test_lists_bad_images(straight):
 
 
 def read_back(path):
-    """(names as bytes, outputs), read as the documentation says."""
+    """Returns (names as bytes, outputs), read as documented."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as data:
             rows = dict(data)
@@ -180,7 +180,7 @@ def read_back(path):
 
 @pytest.mark.parametrize("strange", [False, True])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_every_format_gives_back_what_was_written(suffix, strange, tmp_path):
+def test_every_format_keeps_names_and_rows(suffix, strange, tmp_path):
     names = [b"%d.jpg" % i for i in range(7)] + [STRANGE[2]]
     names += STRANGE if strange else []
     rng = np.random.default_rng(0)
@@ -205,7 +205,7 @@ def test_every_format_gives_back_what_was_written(suffix, strange, tmp_path):
         np.testing.assert_array_equal(rows[name], whole[name])
 
 
-def test_joining_does_not_hold_everything(tmp_path):
+def test_joining_needs_little_memory(tmp_path):
     rows, width = 256, 2**12  # 4 MiB
     code = f"""
 import resource, numpy as np
@@ -232,7 +232,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert data.shape == (64 * rows, width) and data.min() == 1
 
 
-# ---- Kills, signals, and going on
+# ---- Kills, signals and resuming
 
 
 @pytest.mark.slow
@@ -247,7 +247,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     ],
     ids=str,
 )
-def test_goes_on_whatever_ended_it(ends, exported, folder, straight, tmp_path):
+def test_an_interrupted_run_resumes_exactly(
+    ends, exported, folder, straight, tmp_path
+):
     output = tmp_path / "e.npz"
     log = tmp_path / "log"
     for number in ends:
@@ -264,7 +266,7 @@ def test_goes_on_whatever_ended_it(ends, exported, folder, straight, tmp_path):
             assert status == -9
         else:
             assert status == 128 + number
-            assert f"--output={output}" in log.read_text()  # the command
+            assert f"--output={output}" in log.read_text()  # to resume
             assert "Traceback" not in log.read_text()
     result = call(arguments(exported.base, folder, output))
     assert counts(result)[1] > 0
@@ -274,7 +276,7 @@ def test_goes_on_whatever_ended_it(ends, exported, folder, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_too_many_bad_images_and_other_settings(
+def test_too_many_bad_images_and_other_settings_are_errors(
     exported, folder, straight, tmp_path
 ):
     output = tmp_path / "e.npz"
@@ -285,13 +287,13 @@ def test_too_many_bad_images_and_other_settings(
     assert not output.exists()
     other = error_of(call([*command, "--outputs=embedding"], status=1))
     assert "outputs" in other and f"{output}.parts" in other
-    # Nothing is computed again, whatever the size of batches.
+    # Nothing is computed again, even with another batch size.
     result = call([*command, "--batch_size=4"])
     assert counts(result)[1] == GOOD + BAD
     assert output.read_bytes() == straight[0].read_bytes()
 
 
-def test_batches_do_not_depend_on_where_a_part_ended():
+def test_batches_after_a_restart_are_the_same():
     undisturbed = list(embed.batches(0, 23, 3, 7))
     assert undisturbed[:4] == [(0, 3), (3, 6), (6, 7), (7, 10)]
     assert undisturbed[-1] == (21, 23)
@@ -312,7 +314,7 @@ def filled_parts(path):
     return parts
 
 
-def test_parts_go_on_behind_the_last_whole_one(tmp_path):
+def test_parts_resume_after_the_last_whole_one(tmp_path):
     path = tmp_path / "parts"
     parts = filled_parts(path)
     with pytest.raises(UserError, match=f"process {os.getpid()}"):
@@ -322,7 +324,7 @@ def test_parts_go_on_behind_the_last_whole_one(tmp_path):
     second.write_bytes(second.read_bytes()[:100])
     (path / "part-x.npz.draft").touch()
     again = Parts(str(path), MANIFEST, {"e": 2})
-    # What is behind a hole cannot be gone on from.
+    # Parts after a damaged one cannot be used.
     assert again.done == 2 and list(path.glob("*.npz")) == [first]
     assert not list(path.glob("*.draft"))
     assert again.rows() == [0] and again.bad() == {1: "bad 1"}
@@ -335,7 +337,7 @@ def test_parts_go_on_behind_the_last_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize("word", MANIFEST)
-def test_parts_of_something_else_are_rejected(word, tmp_path):
+def test_parts_of_other_settings_are_rejected(word, tmp_path):
     path = str(tmp_path / "parts")
     filled_parts(path).close()
     with pytest.raises(UserError, match=f"{word}.*{path}.*other"):
@@ -353,7 +355,9 @@ def test_parts_of_something_else_are_rejected(word, tmp_path):
 @pytest.mark.parametrize(
     "protocol", ["grpc", pytest.param("http", marks=pytest.mark.slow)]
 )
-def test_a_server_that_dies(protocol, exported, folder, straight, tmp_path):
+def test_a_run_resumes_after_its_server_died(
+    protocol, exported, folder, straight, tmp_path
+):
     output = tmp_path / "e.npz"
     base = f"--model_base_path={exported.base}"
     with ServerProcess(base) as server:
@@ -401,7 +405,7 @@ def open_encoder(name, outputs=("embedding",)):
 
 
 class Lengths(tf.Module):
-    """A model whose rows say how long the images are; 0 bytes are bad."""
+    """A model that returns the lengths of images; 0 bytes are invalid."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def lengths(self, image_bytes):
@@ -420,7 +424,7 @@ def write_lengths(path, signature="serving_default"):
     return path
 
 
-def test_models_with_a_valid_output(tmp_path):
+def test_the_output_valid_marks_bad_images(tmp_path):
     encoder = open_encoder(write_lengths(tmp_path / "1"))
     assert encoder.widths == {"embedding": 2}
     rows, bad = embed_each(encoder, [b"a", b"", b"abc"])
@@ -428,14 +432,14 @@ def test_models_with_a_valid_output(tmp_path):
     np.testing.assert_array_equal(rows["embedding"], [[1, -1], [3, -3]])
 
 
-def test_a_bad_image_is_named_by_the_model(exported):
+def test_a_bad_image_is_a_model_error(exported):
     encoder = open_encoder(exported.base)
     with pytest.raises(ModelError, match="INVALID_ARGUMENT") as e:
         encoder([exports.encode(exports.noise(1)[0]), b"x"])
     assert e.value.rejected
 
 
-def test_the_newest_complete_version(tmp_path):
+def test_the_newest_complete_version_is_used(tmp_path):
     for version in ("9", "10", "11", "draft"):
         (tmp_path / version).mkdir()
     for version in ("9", "10", "draft"):
@@ -445,7 +449,7 @@ def test_the_newest_complete_version(tmp_path):
     assert newest_savedmodel(newest) == newest
 
 
-def test_fingerprints(exported, tmp_path):
+def test_fingerprints_depend_on_card_and_files(exported, tmp_path):
     whole = encoders.fingerprint(exported.path)
     copy = tmp_path / "1"
     shutil.copytree(exported.path, copy)
@@ -464,7 +468,7 @@ def test_fingerprints(exported, tmp_path):
     assert whole != of_files != encoders.fingerprint(str(copy))
 
 
-def test_a_run_gives_what_its_export_gives(exported):
+def test_a_run_and_its_export_give_equal_rows(exported):
     images = [exports.encode(x) for x in exports.noise(3)]
     run, model = open_encoder(exported.workdir), open_encoder(exported.path)
     assert run.identity == model.identity and run.widths == model.widths
@@ -478,7 +482,7 @@ def test_a_run_gives_what_its_export_gives(exported):
         open_encoder(exported.workdir, ["nothing_such"])
 
 
-def test_encoders_that_are_none(exported, tmp_path):
+def test_invalid_encoders_are_rejected(exported, tmp_path):
     with pytest.raises(UserError, match="/no_such'.*--encoder"):
         open_encoder(tmp_path / "no_such")
     with pytest.raises(UserError, match="grpc://host:8500/MODEL"):
@@ -494,16 +498,16 @@ def test_encoders_that_are_none(exported, tmp_path):
         open_encoder(broken)
     with pytest.raises(UserError, match="serving_default"):
         open_encoder(write_lengths(tmp_path / "other", "else"))
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
         with pytest.raises(ModelError, match="UNAVAILABLE"):
-            open_encoder(f"grpc://127.0.0.1:{nobody.getsockname()[1]}/m")
+            open_encoder(f"grpc://127.0.0.1:{silent.getsockname()[1]}/m")
 
 
 # ---- Files and threads
 
 
-def test_folders_without_images(tmp_path):
+def test_folders_without_images_are_rejected(tmp_path):
     (tmp_path / "notes.txt").touch()
 
     def error(path):
@@ -520,7 +524,7 @@ def test_folders_without_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_empty_folder_ends_the_command(exported, tmp_path):
+def test_an_empty_folder_is_an_error_of_the_command(exported, tmp_path):
     result = call(
         arguments(exported.base, tmp_path, tmp_path / "e.npz"), status=1
     )
@@ -528,7 +532,7 @@ def test_an_empty_folder_ends_the_command(exported, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_folder_holds_is_told_apart(tmp_path):
+def test_the_description_of_a_folder_follows_its_files(tmp_path):
     def described():
         return embed.images(str(tmp_path), more_formats=True)[1]
 
@@ -551,7 +555,7 @@ def test_what_a_folder_holds_is_told_apart(tmp_path):
         ("there.npz", "--output.*/there.npz"),
     ],
 )
-def test_outputs_that_cannot_be(name, words, tmp_path):
+def test_impossible_outputs_are_rejected(name, words, tmp_path):
     (tmp_path / "there.npz").touch()
     with pytest.raises(UserError, match=words):
         embeddings.check(str(tmp_path / name))
@@ -565,7 +569,7 @@ def test_parquet_needs_a_pyarrow_that_works(tmp_path, monkeypatch):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A directory with 256 KiB of its own."""
+    """A directory on a file system of 256 KiB."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path]
     subprocess.run(mount, check=True)
     yield tmp_path
@@ -574,7 +578,7 @@ def disk(tmp_path):
 
 @needs_root
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_full_disk_leaves_nothing_half_written(suffix, disk):
+def test_a_full_disk_leaves_no_incomplete_file(suffix, disk):
     rows = np.random.default_rng(0).normal(size=[100, 1000])
     block = {"e": rows.astype(np.float32)}
     files = list(map(str, range(100)))
@@ -586,7 +590,7 @@ def test_a_full_disk_leaves_nothing_half_written(suffix, disk):
 
 
 @needs_root
-def test_a_full_disk_keeps_the_parts_that_are_there(disk):
+def test_a_full_disk_keeps_earlier_parts(disk):
     parts = Parts(str(disk / "parts"), MANIFEST, {"e": 1000})
     rows = np.ones([50, 1000], np.float32)
     parts.add(0, 50, {"e": rows}, {})
@@ -604,8 +608,8 @@ def written(path, image, kind, **options):
     return read_image(path)
 
 
-def test_photographs_are_made_what_models_take(tmp_path):
-    """So that the encoder gets the pixels that it was trained on."""
+def test_photographs_are_converted_for_models(tmp_path):
+    """The encoder gets the pixels that training gets."""
     image = Image.fromarray(exports.noise(1, 6)[0]).resize([80, 50])
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -613,18 +617,18 @@ def test_photographs_are_made_what_models_take(tmp_path):
     for kind in ("JPEG", "PNG", "BMP", "GIF"):
         content = written(tmp_path / "x", image, kind)
         assert prepare(content, rules) is content
-    turned = written(tmp_path / "x", image, "JPEG", exif=exif)
-    found = Image.open(io.BytesIO(prepare(turned, rules)))
+    rotated = written(tmp_path / "x", image, "JPEG", exif=exif)
+    found = Image.open(io.BytesIO(prepare(rotated, rules)))
     expected = ImageOps.exif_transpose(Image.open(tmp_path / "x"))
     assert found.format == "PNG"
     np.testing.assert_array_equal(found, expected)
     as_stored = rules._replace(exif_rotation=False)
-    assert prepare(turned, as_stored) is turned
+    assert prepare(rotated, as_stored) is rotated
     for kind in ("WEBP", "TIFF", "HEIF", "AVIF"):
         content = written(tmp_path / "x", image, kind)
         found = Image.open(io.BytesIO(prepare(content, rules)))
         assert found.format == "PNG"
-        # As training does.
+        # Training converts them to the same pixels.
         encoded, code = converted.read(str(tmp_path / "x"), rules)
         assert code == headers.CHECKED
         np.testing.assert_array_equal(found, decode.decode(encoded))
@@ -632,7 +636,7 @@ def test_photographs_are_made_what_models_take(tmp_path):
         assert prepare(content, plain) is content
 
 
-def test_large_photographs_stay_small_files(tmp_path):
+def test_large_photographs_become_jpeg_files(tmp_path):
     image = Image.fromarray(exports.noise(1, 40)[0])
     image = image.resize([2400, 1800], Image.BICUBIC)
     content = written(tmp_path / "x", image, "TIFF")
@@ -642,7 +646,7 @@ def test_large_photographs_stay_small_files(tmp_path):
     assert np.abs(difference).mean() < 1 and np.abs(difference).max() < 8
 
 
-def test_photographs_that_cannot_be_made_so(tmp_path):
+def test_photographs_that_cannot_be_converted_are_errors(tmp_path):
     rules = headers.DEFAULT._replace(image_pixels=4000)
     image = Image.fromarray(exports.noise(1, 80)[0])
     exif = Image.Exif()
@@ -660,7 +664,7 @@ def test_photographs_that_cannot_be_made_so(tmp_path):
     assert prepare(error, rules) is error
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_files_that_are_not_images_are_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert isinstance(read_image(tmp_path / "pipe.jpg"), OSError)
     with open(tmp_path / "large.jpg", "wb") as file:
@@ -669,7 +673,7 @@ def test_files_that_are_no_images(tmp_path):
     assert isinstance(read_image(tmp_path), OSError)
 
 
-def test_works_ahead_but_not_too_far():
+def test_ordered_map_limits_the_work_ahead():
     begun, release = [], threading.Semaphore(0)
 
     def work(i):
@@ -680,14 +684,14 @@ def test_works_ahead_but_not_too_far():
     with ordered_map(work, iter(range(10)), workers=8, ahead=3) as results:
         release.release()
         assert next(results) == 0
-        # The first, and three that nobody asked for yet.
+        # The first, and three that were not requested yet.
         assert sorted(begun) == [0, 1, 2, 3]
         for _ in range(10):
             release.release()
         assert list(results) == [i * i for i in range(1, 10)]
 
 
-def test_threads_hand_errors_on():
+def test_ordered_map_raises_errors_of_its_threads():
     def fail(i):
         return 1 // (3 - i)
 

@@ -1,4 +1,4 @@
-"""The commands of the README, as a person types them, on a small folder."""
+"""The commands of the README, on a small folder."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ from tests.runs import (
 from tests.service import Service
 
 
-def test_training_says_what_it_does_and_logs(finished):
+def test_training_prints_logs_and_saves(finished):
     workdir, result = finished
     assert "clsa: resnet18 on" in result.stdout
     # 60 photographs, a tenth held out, in batches of 16: 3 steps an epoch.
@@ -43,13 +43,13 @@ def test_training_says_what_it_does_and_logs(finished):
     assert len(list_checkpoints(str(workdir / "checkpoints"))) == 3
 
 
-def test_nothing_is_printed_that_is_not_ours(finished):
+def test_no_output_of_libraries_is_printed(finished):
     workdir, result = finished
     first, *more, _, report, export = result.stdout.splitlines()
     assert first.startswith("clsa: ") and "-m clsa_tf.report" in report
     assert "-m export.savedmodel" in export and str(workdir) in export
     assert any("contrast" in line and "chance level" in line for line in more)
-    # What was done first, then the bar, which overwrites itself.
+    # Two lines about preparations, then the bar, which overwrites itself.
     drawn, compiled, *bar = result.stderr.splitlines()
     assert drawn == "drawing views.png …" and compiled.startswith("compiling")
     assert_only_a_bar("\n".join(bar))
@@ -68,7 +68,7 @@ def test_killed_run_resumes_exactly(photos, finished, tmp_path):
     assert final_state(workdir)[0] == "step-9"
     assert_equal_states(states(workdir), states(finished[0]))
     assert lines(workdir) == lines(finished[0])
-    # Once more: nothing left to do, and the same to type next.
+    # Once more: nothing is left to do; the next commands are the same.
     again = call(arguments).stdout
     assert "is complete" in again and "trained for 3 epochs, 9 steps" in again
     assert f"-m clsa_tf.report --workdir={workdir}" in again
@@ -89,20 +89,20 @@ def test_run_flags_repeat_the_run(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_services_change_nothing(photos, finished, tmp_path):
+def test_data_services_do_not_change_a_run(photos, finished, tmp_path):
     with Service() as service:
         workdir = tmp_path / "run"
         flags = ["--checkpoint_steps=1", f"--data_service={service.address}"]
         call(train(photos, workdir, *flags))
         assert lines(workdir) == lines(finished[0])
-        # The same command again, when nobody is there any more.
+        # The same command again, after the service has ended.
         assert service.end() == 0
     error = call(train(photos, workdir, *flags), status=1).stderr
     assert f"Expected a tf.data service at {service.address}" in error
     assert "Traceback" not in error
 
 
-def test_export_and_report(photos, finished):
+def test_export_and_report_print_their_results(photos, finished):
     workdir, _ = finished
     output = workdir / "savedmodel"
     exported = call(
@@ -132,13 +132,13 @@ def test_export_and_report(photos, finished):
         "kNN accuracy of raw pixels …",
         "kNN accuracy of the untrained encoder …",
     ]
-    assert "Using" not in printed  # the backend of a library's
+    assert "Using" not in printed  # a library's backend
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["savedmodel"] == f"{output}/1"
     assert summary["train_seconds"] > 0
     knn = [e["knn"] for e in metrics_log.read(workdir) if "knn" in e]
     assert summary["knn_trained"] == pytest.approx(knn[-1])
-    # Bright and dark photographs are told apart by their pixels.
+    # Pixels distinguish bright and dark photographs.
     assert summary["knn_pixels"] == 1.0
     assert 0 <= summary["knn_untrained"] <= 1
     for path in summary["pictures"]:
@@ -147,7 +147,7 @@ def test_export_and_report(photos, finished):
 
 
 @pytest.mark.slow
-def test_a_folder_without_labels(tmp_path):
+def test_a_folder_without_labels_is_trained_on_and_reported(tmp_path):
     photos = write_folder(tmp_path / "photos", classes=("",), each=40)
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photograph")
     workdir = tmp_path / "run"
@@ -164,7 +164,7 @@ def test_a_folder_without_labels(tmp_path):
 
 
 @pytest.mark.slow
-def test_other_flags_in_the_same_workdir_are_refused(photos, finished):
+def test_other_flags_in_the_same_workdir_are_rejected(photos, finished):
     before = final_state(finished[0])[0]
     arguments = train(
         photos, finished[0], "--checkpoint_steps=1", "--temperature=0.3"
@@ -189,7 +189,7 @@ def test_other_flags_in_the_same_workdir_are_refused(photos, finished):
         ],
     ),
 )
-def test_wrong_flags_end_in_one_sentence(flag, words):
+def test_wrong_flags_are_reported_without_a_traceback(flag, words):
     error = call(command("clsa_tf.train", flag), status=1).stderr
     for word in words:
         assert word in error
@@ -198,14 +198,16 @@ def test_wrong_flags_end_in_one_sentence(flag, words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "anew, status, words",
+    "restarted, status, words",
     [
         (False, 138, "silent for 30 s"),
         (True, 1, "process, received: Failed to get tasks: Unknown iteration"),
     ],
 )
-def test_a_service_dies(photos, tmp_path, anew, status, words):
-    """Training ends, instead of waiting for ever; iterators are deleted."""
+def test_training_ends_when_its_service_dies(
+    photos, tmp_path, restarted, status, words
+):
+    """It does not wait for ever, and its iterators are deleted."""
     with Service() as service, open(tmp_path / "log", "w+") as log:
         process = start(
             train(
@@ -226,7 +228,7 @@ def test_a_service_dies(photos, tmp_path, anew, status, words):
             )
             assert service.end(signal.SIGKILL) == -signal.SIGKILL
             with contextlib.ExitStack() as stack:
-                if anew:
+                if restarted:
                     port = service.address.split(":")[-1]
                     stack.enter_context(Service(f"--port={port}"))
                 assert process.wait(120) == status

@@ -26,12 +26,12 @@ LOST = "Collective ops is aborted by: Task 1 heartbeat timeout."
         (500 * "x", 300 * "x"),
     ],
 )
-def test_what_an_error_says(text, expected):
+def test_first_line_is_the_message_of_an_error(text, expected):
     error = tf.errors.UnavailableError(None, None, text)
     assert first_line(error) == expected
 
 
-def test_errors_of_the_operating_system():
+def test_first_line_of_system_errors_has_their_number():
     assert first_line(OSError(28, "No space")) == "[Errno 28] No space"
 
 
@@ -43,7 +43,7 @@ FULL = "/out/variables; No space left on device"
     [
         (OSError(errno.ENOSPC, "full"), True),
         (OSError(errno.ENOENT, "No space left on device"), False),
-        # As HDF5 and TensorFlow say it.
+        # Messages of HDF5 and TensorFlow.
         (OSError("Can't write data (error message = 'Disk quota exceeded')"),)
         + (True,),
         (RuntimeError("Can't flush: No space left on device"), True),
@@ -52,12 +52,12 @@ FULL = "/out/variables; No space left on device"
         (ValueError("shape"), False),
     ],
 )
-def test_errors_of_disks(error, expected):
+def test_errors_of_full_disks_are_recognised(error, expected):
     assert is_of_disk(error) is expected
 
 
 @pytest.mark.parametrize("message, known", [(FULL, True), ("OOM", False)])
-def test_commands_say_that_a_disk_is_full(capsys, monkeypatch, message, known):
+def test_commands_report_a_full_disk(capsys, monkeypatch, message, known):
     def main():
         raise tf.errors.ResourceExhaustedError(None, None, message)
 
@@ -69,6 +69,6 @@ def test_commands_say_that_a_disk_is_full(capsys, monkeypatch, message, known):
     with pytest.raises(SystemExit) as end:
         launch.launch(main, lambda flag_values: None)
     assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert FULL in said and len(said.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert FULL in printed and len(printed.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What a run is evaluated on, or why not, and the picture of neighbours."""
+"""The images that a run is evaluated on, and the picture of neighbours."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tests.test_api import PIXELS, of
 
 
 def planned(dataset, **changes):
-    """The sources, the evaluation and what is printed at the start."""
+    """Returns training images, evaluation and the announcement of a run."""
     changes = {"image_size": 32, "eval_keep": 1.0, "knn_k": 3} | changes
     config = tiny.config(dataset=dataset, **changes)
     train = open_train_source(config)
@@ -49,11 +49,11 @@ def flat(tmp_path):
 
 @pytest.fixture
 def animals(tmp_path):
-    """Labelled, with classes that no other folder has."""
+    """Labelled images, of classes that no other folder has."""
     return write_folder(tmp_path / "animals", classes=("cat", "dog"), each=5)
 
 
-# ---- Which images
+# ---- Images
 
 
 def test_held_out_images_are_announced(photos):
@@ -78,7 +78,7 @@ def test_held_out_images_are_announced(photos):
         ({"holdout": 0.0}, ["--holdout=0 keeps none of the 60"]),
     ],
 )
-def test_what_turns_it_off_trains_on_all(photos, changes, words):
+def test_without_evaluation_all_images_are_trained_on(photos, changes, words):
     train, evaluation, lines = planned(f"folder:{photos}", **changes)
     assert train.size == 60 and train.held_out == 0
     assert evaluation.bank is train and evaluation.queries is None
@@ -92,29 +92,29 @@ def test_a_stray_image_is_named(animals):
     image = Image.fromarray(exports.noise(1)[0])
     image.save(os.fsencode(str(animals)) + b"/\xff\n" + 60 * b"x" + b".jpg")
     train, _, lines = planned(f"folder:{animals}")
-    assert train.size == before.size + 1  # as ever, all are trained on
+    assert train.size == before.size + 1  # all are trained on
     (line,) = lines
     assert "1 image lies beside its 2 folders" in line
     assert "move every image into one" in line
-    # It can be printed, in one line.
+    # The line can be printed.
     assert "\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}xx" in line
     assert "…" in line and ".jpg" in line and line.encode() and "\n" not in line
 
 
-def test_what_is_left_out_of_the_evaluation_set_is_named(animals, flat):
+def test_files_left_out_of_the_evaluation_set_are_named(animals, flat):
     (animals / "cat" / "clip.mp4").write_bytes(b"no image")
     _, _, lines = planned(f"folder:{flat}", eval_dataset=f"folder:{animals}")
-    (said, asked) = lines
-    assert f"left out of {animals}: 1 file: 1 .mp4" in said
-    assert asked.startswith("kNN accuracy: ")
+    (left_out_line, knn_line) = lines
+    assert f"left out of {animals}: 1 file: 1 .mp4" in left_out_line
+    assert knn_line.startswith("kNN accuracy: ")
 
 
 def stray(folder):
-    """Adds an image beside the folders."""
+    """Adds an image next to the class folders."""
     Image.fromarray(exports.noise(1)[0]).save(folder / "stray.jpg")
 
 
-def test_a_stray_image_is_named_whatever_is_evaluated(animals, tmp_path):
+def test_a_stray_image_is_named_with_any_evaluation(animals, tmp_path):
     words = "1 image lies beside its 2 folders (stray.jpg)"
     other = write_folder(tmp_path / "mine", classes=("cat", "dog"), each=3)
     stray(other)
@@ -138,7 +138,9 @@ def test_a_stray_image_in_one_of_two_splits_is_named(tmp_path, where):
 
 
 @pytest.mark.parametrize("labels", ["auto", "none"])
-def test_other_classes_each_among_all_others(flat, animals, labels):
+def test_images_of_other_classes_are_searched_among_each_other(
+    flat, animals, labels
+):
     train, evaluation, lines = planned(
         f"folder:{flat}", eval_dataset=f"folder:{animals}", labels=labels
     )
@@ -161,11 +163,13 @@ def test_other_classes_each_among_all_others(flat, animals, labels):
 
 
 def tiny_features(images):
-    """Some features; noise would not do, as they are computed twice."""
+    """Deterministic features, because they are computed twice."""
     return tf.cast(images[:, ::8, ::8, 0], tf.float32)[..., 0]
 
 
-def test_other_classes_with_splits_of_their_own(flat, tmp_path):
+def test_images_of_other_classes_are_searched_among_their_training_split(
+    flat, tmp_path
+):
     root = tmp_path / "animals"
     write_folder(root / "train", classes=("cat", "dog"), each=5)
     write_folder(root / "val", classes=("cat", "dog"), each=3)
@@ -177,7 +181,9 @@ def test_other_classes_with_splits_of_their_own(flat, tmp_path):
     assert "of 6 images" in lines[0] and "among those of" in lines[0]
 
 
-def test_same_classes_among_the_training_images(animals, tmp_path):
+def test_images_of_the_same_classes_are_searched_among_the_training_images(
+    animals, tmp_path
+):
     test = write_folder(tmp_path / "test", classes=("cat", "dog"), each=4)
     train, evaluation, lines = planned(
         f"folder:{animals}", eval_dataset=f"folder:{test}", holdout=0.5
@@ -208,7 +214,7 @@ def test_unlabelled_evaluation_sets_give_their_reason(photos, flat, tmp_path):
 
 
 class NearestMean:
-    """A protocol in the place of a module: the nearest mean of a class."""
+    """A protocol, in place of a module: the nearest mean of a class."""
 
     TITLE = "mean"
 
@@ -241,7 +247,7 @@ def test_the_report_evaluates_every_protocol(
 
 
 def run_on(exported, dataset, workdir):
-    """A copy of the run that says it was trained on `dataset`."""
+    """Copies the run, with flags that name `dataset`."""
     shutil.copytree(exported.workdir / "checkpoints", workdir / "checkpoints")
     config = config_lib.load(str(exported.workdir))
     config = config.replace(
@@ -260,7 +266,7 @@ def grids_of(monkeypatch):
 
 
 @pytest.mark.slow
-def test_report_of_an_unlabelled_folder(
+def test_an_unlabelled_folder_is_reported_without_accuracy(
     exported, flat, tmp_path, monkeypatch, capsys
 ):
     for i, name in enumerate((b"\xff\xfe.jpg", "写真 $\\frac{1$.jpg".encode())):
@@ -300,7 +306,7 @@ def test_neighbours_are_named_and_marked(
     by_pixels = set()
     for query, *others in grids[0].cells:
         for cell in (query, *others):
-            # Bright or dark, whatever the caption says.
+            # Whether the image is bright, and its caption.
             by_pixels.add((cell.image.mean() > 125, cell.lines[0]))
             assert cell.lines[1].endswith(".jpg")
         for cell in others:
@@ -310,7 +316,7 @@ def test_neighbours_are_named_and_marked(
             )
             assert -1 <= float(cell.lines[2].removeprefix("cosine ")) <= 1
     assert by_pixels == {(True, "bright"), (False, "dark")}
-    # They are drawn.
+    # The frames are drawn.
     picture = np.asarray(Image.open(tmp_path / "neighbours.png").convert("RGB"))
     frames = [cell.frame for row in grids[0].cells for cell in row]
     for colour in set(frames) - {""}:
@@ -333,7 +339,7 @@ def test_sheet_abbreviates_lines_that_are_too_long(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["run", "version", "versions"])
-def test_size_of_the_images_of_an_encoder(
+def test_image_size_of_runs_and_exports_is_found(
     exported, tmp_path, kind, monkeypatch
 ):
     path = {
@@ -351,7 +357,7 @@ def test_size_of_the_images_of_an_encoder(
         assert load.image_size(tmp_path) is None
 
 
-# ---- Words
+# ---- Text
 
 
 def test_names_are_abbreviated_in_the_middle():

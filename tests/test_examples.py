@@ -1,4 +1,4 @@
-"""The examples as users start them, on few and small images."""
+"""The examples, started as scripts, on few and small images."""
 
 import math
 import os
@@ -21,17 +21,17 @@ from tests.photos import write_folder
 
 
 @pytest.fixture(scope="module")
-def here():
+def script_environment():
     """An environment in which scripts find the package, installed or not."""
     return runs.environment() | {"PYTHONPATH": os.getcwd()}
 
 
-def call(script, here, *arguments, status=0):
+def call(script, script_environment, *arguments, status=0):
     result = subprocess.run(
         [sys.executable, f"examples/{script}", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=here,
+        env=script_environment,
         timeout=900,
     )
     assert result.returncode == status, result.stdout + result.stderr
@@ -39,14 +39,16 @@ def call(script, here, *arguments, status=0):
 
 
 class FewShapes(dataset.Shapes, skip_registration=True):
-    """The embedded dataset, short."""
+    """The embedded dataset with few images."""
 
     name = "shapes"
     EXAMPLES = {"train": 120, "test": 10}
 
 
 @pytest.mark.slow
-def test_pretrain(photos, here, tmp_path):
+def test_pretrain_example_finds_similar_images(
+    photos, script_environment, tmp_path
+):
     runs.leave_out_pictures(tmp_path / "run")
     shutil.copytree(photos, tmp_path / "photos")
     bad = tmp_path / "photos" / "dark" / "bad.jpg"
@@ -59,7 +61,7 @@ def test_pretrain(photos, here, tmp_path):
         "--batch_size=16",
         "--image_size=32",
     ]
-    printed = call("pretrain.py", here, *arguments).stdout
+    printed = call("pretrain.py", script_environment, *arguments).stdout
     pairs = re.findall(r"/(\w+)/\d+.jpg is most like .*?/(\w+)/\d+", printed)
     assert len(pairs) == 5
     assert all(one == other for one, other in pairs)  # bright, dark
@@ -67,20 +69,24 @@ def test_pretrain(photos, here, tmp_path):
 
 
 @pytest.mark.slow
-def test_pretrain_explains_what_it_cannot_use(here, tmp_path):
+def test_examples_report_missing_folders_and_encoders(
+    script_environment, tmp_path
+):
     folder = f"--images={tmp_path / 'none'}"
     arguments = [folder, f"--workdir={tmp_path / 'run'}"]
-    error = call("pretrain.py", here, *arguments, status=1).stderr
+    error = call("pretrain.py", script_environment, *arguments, status=1).stderr
     assert error.startswith("error: ") and str(tmp_path / "none") in error
     arguments = [folder, f"--encoder={tmp_path / 'none'}"]
-    error = call("finetune.py", here, *arguments, status=1).stderr
+    error = call("finetune.py", script_environment, *arguments, status=1).stderr
     assert error.startswith("error: Expected ") and error.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_pretrain_on_images_of_other_kinds(here, tmp_path, monkeypatch):
-    """It trains on them; it cannot look for similar ones, and says so."""
-    monkeypatch.setitem(here, "HOME", str(tmp_path))
+def test_pretrain_example_trains_on_images_of_other_formats(
+    script_environment, tmp_path, monkeypatch
+):
+    """It cannot search for similar images among them, and reports that."""
+    monkeypatch.setitem(script_environment, "HOME", str(tmp_path))
     write_folder(tmp_path / "photos", each=20)
     for path in (tmp_path / "photos").rglob("*.jpg"):
         Image.open(path).save(path.with_suffix(".webp"))
@@ -88,27 +94,29 @@ def test_pretrain_on_images_of_other_kinds(here, tmp_path, monkeypatch):
     runs.leave_out_pictures(tmp_path / "run")
     arguments = ["--images=~/photos", f"--workdir={tmp_path / 'run'}"]
     arguments += ["--epochs=1", "--batch_size=16", "--image_size=32"]
-    error = call("pretrain.py", here, *arguments, status=1).stderr
+    error = call("pretrain.py", script_environment, *arguments, status=1).stderr
     assert f"{tmp_path / 'photos'}" in error and "export.embed" in error
     assert "Traceback" not in error
 
 
 @pytest.mark.slow
-def test_own_loop(here, tmp_path):
+def test_own_loop_example_reduces_the_loss(script_environment, tmp_path):
     dataset.prepare(str(tmp_path), builder_class=FewShapes)
     arguments = [f"--data_dir={tmp_path}", "--steps=30", "--batch_size=32"]
-    printed = call("own_loop.py", here, *arguments).stdout
+    printed = call("own_loop.py", script_environment, *arguments).stdout
     contrasts = [float(x) for x in re.findall(r"contrast ([\d.]+)", printed)]
     assert len(contrasts) == 3
-    assert max(contrasts) < math.log(32) - 0.2  # what chance would give
+    assert max(contrasts) < math.log(32) - 0.2  # chance-level loss
 
 
 @pytest.mark.slow
-def test_finetune(exported, photos, here, tmp_path):
+def test_finetune_example_classifies_images(
+    exported, photos, script_environment, tmp_path
+):
     output = tmp_path / "classifier.keras"
     printed = call(
         "finetune.py",
-        here,
+        script_environment,
         f"--encoder={exported.base}",
         f"--images={photos}",
         f"--output={output}",
@@ -121,7 +129,7 @@ def test_finetune(exported, photos, here, tmp_path):
         "fine-tuned",
         "from scratch",
     ]
-    # Bright and dark photographs are not hard to tell apart.
+    # Bright and dark photographs are easy to distinguish.
     assert float(accuracies["fine-tuned"]) > 75
     model = keras.models.load_model(output)
     levels = np.float32([190, 60])[:, np.newaxis, np.newaxis, np.newaxis]
@@ -131,7 +139,9 @@ def test_finetune(exported, photos, here, tmp_path):
 
 
 @pytest.mark.slow
-def test_detector(photos, here, tmp_path):
+def test_detector_example_reduces_the_loss(
+    photos, script_environment, tmp_path
+):
     encoder = functional.functional(
         backbone="resnet18",
         width=0.125,
@@ -142,7 +152,7 @@ def test_detector(photos, here, tmp_path):
     output = tmp_path / "detector.weights.h5"
     printed = call(
         "keras_cv_detector.py",
-        here,
+        script_environment,
         f"--encoder={tmp_path}",
         f"--images={photos}",
         f"--output={output}",
@@ -156,10 +166,10 @@ def test_detector(photos, here, tmp_path):
     assert output.stat().st_size > 10**6
 
 
-def test_an_encoder_that_is_not_there(photos, here, tmp_path):
+def test_a_missing_encoder_is_an_error(photos, script_environment, tmp_path):
     result = call(
         "finetune.py",
-        here,
+        script_environment,
         f"--encoder={tmp_path / 'none'}",
         f"--images={photos}",
         status=1,
@@ -168,23 +178,27 @@ def test_an_encoder_that_is_not_there(photos, here, tmp_path):
     assert not (tmp_path / "classifier.keras").exists()
 
 
-@pytest.mark.parametrize("there", slow_but(1, [False, True]))
-def test_a_folder_without_images(there, exported, here, tmp_path):
+@pytest.mark.parametrize("folder_exists", slow_but(1, [False, True]))
+def test_a_folder_without_images_is_an_error(
+    folder_exists, exported, script_environment, tmp_path
+):
     folder = tmp_path / "images"
-    if there:
+    if folder_exists:
         folder.mkdir()
     arguments = [f"--encoder={exported.base}", f"--images={folder}"]
-    error = call("finetune.py", here, *arguments, status=1).stderr
+    error = call("finetune.py", script_environment, *arguments, status=1).stderr
     assert error.startswith("error: ") and "--images" in error
     assert str(folder) in error and error.count("\n") == 1
 
 
-def test_an_encoder_that_does_not_name_its_size(photos, here, tmp_path):
+def test_an_encoder_without_an_image_size_is_an_error(
+    photos, script_environment, tmp_path
+):
     encoder = functional.functional(
         backbone="resnet18", width=0.125, stem="small", head=Head(outputs=8)
     )
     encoder.save(tmp_path / "encoder.keras")
     arguments = [f"--encoder={tmp_path}", f"--images={photos}"]
-    error = call("finetune.py", here, *arguments, status=1).stderr
+    error = call("finetune.py", script_environment, *arguments, status=1).stderr
     assert "--image_size" in error and str(tmp_path) in error
     assert "Traceback" not in error

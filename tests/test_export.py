@@ -84,9 +84,7 @@ def test_images_may_have_any_size(exported, signatures):
         ("GIF", "P"),
     ],
 )
-def test_formats_are_read_as_pillow_reads_them(
-    exported, signatures, kind, mode
-):
+def test_formats_are_decoded_as_by_pillow(exported, signatures, kind, mode):
     image = Image.fromarray(exports.noise(1)[0]).convert(mode)
     encoded = exports.encode(image, kind)
     path = exported.workdir / f"image.{kind}"
@@ -96,8 +94,8 @@ def test_formats_are_read_as_pillow_reads_them(
     assert_equal_rows(outputs, exported.encoder, pixels[np.newaxis])
 
 
-def test_photographs_are_resized_and_cut(exported, signatures):
-    # Noise on one side only: the centre does not see it.
+def test_photographs_are_resized_and_cropped(exported, signatures):
+    # Noise on one side only, outside the central crop.
     image = np.full([40, 90, 3], 99, np.uint8)
     image[:, :20] = exports.noise(1, 40)[0, :, :20]
     plain = np.full([1, 32, 32, 3], 99, np.uint8)
@@ -106,7 +104,7 @@ def test_photographs_are_resized_and_cut(exported, signatures):
     assert_equal_rows(outputs, exported.encoder, plain)
 
 
-def test_bad_images_give_nan_where_that_was_asked_for(exported, lenient):
+def test_bad_images_give_nan_with_bad_images_nan(exported, lenient):
     pixels = exports.noise(2)
     good = [exports.encode(p) for p in pixels]
     outputs = lenient.image_bytes(tf.constant([good[0], b"no", good[1]]))
@@ -135,7 +133,7 @@ def test_bad_images_give_nan_where_that_was_asked_for(exported, lenient):
         (-0.5, "0 to 1"),
     ],
 )
-def test_values_that_are_none_of_an_image_are_named(signatures, value, words):
+def test_invalid_values_are_rejected_with_the_image(signatures, value, words):
     images = np.full([3, 32, 32, 3], 0.5, np.float32)
     images[2, 5, 6, 1] = value
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
@@ -151,7 +149,9 @@ def test_values_that_are_none_of_an_image_are_named(signatures, value, words):
         ([1, 2000, 2000, 3], "[1, 2000, 2000, 3]"),
     ],
 )
-def test_requests_without_or_with_too_many_pixels(signatures, shape, words):
+def test_requests_without_or_with_too_many_pixels_are_rejected(
+    signatures, shape, words
+):
     for name, dtype in (("images", np.float32), ("images_uint8", np.uint8)):
         with pytest.raises(tf.errors.InvalidArgumentError) as error:
             signatures[name](tf.zeros(shape, dtype))
@@ -159,7 +159,9 @@ def test_requests_without_or_with_too_many_pixels(signatures, shape, words):
 
 
 @pytest.mark.parametrize("count", [0, 257])
-def test_requests_without_or_with_too_many_files(signatures, count):
+def test_requests_without_or_with_too_many_files_are_rejected(
+    signatures, count
+):
     good = exports.encode(exports.noise(1)[0])
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         signatures["serving_default"](tf.constant([good] * count, tf.string))
@@ -188,7 +190,7 @@ def test_versions_count_up_and_are_never_overwritten(exported, tmp_path):
     pixels = exports.noise(1, 48)
     outputs = encode(tf.constant([exports.encode(pixels[0])]))
     assert set(outputs) == {"projection", "valid"} and outputs["valid"][0]
-    # bfloat16 has 8 bits.
+    # bfloat16 has 8 bits of precision.
     expected = exported.encoder.project(pixels)
     np.testing.assert_allclose(outputs["projection"], expected, atol=0.05)
     assert np.abs(outputs["projection"] - expected).max() > 1e-6
@@ -196,7 +198,7 @@ def test_versions_count_up_and_are_never_overwritten(exported, tmp_path):
         savedmodel.export(str(exported.workdir), str(tmp_path), version=5)
 
 
-def test_a_version_that_another_export_made_meanwhile(exported, tmp_path):
+def test_a_version_made_meanwhile_is_not_overwritten(exported, tmp_path):
     draft, target = tmp_path / ".draft-x", tmp_path / "1"
     for path in (draft, target):
         path.mkdir()
@@ -207,13 +209,13 @@ def test_a_version_that_another_export_made_meanwhile(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_computes_something_else_is_not_published(
+def test_a_model_with_wrong_outputs_is_not_published(
     exported, tmp_path, monkeypatch
 ):
     write = savedmodel.warmup_requests.write
 
     def damage(path, **rest):
-        """As a disk would, after the model was written."""
+        """Damages the variables after the model was written."""
         write(path, **rest)
         data = pathlib.Path(path, "variables/variables.data-00000-of-00001")
         values = bytearray(data.read_bytes())
@@ -226,13 +228,13 @@ def test_a_model_that_computes_something_else_is_not_published(
     assert os.listdir(tmp_path / "export") == []
 
 
-def test_the_card_tells_where_the_model_comes_from(exported, tmp_path):
+def test_the_card_states_the_origin_of_the_model(exported, tmp_path):
     text = pathlib.Path(exported.path, "model_card.json").read_text()
     described = json.loads(text)
     assert described["method"] == "clsa" and described["steps"] == 2
     assert described["encoder"]["backbone"] == "resnet18"
-    assert described["evaluation"] == {}  # this run made none
-    assert str(exported.workdir) not in text  # nobody's business
+    assert described["evaluation"] == {}  # this run had none
+    assert str(exported.workdir) not in text  # private
     weights = exported.encoder.variables
     assert described["fingerprint"] == card.fingerprint(weights)
     assert described["parameters"] == sum(v.numpy().size for v in weights)
@@ -269,7 +271,7 @@ def test_the_card_has_the_figures_of_the_run(finished, tmp_path):
     assert "| `valid` | bool [N] |" in text
 
 
-def test_a_directory_without_a_run_is_explained(tmp_path):
+def test_a_directory_without_a_run_is_rejected(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         savedmodel.export(str(tmp_path), str(tmp_path / "out"))
 
@@ -287,7 +289,9 @@ def test_a_directory_without_a_run_is_explained(tmp_path):
         ],
     ),
 )
-def test_wrong_flags_end_in_one_sentence(exported, tmp_path, flag, words):
+def test_wrong_flags_are_reported_without_a_traceback(
+    exported, tmp_path, flag, words
+):
     command = runs.command(
         "export.savedmodel",
         f"--workdir={exported.workdir}",

@@ -1,4 +1,4 @@
-"""Each check passes the good model and stops one that is broken its way."""
+"""Each check accepts the good model and rejects one with its defect."""
 
 import os
 import shutil
@@ -33,16 +33,16 @@ def copy(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_other_process_computes_on_the_cpu(exported, expected, monkeypatch):
-    met, call = [], subprocess.run
+def test_the_verifying_process_uses_the_cpu(exported, expected, monkeypatch):
+    devices, call = [], subprocess.run
 
     def run(*arguments, **options):
-        met.append(options["env"]["CUDA_VISIBLE_DEVICES"])
+        devices.append(options["env"]["CUDA_VISIBLE_DEVICES"])
         return call(*arguments, **options)
 
     monkeypatch.setattr(savedmodel_checks.subprocess, "run", run)
     savedmodel_checks.check_c_loader(exported.path, expected)
-    assert met == ["-1"]
+    assert devices == ["-1"]
 
 
 LOADERS = [
@@ -59,7 +59,7 @@ def test_examples_use_every_signature(exported, expected):
 
 
 @pytest.mark.parametrize("check", LOADERS)
-def test_loaders_pass_what_is_right(exported, expected, check):
+def test_loaders_accept_the_good_model(exported, expected, check):
     check(exported.path, expected)
 
 
@@ -69,7 +69,7 @@ def with_outputs(expected, **outputs):
 
 
 def one_number_off(expected):
-    """In the last signature that is looked at."""
+    """Examples with one wrong number, in the last signature checked."""
     outputs = {k: v.copy() for k, v in expected[-1].outputs.items()}
     outputs["projection"][1, 3] += 0.01
     return with_outputs(expected, **outputs)
@@ -77,7 +77,7 @@ def one_number_off(expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", LOADERS)
-def test_loaders_notice_other_numbers(exported, expected, check):
+def test_loaders_detect_other_numbers(exported, expected, check):
     with pytest.raises(UserError, match="projection.*images_uint8") as caught:
         check(exported.path, one_number_off(expected))
     assert "VerificationError" in str(caught.value)
@@ -85,7 +85,7 @@ def test_loaders_notice_other_numbers(exported, expected, check):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", LOADERS)
-def test_loaders_notice_other_shapes(exported, expected, check):
+def test_loaders_detect_other_shapes(exported, expected, check):
     outputs = expected[-1].outputs
     wrong = with_outputs(
         expected, **outputs | {"embedding": outputs["embedding"][:1]}
@@ -97,7 +97,7 @@ def test_loaders_notice_other_shapes(exported, expected, check):
 
 
 @pytest.mark.slow
-def test_numbers_that_are_none_are_noticed(exported, expected):
+def test_nan_is_detected(exported, expected):
     outputs = {k: v.copy() for k, v in expected[-1].outputs.items()}
     outputs["projection"][1, 3] = np.nan
     wrong = with_outputs(expected, **outputs)
@@ -106,7 +106,7 @@ def test_numbers_that_are_none_are_noticed(exported, expected):
 
 
 @pytest.mark.slow
-def test_missing_outputs_are_noticed(exported, expected):
+def test_missing_outputs_are_detected(exported, expected):
     wrong = with_outputs(expected, embedding=expected[-1].outputs["embedding"])
     with pytest.raises(UserError, match="images_uint8.*projection"):
         savedmodel_checks.check_clean_process(exported.path, wrong)
@@ -114,10 +114,10 @@ def test_missing_outputs_are_noticed(exported, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["python", "c"])
-def test_checks_survive_an_optimizing_python(
+def test_checks_work_in_an_optimizing_python(
     exported, expected, kind, tmp_path
 ):
-    """`python -O` leaves out `assert`, but no check."""
+    """`python -O` removes `assert` statements, but not the checks."""
     path = str(tmp_path / "examples.npz")
     for examples, status in ((expected, 0), (one_number_off(expected), 1)):
         savedmodel_checks.write_examples(path, exported.path, examples, 1e-4)
@@ -136,14 +136,14 @@ def test_checks_survive_an_optimizing_python(
 
 
 @pytest.mark.parametrize("check", LOADERS)
-def test_loaders_notice_missing_variables(copy, expected, check):
+def test_loaders_detect_missing_variables(copy, expected, check):
     shutil.rmtree(copy / "variables")
     with pytest.raises(UserError, match=r"\((python|c)\).* status 1: "):
         check(str(copy), expected)
 
 
-def test_nothing_of_this_project_is_needed_to_load(tmp_path, expected):
-    """What the clean process says of a model that is not self-contained."""
+def test_models_that_need_python_functions_are_detected(tmp_path, expected):
+    """Such a model is not self-contained and fails in a clean process."""
 
     class NotSelfContained(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
@@ -167,7 +167,7 @@ def test_the_graph_is_for_inference_and_has_its_weights_once(exported):
 
 
 class Trains(tf.Module):
-    """Normalises as in training."""
+    """Uses batch normalisation in training mode."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -179,14 +179,14 @@ class Trains(tf.Module):
         return {"embedding": self._encoder()(images, training=True)}
 
 
-def test_a_graph_of_a_training_is_noticed(exported, tmp_path):
+def test_a_graph_in_training_mode_is_detected(exported, tmp_path):
     module = Trains(exported.encoder)
     tf.saved_model.save(module, str(tmp_path), signatures=module.call)
     with pytest.raises(UserError, match="FusedBatchNorm"):
         savedmodel_checks.check_graph(str(tmp_path), exported.encoder)
 
 
-def test_weights_that_are_there_twice_are_noticed(exported, tmp_path):
+def test_duplicate_weights_are_detected(exported, tmp_path):
     encoder = exported.encoder
     twice = tf.Module()
     twice.weights = encoder.variables
@@ -209,7 +209,7 @@ def test_the_warm_up_fits_the_signatures(exported):
     path = os.path.join(exported.path, warmup_requests.PATH)
     requests = list(warmup_requests.read(path))
     assert len(requests) <= warmup_requests.MAX_RECORDS
-    # They are answered, too.
+    # The model can answer them.
     signatures = tf.saved_model.load(exported.path).signatures
     for request in requests:
         function = signatures[request.model_spec.signature_name]
@@ -218,7 +218,7 @@ def test_the_warm_up_fits_the_signatures(exported):
         assert np.isfinite(outputs["embedding"]).all()
 
 
-def test_the_sizes_of_batches_that_are_warmed_up(tmp_path):
+def test_the_warm_up_has_the_given_batch_sizes(tmp_path):
     for sizes in ((1,), (1, 4)):
         options = {} if sizes == (1,) else {"batch_sizes": sizes}
         warmup_requests.write(str(tmp_path), image_size=8, **options)
@@ -277,7 +277,7 @@ def add_another_kind(logs):
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_requests_that_do_not_fit_are_noticed(copy, change, words):
+def test_wrong_warm_up_requests_are_detected(copy, change, words):
     path = copy / warmup_requests.PATH
     logs = records(path)
     change(logs)
@@ -288,7 +288,7 @@ def test_requests_that_do_not_fit_are_noticed(copy, change, words):
         savedmodel_checks.check_warmup(str(copy))
 
 
-def test_warm_ups_that_cannot_be_read_are_noticed(copy):
+def test_unreadable_warm_ups_are_detected(copy):
     path = copy / warmup_requests.PATH
     good = path.read_bytes()
     path.write_bytes(good[:-5])

@@ -1,4 +1,4 @@
-"""Flags as people type them: files of flags, homes, other names, lengths."""
+"""Flagfiles, home directories, similar names, and other lengths of runs."""
 
 import os
 import pathlib
@@ -26,8 +26,8 @@ def parse(*arguments):
     return config_lib.parse(arguments)
 
 
-def refused(*arguments, kind=UserError):
-    """The one sentence that arguments are refused with."""
+def rejected(*arguments, kind=UserError):
+    """Returns the error message, one sentence, for rejected arguments."""
     with pytest.raises(kind) as error:
         parse(*arguments)
     message = str(error.value)
@@ -46,7 +46,7 @@ def values_of(module, *arguments):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A working directory without `configs`, which is the home, too."""
+    """A working directory without `configs`, also the home directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -66,7 +66,7 @@ def test_recipes_are_found_by_name(elsewhere, name):
     assert config.backbone == "resnet50"
 
 
-def test_recipes_include_others_from_anywhere(elsewhere):
+def test_included_recipes_are_found_from_any_directory(elsewhere):
     # It names configs/cifar10/common.flags.
     config = parse("--flagfile=cifar10/byol_ddm")
     assert (config.method, config.dataset) == ("byol", "cifar10")
@@ -77,7 +77,7 @@ def test_all_recipes_are_known():
     assert {p.resolve() for p in flagfiles.recipes().values()} == files
 
 
-def test_recipes_of_an_installed_package(tmp_path, monkeypatch):
+def test_recipes_of_an_installed_package_are_found(tmp_path, monkeypatch):
     (tmp_path / "configs/small").mkdir(parents=True)
     (tmp_path / "configs/clsa.flags").write_text("--seed=1\n")
     (tmp_path / "configs/small/moco.flags").write_text("--seed=2\n")
@@ -88,7 +88,7 @@ def test_recipes_of_an_installed_package(tmp_path, monkeypatch):
     assert parse("--flagfile=small/moco").seed == 2
 
 
-def test_own_files_come_first(elsewhere):
+def test_own_files_precede_recipes(elsewhere):
     pathlib.Path("sub").mkdir()
     pathlib.Path("sub/base.flags").write_text("--seed=3\n// no flag\n\n")
     pathlib.Path("sub/own.flags").write_text(
@@ -102,7 +102,7 @@ def test_own_files_come_first(elsewhere):
     assert parse("--flagfile=sub/own.flags", "--seed=5").seed == 5
     assert parse("--seed=5", "--flagfile=sub/own.flags").seed == 3
     assert parse("--flagfile=").seed == 0
-    # As it was before there were names: whatever can be opened.
+    # The path of anything that can be opened, here of a pipe.
     read, write = os.pipe()
     os.write(write, b"--seed=6\n")
     os.close(write)
@@ -110,38 +110,38 @@ def test_own_files_come_first(elsewhere):
     os.close(read)
 
 
-def test_files_that_cannot_be_read(elsewhere):
-    message = refused("--flagfile=quickstrat.flags")
+def test_unreadable_flagfiles_are_rejected(elsewhere):
+    message = rejected("--flagfile=quickstrat.flags")
     assert "--flagfile=quickstrat.flags" in message
     assert " quickstart? " in message and "cifar10/byol" in message
     pathlib.Path("runs").mkdir()
-    assert "received --flagfile=runs;" in refused("--flagfile=runs")
+    assert "received --flagfile=runs;" in rejected("--flagfile=runs")
     pathlib.Path("runs/run.flags").write_text("--seed=1\n")
-    assert " runs/run.flags? " in refused("--flagfile=runs")
+    assert " runs/run.flags? " in rejected("--flagfile=runs")
     pathlib.Path("a.flags").write_text("--flagfile=b.flags\n")
     pathlib.Path("b.flags").write_text("--flagfile=a.flags\n")
-    message = refused("--flagfile=a.flags")
+    message = rejected("--flagfile=a.flags")
     assert "a.flags" in message and "b.flags" in message
     pathlib.Path("image.flags").write_bytes(b"\xff\xd8\xff\xe0")
-    assert "image.flags" in refused("--flagfile=image.flags")
-    assert "--flagfile=FILE" in refused("--flagfile")
+    assert "image.flags" in rejected("--flagfile=image.flags")
+    assert "--flagfile=FILE" in rejected("--flagfile")
 
 
 def test_errors_name_the_file(elsewhere):
     pathlib.Path("own.flags").write_text("--batch_size=x\n")
-    message = refused("--flagfile=own.flags", kind=FlagError)
+    message = rejected("--flagfile=own.flags", kind=FlagError)
     for value in ("'x'", "--batch_size", "own.flags"):
         assert value in message
     pathlib.Path("own.flags").write_text("--bath_size=8\n")
-    message = refused("--flagfile=own.flags", kind=FlagError)
+    message = rejected("--flagfile=own.flags", kind=FlagError)
     for value in ("--bath_size", "own.flags", "--batch_size?"):
         assert value in message
-    # Typed values are not the file's.
+    # The file is not named for values from the command line.
     pathlib.Path("own.flags").write_text("--batch_size=8\n")
-    assert "own" not in refused("--flagfile=own.flags", "--batch_size=x")
+    assert "own" not in rejected("--flagfile=own.flags", "--batch_size=x")
 
 
-# ---- Homes
+# ---- Home directories
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_errors_name_the_file(elsewhere):
         ("gs://bucket/~x", "gs://bucket/~x"),
     ],
 )
-def test_homes_in_paths(elsewhere, text, path):
+def test_home_directories_in_paths_are_expanded(elsewhere, text, path):
     path = path.format(elsewhere)
     config = parse(
         f"--dataset={text}", f"--eval_dataset={text}", f"--workdir={text}"
@@ -174,12 +174,14 @@ def test_homes_in_paths(elsewhere, text, path):
         (server, ("model_base_path", "batching_parameters_file")),
     ],
 )
-def test_homes_in_flags_of_other_commands(elsewhere, module, names):
+def test_home_directories_in_flags_of_other_commands_are_expanded(
+    elsewhere, module, names
+):
     values = values_of(module, *(f"--{name}=~/x" for name in names))
     assert {values[name].value for name in names} == {f"{elsewhere}/x"}
 
 
-def test_homes_from_python(elsewhere):
+def test_home_directories_in_python_arguments_are_expanded(elsewhere):
     (elsewhere / "photos").mkdir()
     config = make_config(
         "~/photos", workdir="~/run", data_dir="~/data", flagfile="clsa"
@@ -193,7 +195,7 @@ def test_homes_from_python(elsewhere):
         load_encoder("~/none")
 
 
-# ---- Names that others give them
+# ---- Similar names
 
 
 @pytest.mark.parametrize(
@@ -211,8 +213,8 @@ def test_homes_from_python(elsewhere):
         ("milestones", "lr_milestones"),
     ],
 )
-def test_other_names_get_ours(typed, ours):
-    message = refused(f"--{typed}=3", kind=FlagError)
+def test_common_other_names_get_a_suggestion(typed, ours):
+    message = rejected(f"--{typed}=3", kind=FlagError)
     assert f"--{typed};" in message and re.search(rf"--{ours}\b.*\?", message)
     name = typed.replace("-", "_")
     if name == "data":  # in Python the name of the first argument
@@ -221,8 +223,8 @@ def test_other_names_get_ours(typed, ours):
         make_config("shapes", workdir="run", **{name: 3})
 
 
-def test_what_is_unlike_anything_gets_no_suggestion():
-    assert "?" not in refused("--zzzzz=3", kind=FlagError)
+def test_unlike_names_get_no_suggestion():
+    assert "?" not in rejected("--zzzzz=3", kind=FlagError)
 
 
 def test_every_suggestion_exists():
@@ -273,7 +275,7 @@ def test_every_suggestion_exists():
         (savedmodel, ["somewhere"], ["'somewhere'"]),
     ],
 )
-def test_wrong_flags_of_other_commands(module, arguments, words):
+def test_wrong_flags_of_other_commands_are_rejected(module, arguments, words):
     with pytest.raises(FlagError) as error:
         values_of(module, *arguments)
     message = str(error.value)
@@ -295,8 +297,10 @@ def test_wrong_flags_of_other_commands(module, arguments, words):
         ("quickstart", "byol", "cifar10/byol.flags"),
     ],
 )
-def test_another_method_than_the_recipes(recipe, method, better):
-    message = refused(
+def test_another_method_than_the_recipe_s_gets_a_suggestion(
+    recipe, method, better
+):
+    message = rejected(
         f"--flagfile={recipe}",
         f"--method={method}",
         "--dataset=folder:/my photos",
@@ -314,7 +318,7 @@ def test_another_method_than_the_recipes(recipe, method, better):
 
 
 def test_another_recipe_keeps_the_data_and_no_flag_of_other_methods():
-    message = refused(
+    message = rejected(
         "--flagfile=quickstart",
         "--method=byol",
         "--temperature=0.3",
@@ -331,7 +335,7 @@ def test_another_recipe_keeps_the_data_and_no_flag_of_other_methods():
 
 
 @pytest.mark.slow
-def test_the_command_that_works_is_a_whole_one():
+def test_the_suggested_command_is_complete():
     words = ["--flagfile=clsa", "--method=byol", "--workdir=my run"]
     result = runs.call(runs.command("clsa_tf.train", *words), status=1)
     assert (
@@ -341,23 +345,23 @@ def test_the_command_that_works_is_a_whole_one():
 
 
 def test_all_foreign_flags_are_named_at_once():
-    message = refused("--flagfile=quickstart", "--method=byol")
+    message = rejected("--flagfile=quickstart", "--method=byol")
     assert "quickstart.flags" in message and "clsa" in message
     for name in ("key_crop", "query_crops", "temperature"):
         assert f"--{name}" in message
     assert "--batch_size" not in message
 
 
-def test_a_typed_flag_of_another_method():
-    message = refused("--flagfile=moco_v2", "--ddm_weight=2")
+def test_a_typed_flag_of_another_method_is_rejected():
+    message = rejected("--flagfile=moco_v2", "--ddm_weight=2")
     for value in ("--method=moco", "moco_v2.flags", "--ddm_weight"):
         assert value in message
     assert "byol and clsa" in message
 
 
-def test_a_flagfile_without_a_method(tmp_path):
+def test_a_flagfile_without_a_method_has_flags_of_the_default_method(tmp_path):
     (tmp_path / "x.flags").write_text("--view_solarize=0,0.2\n")
-    message = refused(f"--flagfile={tmp_path / 'x.flags'}")
+    message = rejected(f"--flagfile={tmp_path / 'x.flags'}")
     assert "--method=clsa" in message and "--view_solarize" in message
     assert "`" not in message  # no other recipe is suggested
 
@@ -374,7 +378,7 @@ def test_every_method_has_a_recipe_to_suggest(method, like):
     assert name.startswith("cifar10/") == ("cifar10" in like)
 
 
-def test_two_recipes_are_told_from_typed_flags():
+def test_errors_about_two_recipes_name_the_file_of_each_flag():
     with pytest.raises(UserError) as error:
         parse("--flagfile=clsa", "--flagfile=byol")
     message = str(error.value)
@@ -383,7 +387,7 @@ def test_two_recipes_are_told_from_typed_flags():
     assert "`" not in message  # no other recipe is suggested
 
 
-def test_what_a_flagfile_overrides_is_said(capsys):
+def test_flags_that_a_flagfile_overrides_cause_a_warning(capsys):
     assert parse("--seed=5", "--batch_size=64", "--flagfile=clsa").seed == 5
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: ")
@@ -437,7 +441,7 @@ def test_a_warm_up_shrinks_and_does_not_grow(capsys):
     assert config.warmup_epochs == 1
 
 
-def test_what_was_typed_is_not_changed(capsys):
+def test_typed_values_are_not_scaled(capsys):
     config = parse(
         "--flagfile=moco_v1", "--total_epochs=30", "--lr_milestones=20,25"
     )
@@ -445,17 +449,17 @@ def test_what_was_typed_is_not_changed(capsys):
     config = parse("--flagfile=byol", "--total_epochs=30", "--warmup_epochs=5")
     assert config.warmup_epochs == 5
     assert capsys.readouterr().out == ""
-    message = refused(
+    message = rejected(
         "--flagfile=moco_v1", "--total_epochs=30", "--lr_milestones=20,40"
     )
     assert "20,40" in message
-    # Nothing but what was typed: no recipe to scale.
-    assert "--warmup_epochs" in refused(
+    # Only typed flags: there is no recipe to scale.
+    assert "--warmup_epochs" in rejected(
         "--total_epochs=10", "--warmup_epochs=20"
     )
 
 
-def test_files_that_say_the_length_themselves(elsewhere, capsys):
+def test_files_with_their_own_length_are_scaled(elsewhere, capsys):
     own = pathlib.Path("own.flags")
     own.write_text("--flagfile=moco_v1\n--total_epochs=30\n")
     assert parse("--flagfile=own").lr_milestones == (18, 24)
@@ -475,8 +479,8 @@ def test_another_schedule_drops_the_milestones(capsys):
     assert (config.lr_schedule, config.lr_milestones) == ("cosine", ())
     line = capsys.readouterr().out
     assert line.startswith("--lr_schedule=cosine: --lr_milestones 120,160 -> ")
-    # Typed ones are an error still.
-    refused("--lr_schedule=cosine", "--lr_milestones=20")
+    # Typed milestones are still an error.
+    rejected("--lr_schedule=cosine", "--lr_milestones=20")
 
 
 def test_a_warm_up_ends_before_the_first_milestone():
@@ -491,15 +495,15 @@ def test_a_warm_up_ends_before_the_first_milestone():
 def test_every_recipe_can_have_any_length(name, epochs):
     config = parse(f"--flagfile={name}", f"--total_epochs={epochs}")
     assert config.total_epochs == epochs
-    # What is kept in the run's directory says it in full.
+    # The flagfile in the run's directory is complete.
     again = parse(*config_lib.to_flagfile(config).splitlines())
     assert again == config
 
 
-# ---- First contact
+# ---- First commands
 
 
-def test_nothing_is_written_before_there_is_something_to_do(elsewhere):
+def test_rejected_commands_write_nothing(elsewhere):
     config = parse()
     with pytest.raises(UserError, match="--dataset and --workdir") as error:
         train.check_required(config)
@@ -507,7 +511,7 @@ def test_nothing_is_written_before_there_is_something_to_do(elsewhere):
         train.check_required(parse(*command.split()))
     with pytest.raises(UserError, match="--workdir, received none"):
         train.check_required(parse("--dataset=cifar10"))
-    # ImageNet's crops and small pictures, which are not drawn for that.
+    # ImageNet's crops with the small embedded images, which are not generated.
     with pytest.raises(UserError, match="at least 224 px.* 64x64 .*quickstart"):
         train.run(parse("--dataset=shapes", "--workdir=run"))
     assert list(elsewhere.iterdir()) == []
@@ -516,7 +520,7 @@ def test_nothing_is_written_before_there_is_something_to_do(elsewhere):
 @pytest.mark.parametrize(
     "name", ["{}/photos", "photos", "./photos", "~/photos"]
 )
-def test_folders_are_told_from_names(elsewhere, name):
+def test_folders_without_the_prefix_are_rejected(elsewhere, name):
     (elsewhere / "photos").mkdir()
     path = parse(f"--dataset={name.format(elsewhere)}").dataset
     with pytest.raises(UserError, match=f"write folder:{path}"):
@@ -527,7 +531,7 @@ def test_folders_are_told_from_names(elsewhere, name):
     "dataset",
     ["s3://bucket/x", "http://host/photos", "tfrecord:s3://bucket/x-*"],
 )
-def test_places_that_cannot_be_read_are_explained(elsewhere, dataset):
+def test_schemes_that_cannot_be_read_are_rejected(elsewhere, dataset):
     words = "s3://bucket/x|http://host/photos"
     with pytest.raises(UserError, match=rf"received.*({words}).*(scheme|File)"):
         open.open_source(dataset, data_dir="data")
@@ -542,12 +546,12 @@ def test_places_that_cannot_be_read_are_explained(elsewhere, dataset):
         ("imagenet-1k", "imagenet2012"),
     ],
 )
-def test_near_names_of_datasets(elsewhere, name, near):
+def test_similar_names_of_datasets_are_suggested(elsewhere, name, near):
     with pytest.raises(UserError, match=f"; use .*{near}"):
         open.open_source(name, data_dir="data")
 
 
 @pytest.mark.parametrize("name", ["photos", "pictures", "my_images"])
-def test_absurd_names_of_datasets_are_not_suggested(elsewhere, name):
+def test_unlike_names_of_datasets_get_no_suggestion(elsewhere, name):
     with pytest.raises(UserError, match="; correct it, or"):
         open.open_source(name, data_dir="data")

@@ -49,7 +49,7 @@ np.savez(sys.argv[3], **first)
 
 
 def with_dataset(exported, dataset, workdir):
-    """A copy of the run that says it was trained on `dataset`."""
+    """Copies the run, with flags that name `dataset`."""
     shutil.copytree(exported.workdir / "checkpoints", workdir / "checkpoints")
     config = config_lib.load(str(exported.workdir))
     config = config.replace(
@@ -68,7 +68,7 @@ def run(exported, photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory):
-    """All formats, and what the command printed."""
+    """The directory with all formats, and the output of the command."""
     output = tmp_path_factory.mktemp("formats") / "new"
     result = runs.call(
         runs.command("export.formats", f"--workdir={run}", f"--output={output}")
@@ -93,7 +93,7 @@ def expected(exported, images):
 
 
 @pytest.mark.slow
-def test_files_and_what_is_said_of_them(written):
+def test_the_summary_describes_every_file(written):
     output, printed = written
     assert {path.name for path in output.iterdir()} == FILES | {"formats.json"}
     summary = json.loads((output / "formats.json").read_text())
@@ -120,7 +120,7 @@ def test_files_and_what_is_said_of_them(written):
 
 
 @pytest.mark.slow
-def test_fingerprint_is_that_of_the_export(exported, written):
+def test_fingerprint_equals_that_of_the_export(exported, written):
     with open(f"{exported.path}/model_card.json") as file:
         card = json.load(file)
     summary = json.loads((written[0] / "formats.json").read_text())
@@ -128,7 +128,7 @@ def test_fingerprint_is_that_of_the_export(exported, written):
 
 
 @pytest.mark.slow
-def test_plain_keras_loads_them(exported, written, tmp_path):
+def test_plain_keras_loads_the_files(exported, written, tmp_path):
     images = np.tile(PIXELS, [1, 1, 2, 1])  # another shape than at the export
     np.save(tmp_path / "in.npy", np.float32(images))
     paths = [written[0], tmp_path / "in.npy", tmp_path / "out.npz"]
@@ -147,7 +147,7 @@ def tflite(path):
 
 
 @pytest.mark.slow
-def test_float16(exported, written):
+def test_float16_equals_the_encoder(exported, written):
     interpreter, embed = tflite(written[0] / "encoder_float16.tflite")
     (given,) = interpreter.get_input_details()
     assert given["dtype"] == np.float32
@@ -158,7 +158,7 @@ def test_float16(exported, written):
 
 
 @pytest.mark.slow
-def test_float16_takes_more_at_once_where_asked(exported, written):
+def test_float16_accepts_larger_batches(exported, written):
     path = str(written[0] / "encoder_float16.tflite")
     interpreter = tf.lite.Interpreter(path)
     (given,) = interpreter.get_input_details()
@@ -177,7 +177,9 @@ def test_float16_takes_more_at_once_where_asked(exported, written):
 
 
 @pytest.mark.slow
-def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
+def test_int8_computes_with_integers_and_accepts_bytes(
+    exported, written, photos
+):
     interpreter, embed = tflite(written[0] / "encoder_int8.tflite")
     (given,) = interpreter.get_input_details()
     assert given["dtype"] == np.uint8
@@ -185,7 +187,7 @@ def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
     assert scale == pytest.approx(1, rel=1e-6) and zero == 0
     outputs = interpreter.get_output_details()
     assert {x["dtype"] for x in outputs} == {np.float32}
-    # Within there are no other floating point numbers.
+    # There are no other floating-point tensors inside.
     floats = [
         x["index"]
         for x in interpreter.get_tensor_details()
@@ -203,7 +205,7 @@ def test_int8_is_of_integers_and_takes_bytes(exported, written, photos):
 
 
 @pytest.mark.slow
-def test_accuracy_is_that_of_the_runs_evaluation(exported, run, written):
+def test_accuracy_equals_that_of_the_runs_evaluation(exported, run, written):
     config = config_lib.load(str(run))
     unreadable = UnreadableImages(max_bad_share=0.0)
     task = plan(config, open_train_source(config)).task(unreadable)
@@ -217,12 +219,12 @@ def test_accuracy_is_that_of_the_runs_evaluation(exported, run, written):
     found = summary["encoder_int8.tflite"]
     assert found["knn"] == task.accuracy(quantised)
     assert found["knn_float32"] == task.accuracy(compiled(exported.encoder))
-    questions = sum(len(labels) for _, labels in task.queries)
-    assert found["knn_images"] == questions > 10
+    num_queries = sum(len(labels) for _, labels in task.queries)
+    assert found["knn_images"] == num_queries > 10
 
 
 @pytest.mark.slow
-def test_without_onnx_it_says_so_and_goes_on(
+def test_without_its_package_only_onnx_is_left_out(
     run, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
@@ -231,7 +233,7 @@ def test_without_onnx_it_says_so_and_goes_on(
     (line,) = [x for x in printed.splitlines() if "encoder.onnx" in x]
     assert "tf2onnx" in line and "pip install 'clsa_tf[onnx]'" in line
     assert (tmp_path / "encoder.weights.h5").exists()
-    # Nothing at all is another matter.
+    # Without any other format it is an error.
     other = tmp_path / "other"
     with pytest.raises(UserError, match=r"\bonnx\b.*--formats"):
         formats.export(str(run), str(other), formats=["onnx"])
@@ -239,7 +241,7 @@ def test_without_onnx_it_says_so_and_goes_on(
 
 
 @pytest.mark.slow
-def test_onnx(exported, written):
+def test_onnx_equals_the_encoder(exported, written):
     session = onnxruntime.InferenceSession(
         str(written[0] / "encoder.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -278,7 +280,7 @@ def test_a_loss_of_accuracy_is_not_published(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_data_is_asked_for_only_where_it_is_needed(
+def test_data_are_read_only_where_they_are_needed(
     exported, photos, tmp_path, capsys
 ):
     (tmp_path / "run").mkdir()
@@ -296,12 +298,12 @@ def test_data_is_asked_for_only_where_it_is_needed(
     interpreter, _ = tflite(output / "encoder_int8.tflite")
     scale, zero = interpreter.get_input_details()[0]["quantization"]
     assert scale == pytest.approx(1, rel=1e-6) and zero == 0
-    # What the first call wrote is still known.
+    # The summary still has the file of the first call.
     summary = json.loads((output / "formats.json").read_text())
     assert set(summary) == {"encoder.weights.h5", "encoder_int8.tflite"}
 
 
-def test_too_few_photos(run, tmp_path):
+def test_too_few_photos_are_rejected(run, tmp_path):
     folder = write_folder(tmp_path / "photos", classes=[""], each=1)
     with pytest.raises(UserError, match=f" 2 images.*{folder}.* 1;"):
         formats.export(
@@ -312,7 +314,7 @@ def test_too_few_photos(run, tmp_path):
         )
 
 
-def test_unknown_format(run, tmp_path):
+def test_unknown_formats_are_rejected(run, tmp_path):
     result = runs.call(
         runs.command(
             "export.formats",
@@ -327,7 +329,7 @@ def test_unknown_format(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_measures():
+def test_deviations_are_measured():
     one, other = np.float32([[3, 4], [1, 0]]), np.float32([[3, 4], [0, 2]])
     assert formats.one_minus_cosine(one, one) == pytest.approx(0)
     assert formats.one_minus_cosine(one, other) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""The sheet of views: its captions name what made the pictures under them."""
+"""The sheet of views: its captions describe the pictures."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def batch_of(photos, *views):
 
 
 def with_pillow(image, caption):
-    """Does what a caption says; u8[H,W,3] -> u8[H,W,3]."""
+    """Applies the operation of a caption; u8[H,W,3] -> u8[H,W,3]."""
     if caption == "no operation":
         return image
     name, _, words = caption.partition(" ")
@@ -73,18 +73,18 @@ def with_pillow(image, caption):
 
 
 def assert_same_picture(actual, expected, words):
-    """All but isolated pixels: captions are rounded, and so may edges be."""
+    """Ignores isolated pixels: captions are rounded, which moves edges."""
     wrong = np.abs(actual.astype(int) - expected).max(axis=-1) > 2
     assert wrong.mean() < 0.02, words
 
 
 @pytest.mark.slow
-def test_captions_name_what_made_the_view_of_their_row(photos):
-    # Without those parts of the weak chain that captions leave out.
+def test_captions_describe_the_view_of_their_row(photos):
+    # Without the parts of the weak chain that captions leave out.
     bare = dict(jitter_probability=0, gray=0, blur=0, flip=0)
     size = dict(size=20, min_area=0.3, max_area=1)
     more = dict(rotation=True, solarize=0.5, strong_ops=4, shuffle=True)
-    # The crop is drawn alike, whatever follows.
+    # The draw of the crop does not depend on later parts.
     plain = View("x", **size, **bare)
     hard = View("x", **size, **bare, **more)
     weak = batch_of(photos, plain)
@@ -92,7 +92,7 @@ def test_captions_name_what_made_the_view_of_their_row(photos):
     captions = views_plot.captions(batch, hard)
     made = views_plot.unshuffled(batch, hard, batch["x"])
     assert views_plot.captions(weak, plain) == [[]] * IMAGES
-    # The rows were shuffled, and none of this is trivial.
+    # The rows were shuffled, and the captions differ.
     assert list(batch["x_order"]) != list(range(IMAGES))
     assert len({tuple(words) for words in captions}) == IMAGES
     every = {word.split(" ")[0] for words in captions for word in words}
@@ -104,7 +104,7 @@ def test_captions_name_what_made_the_view_of_their_row(photos):
 
 
 @pytest.mark.slow
-def test_captions_tell_the_share_of_a_texture(photos):
+def test_captions_state_the_share_of_a_texture(photos):
     view = View("x", 20, 0.3, 1, texture=0.5)
     batch = batch_of(photos, view)
     drawn = unpack(batch["x_params"], view)["texture"]
@@ -133,7 +133,7 @@ def test_levels_show_their_parameter(name):
 
 @pytest.mark.slow
 def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
-    # Each image has a width, and a grey level, of its own.
+    # Each image has another width and another grey level.
     levels = [20, 80, 140, 200]
     for level in levels:
         image = Image.new("RGB", (60 + level, 40), (level,) * 3)
@@ -146,7 +146,7 @@ def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
     originals = views_plot.first_images(config, source, 5)
     grid = views_plot.views_grid("moco", views, batch, originals)
     assert grid.columns == ["image\n", "x\n16 px"] and len(grid.cells) == 4
-    # A crop of all the area is too wide for its aspect ratio: it is central.
+    # A crop of the whole area has a wrong aspect ratio: it becomes central.
     centers = {60 + level: (60 + level - 53) // 2 for level in levels}
     boxes = unpack(batch["x_params"], views[0])["box"].numpy()
     seen = []
@@ -161,7 +161,7 @@ def test_rows_show_one_image_and_unreadable_ones_are_left_out(tmp_path):
 
 @pytest.mark.slow
 def test_picture_of_a_run_shows_the_images_of_its_batch(tmp_path, monkeypatch):
-    for level in range(0, 250, 10):  # a width and a grey level of its own
+    for level in range(0, 250, 10):  # widths and grey levels differ
         image = Image.new("RGB", (60 + level, 40), (level,) * 3)
         image.save(tmp_path / f"{level}.png")
     (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
@@ -205,7 +205,7 @@ def test_every_method_has_a_picture(method, photos, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["views.png"]
 
 
-def test_text_stays_clear_of_pictures_and_of_the_next_column(tmp_path):
+def test_text_overlaps_no_picture_and_no_other_column(tmp_path):
     red = np.tile(np.uint8([255, 0, 0]), [30, 30, 1])
     lines = ["TranslateX -27%"] * 3  # one of the longest
     cell = sheet.Cell(red, lines)
@@ -268,7 +268,7 @@ def test_command_draws_and_prints_the_path(photos, tmp_path):
         ),
     ],
 )
-def test_wrong_flags_end_in_one_sentence(flags, words, tmp_path):
+def test_wrong_flags_are_reported_without_a_traceback(flags, words, tmp_path):
     flags = [flag.format(tmp=tmp_path) for flag in flags]
     error = call(command("clsa_tf.gallery", *flags), status=1).stderr
     for word in words:
@@ -277,7 +277,7 @@ def test_wrong_flags_end_in_one_sentence(flags, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_is_a_png_file_that_can_be_written(tmp_path):
+def test_output_has_to_be_a_writable_png_file(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
     for name in ("views.jpg", "folder.png", "file/views.png", "a/b.png"):

@@ -1,4 +1,4 @@
-"""Projection heads against NumPy, and what each kind consists of."""
+"""Projection heads: their variables, and their outputs against NumPy."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def randomised(model):
 @pytest.mark.parametrize(
     "kind, variables",
     [
-        # Of three layers: those of a hidden one, then of the last.
+        # For three layers: variables of a hidden layer, then of the last.
         ("plain", (["kernel", "bias"], ["kernel", "bias"])),
         ("simclr", (["kernel", "gamma", "beta"], ["kernel", "gamma"])),
         ("byol", (["kernel", "gamma", "beta"], ["kernel"])),
@@ -38,7 +38,7 @@ def randomised(model):
         ("mocov3_predictor", (["kernel", "gamma", "beta"], ["kernel"])),
     ],
 )
-def test_what_each_kind_learns(kind, variables):
+def test_each_kind_has_its_variables(kind, variables):
     model = build(Head(kind, 3, 7, 5), 6)
     names = [v.name.split(":")[0] for v in model.trainable_variables]
     hidden, last = variables
@@ -72,8 +72,8 @@ def test_one_layer_is_linear():
 
 
 @pytest.mark.parametrize("kind", ["simclr", "mocov3"])
-def test_parts_of_the_batch_equal_batches_of_their_own(kind):
-    """What one device with `split` computes, several with `local` do."""
+def test_parts_of_a_batch_equal_separate_batches(kind):
+    """One device with `split` computes the same as several with `local`."""
     x = np.random.default_rng(0).normal(size=[8, 6]).astype(np.float32)
     split = randomised(
         build(Head(kind, 2, 7, 5), 6, bn_kind="split", bn_splits=2)
@@ -105,20 +105,20 @@ def encoder(**changes):
 IMAGES = np.uint8(np.random.default_rng(0).integers(0, 256, [2, 8, 8, 3]))
 
 
-def test_projections_of_several_heads():
+def test_projections_of_several_heads_are_one_unit_vector():
     made = encoder(heads=3)
     rows = made.project_heads(IMAGES)
     assert rows.shape == [2, 3, 5]
     np.testing.assert_allclose(tf.norm(rows, axis=-1), 1, atol=1e-6)
     whole = made.project(IMAGES)
-    # One unit vector, whose cosines are means over those of the heads.
+    # Cosines of this vector are means of the heads' cosines.
     np.testing.assert_allclose(
         whole, np.reshape(rows, [2, 15]) / np.sqrt(3), atol=1e-6
     )
     assert made.projections == 15
 
 
-def test_hidden_layers_as_features():
+def test_concatenated_features_are_hidden_layers():
     plain, plus = encoder(heads=2), encoder(heads=2, concatenate=True)
     features = plain(IMAGES)
     hidden = [
@@ -140,7 +140,7 @@ def test_hidden_layers_as_features():
 
 
 def test_joined_crops_share_the_statistics_of_their_part():
-    """Whatever the split, parts of all crops are normalised together."""
+    """Each part of the batch is normalised with that part of all crops."""
     method = tiny.make(
         tiny.config(
             "simclr", batch_norm="split", batch_norm_splits=4, ddm_weight=0.0
@@ -178,7 +178,7 @@ def test_crops_of_other_sizes_are_not_joined():
     assert list(found) == names
 
 
-def test_unknown_head_layers_are_refused(exported):
+def test_unknown_head_layers_are_rejected(exported):
     from clsa_tf.api.load import load_encoder
 
     with pytest.raises(UserError, match="0 to 1 hidden layers"):

@@ -1,4 +1,4 @@
-"""The text of `--help`, as a person sees it."""
+"""The text of `--help`."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ from clsa_tf.options.fields import GROUPS, choices_of
 from clsa_tf.options.flags import spell
 from export import savedmodel
 
-# Of every command, whatever it defines itself.
+# Flags of every command.
 ALWAYS = {"flagfile", "help", "version"}
 COMMANDS = (
     "clsa_tf.train",
@@ -84,14 +84,14 @@ def test_every_command_has_help(module, monkeypatch, capsys):
         for field in dataclasses.fields(kind)
     }
     assert found.keys() == {*own} - hidden | ALWAYS
-    # Nobody has to look for what the command cannot work without.
+    # Required flags come first.
     needed = [name for name in found if "(required)" in found[name][1]]
     assert list(found)[: len(needed)] == needed
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("flag", ["-h", "--helpfull", "--helpshort"])
-def test_other_spellings_of_help(flag, monkeypatch, capsys):
+def test_other_spellings_of_help_are_accepted(flag, monkeypatch, capsys):
     arguments = ("--batch_size=8", flag, "--nonsense")
     assert call("clsa_tf.report", *arguments, monkeypatch=monkeypatch) == 0
     assert "--workdir=PATH" in capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_other_spellings_of_help(flag, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", [train, gallery], ids=["train", "gallery"])
 @pytest.mark.parametrize("method", methods.names())
-def test_help_says_what_the_configuration_has(command, method):
+def test_help_describes_every_option_of_the_configuration(command, method):
     text = page(command.define_flags, f"--method={method}")
     found = entries(text)
     config = config_lib.default(method)
@@ -123,7 +123,7 @@ def test_help_says_what_the_configuration_has(command, method):
     assert f"--method={method}." in " ".join(text.split())
 
 
-def test_groups_come_in_their_order():
+def test_groups_are_in_order():
     titles = [group for group, _ in entries(page(train.define_flags)).values()]
     assert list(dict.fromkeys(titles)) == [
         "Flags:",
@@ -143,14 +143,14 @@ def test_a_flagfile_chooses_the_method_whose_flags_are_shown():
         assert "temperature" in entries(again)
 
 
-def test_help_of_a_method_that_there_is_not():
+def test_help_rejects_unknown_methods():
     with pytest.raises(UserError) as error:
         page(train.define_flags, "--method=nope", "--help")
     for value in ("byol, cacr", "'nope'", "--method"):
         assert value in str(error.value)
 
 
-def test_behind_two_dashes_nobody_asks_for_help():
+def test_after_two_dashes_help_is_not_a_flag():
     assert help_page.asked(["--x", "-h"])
     assert not help_page.asked(["--", "--help"])
 
@@ -163,7 +163,7 @@ def test_help_fits_the_terminal(width):
         assert len(line) <= width or len(line.split()) <= 1 or title
 
 
-def test_switches_choices_and_numbers_look_like_what_is_typed():
+def test_flags_are_shown_as_they_are_typed():
     found = entries(page(savedmodel.define_flags))
     assert "--precision={float32,mixed_bfloat16" in found["precision"][1]
     assert "<float32" not in found["precision"][1]

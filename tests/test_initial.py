@@ -1,4 +1,4 @@
-"""`--init_from`: what is taken from where, and what is refused."""
+"""`--init_from`: which weights are loaded, and which are rejected."""
 
 import shutil
 
@@ -22,7 +22,7 @@ def make(method="clsa", **changes):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A run of CLSA whose every number differs from those of `make`."""
+    """A run of CLSA; all its variables differ from those of `make`."""
     path = tmp_path_factory.mktemp("source")
     config = make(seed=1, workdir=str(path))
     method = tiny.make(config)
@@ -37,7 +37,7 @@ def source(tmp_path_factory):
 
 
 def start(path, method="clsa", **changes):
-    """A new method with the weights at `path`, and the parts left out."""
+    """Returns a new method with the weights at `path`, and parts left out."""
     config = make(method, init_from=str(path), **changes)
     weights = initial_weights.read(config)
     new = tiny.make(config)
@@ -52,7 +52,7 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_encoder_of_a_run_and_a_momentum_encoder_that_is_its_copy(source):
+def test_the_encoder_of_a_run_initialises_both_encoders(source):
     path, trained = source
     method, left_out = start(path)
     assert not left_out
@@ -62,7 +62,7 @@ def test_the_encoder_of_a_run_and_a_momentum_encoder_that_is_its_copy(source):
     assert method.steps_taken == 0 and method.queue.pointer == 0
 
 
-def test_all_of_a_run_but_step_and_optimizer(source):
+def test_init_what_all_loads_all_except_step_and_optimizer(source):
     path, trained = source
     method, left_out = start(path, init_what="all")
     assert not left_out
@@ -107,7 +107,7 @@ def test_a_head_that_does_not_fit_is_left_out(source, what, names):
     )
 
 
-def test_a_queue_of_another_head_is_left_out_though_it_fits(source):
+def test_a_queue_of_another_head_is_left_out_despite_its_shape(source):
     path, trained = source
     method, left_out = start(path, init_what="all", projection_hidden=24)
     assert method.queue.keys.shape == trained.queue.keys.shape
@@ -115,7 +115,7 @@ def test_a_queue_of_another_head_is_left_out_though_it_fits(source):
     assert np.any(method.queue.keys != trained.queue.keys)
 
 
-def test_another_method_takes_the_encoder(source):
+def test_another_method_loads_the_encoder(source):
     path, trained = source
     method, _ = start(path, "byol")
     assert_equal(
@@ -124,7 +124,7 @@ def test_another_method_takes_the_encoder(source):
 
 
 @pytest.mark.parametrize("place", slow_but(1, ["versions", "version", "keras"]))
-def test_exports(exported, tmp_path, place):
+def test_exports_are_loaded(exported, tmp_path, place):
     path = {"version": exported.path, "versions": exported.base}.get(place)
     if not path:
         formats.export(str(exported.workdir), str(tmp_path), formats=["keras"])
@@ -133,7 +133,7 @@ def test_exports(exported, tmp_path, place):
     assert not left_out
     assert_equal(method.encoder.variables, exported.encoder.variables)
     assert_equal(method.momentum_encoder.variables, exported.encoder.variables)
-    if place == "keras":  # does not say how wide it is
+    if place == "keras":  # does not state its width
         with pytest.raises(UserError, match="--width .*|.*instead of"):
             initial_weights.read(make(init_from=str(path), width=0.25))
     with pytest.raises(UserError, match="directory of a run"):
@@ -150,7 +150,7 @@ def test_exports(exported, tmp_path, place):
         ("backbone", "resnet34", "resnet18"),
     ],
 )
-def test_another_backbone_is_refused(source, what, flag, value, received):
+def test_another_backbone_is_rejected(source, what, flag, value, received):
     config = make(init_from=str(source[0]), init_what=what)
     with pytest.raises(UserError) as error:
         initial_weights.read(config.replace(**{flag: value}))
@@ -158,13 +158,13 @@ def test_another_backbone_is_refused(source, what, flag, value, received):
     assert f"--{flag}={received}" in str(error.value)
 
 
-def test_all_of_another_method_is_refused(source):
+def test_init_what_all_rejects_another_method(source):
     config = make("moco", init_from=str(source[0]), init_what="all")
     with pytest.raises(UserError, match="--method=moco .* a run of clsa"):
         initial_weights.read(config)
 
 
-def test_a_run_does_not_start_from_itself(tmp_path):
+def test_a_run_cannot_start_from_itself(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for one in ("run", "run/", "../" + tmp_path.name + "/run", "link"):
         config = make(
@@ -179,7 +179,7 @@ def test_a_run_does_not_start_from_itself(tmp_path):
     "damage",
     slow_but(2, ["keras", "cut", "nothing", "text", "nan", "no checkpoint"]),
 )
-def test_damaged_and_hostile_places(source, tmp_path, damage):
+def test_damaged_weights_are_rejected(source, tmp_path, damage):
     path = tmp_path / "place"
     if damage == "text":
         path.write_text("weights")
@@ -197,7 +197,7 @@ def test_damaged_and_hostile_places(source, tmp_path, damage):
         config = config_lib.load(str(path))
         method = tiny.make(config)
         shutil.rmtree(path / "checkpoints")
-        # (`Checkpoints` itself does not save such.)
+        # (`Checkpoints.save` would reject these values.)
         saver = Checkpoints(method, str(path), keep=1)
         variable = method.momentum_encoder.variables[0]
         method.encoder.variables[0].assign(np.full(variable.shape, np.nan))
@@ -208,7 +208,7 @@ def test_damaged_and_hostile_places(source, tmp_path, damage):
         assert str(path) in str(error.value)
 
 
-def test_from_python(tmp_path):
+def test_init_from_is_set_from_python(tmp_path):
     config = pretrain.make_config(
         "shapes", workdir=tmp_path, init_from=tmp_path / "other"
     )

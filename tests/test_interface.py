@@ -64,7 +64,7 @@ def straight(folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_all_of_it_is_used(straight):
+def test_every_part_of_the_interface_is_used(straight):
     workdir, method, epochs = straight
     assert epochs == [0, 1]
     initial = toy.METHOD(method.config, method.run)
@@ -85,8 +85,8 @@ def test_all_of_it_is_used(straight):
 
 
 @pytest.mark.slow
-def test_resumed_in_the_middle_of_an_epoch(straight, folder, tmp_path):
-    """Without another pass over the data, which newer weights would see."""
+def test_resuming_within_an_epoch_is_exact(straight, folder, tmp_path):
+    """There is no other pass over the data, which would use newer weights."""
     toy.EPOCHS.clear()
     workdir = tmp_path / "run"
     shutil.copytree(straight[0], workdir)
@@ -106,7 +106,7 @@ def test_resumed_in_the_middle_of_an_epoch(straight, folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
-def test_accumulated(whole, straight, folder, tmp_path):
+def test_accumulation_equals_the_whole_batch(whole, straight, folder, tmp_path):
     """Outputs, loss variables and gradients of micro-batches."""
     method = train.run(
         config(tmp_path / "run", folder, accumulation_steps=2, as_a_whole=whole)
@@ -117,7 +117,7 @@ def test_accumulated(whole, straight, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_replicas(straight, folder, tmp_path):
+def test_two_replicas_equal_one(straight, folder, tmp_path):
     photos = folder.partition(":")[2]
     found = train_all(["toy:split:run"], ("1", "2"), photos, tmp_path)
     one, two = (found[name][0] / "toy" / "split" for name in ("1", "2"))
@@ -129,8 +129,8 @@ def test_two_replicas(straight, folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tfrecord", "tfds"])
-def test_other_sources_with_indices(kind, folder, tmp_path):
-    """Small record files are read into memory: any record by its number."""
+def test_record_files_and_tfds_have_indices(kind, folder, tmp_path):
+    """Small record files are read into memory, which gives indices."""
     root = pathlib.Path(folder.partition(":")[2])
     files = sorted(root.rglob("*.jpg"))
     labels = [int(path.parent.name == "dark") for path in files]
@@ -150,7 +150,7 @@ def test_other_sources_with_indices(kind, folder, tmp_path):
 
 
 def prepared(folder, files, labels):
-    """The directory of a dataset of tensorflow-datasets."""
+    """Prepares a dataset of tensorflow-datasets; returns its directory."""
 
     class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -177,7 +177,7 @@ def prepared(folder, files, labels):
     return str(builder.data_dir)
 
 
-def test_a_stream_has_no_indices(folder, tmp_path):
+def test_sources_without_indices_or_labels_are_rejected(folder, tmp_path):
     config_ = config(tmp_path / "run", folder)
     source = open_train_source(config_)
     checks.check_needs(config_, source)
@@ -192,8 +192,8 @@ def test_a_stream_has_no_indices(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_file_and_one_flagfile_are_a_method(tmp_path):
-    """A copy of the library with two more files passes the contract."""
+def test_a_method_is_one_file_and_one_flagfile(tmp_path):
+    """A copy of the library with two more files passes the methods' tests."""
     for name in ("clsa_tf", "export", "configs", "tests", "benchmarks"):
         shutil.copytree(
             name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")

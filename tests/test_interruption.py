@@ -1,4 +1,4 @@
-"""Signals: acknowledged at once, whatever the main thread is doing."""
+"""Signals are acknowledged at once, even while the main thread is busy."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from clsa_tf.terminal.signals import Interruption
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# As a command does; `busy` is C code that nothing interrupts, as TensorFlow's
-# compiler is.
+# Starts like a command. `busy` is C code that cannot be interrupted, like
+# TensorFlow's compiler.
 COMMAND = """
 import hashlib, os, signal, sys, time
 from clsa_tf.cli import launch
@@ -40,11 +40,11 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-def said(capfd):
-    """Standard error, without what threads of TensorFlow log meanwhile.
+def standard_error(capfd):
+    """Returns standard error without the log of TensorFlow's threads.
 
-    Some go on after the tests that began them, such as those that look for a
-    tf.data service.
+    Some threads outlive the tests that started them, for example one that waits
+    for a tf.data service.
     """
     lines = capfd.readouterr().err.splitlines(keepends=True)
     return "".join(
@@ -55,7 +55,7 @@ def said(capfd):
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_is_noted_and_acknowledged(number, capfd):
+def test_a_signal_is_recorded_and_acknowledged(number, capfd):
     before = handlers()
     with Interruption("finishing") as interruption:
         assert interruption.signal == 0
@@ -64,7 +64,7 @@ def test_a_signal_is_noted_and_acknowledged(number, capfd):
         assert interruption.signal == number
         time.sleep(0.1)
     name = signal.Signals(number).name
-    assert re.fullmatch(f"\n{name}: finishing; .*\n", said(capfd))
+    assert re.fullmatch(f"\n{name}: finishing; .*\n", standard_error(capfd))
     assert handlers() == before
 
 
@@ -77,7 +77,7 @@ def test_the_first_signal_counts(capfd):
     assert "SIGTERM" not in capfd.readouterr().err
 
 
-def test_where_nothing_is_lost_it_stops_at_once():
+def test_at_once_stops_immediately():
     with Interruption() as interruption, pytest.raises(Stopped) as stopped:
         with interruption.at_once("leaving"):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_where_nothing_is_lost_it_stops_at_once():
         raise AssertionError("It was asked to stop before.")
 
 
-def test_stopping_passes_by_those_who_handle_every_exception():
+def test_handlers_of_exception_do_not_catch_a_stop():
     with pytest.raises(Stopped) as stopped:
         with Interruption("stopping", stop=True):
             try:
@@ -110,7 +110,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_one_within_another(capfd):
+def test_interruptions_can_be_nested(capfd):
     before = handlers()
     with Interruption("outer") as outer:
         with Interruption("inner") as inner:
@@ -123,10 +123,10 @@ def test_one_within_another(capfd):
 
 
 class Command:
-    """Code in a process, which is sent signals; `printed` is of both streams.
+    """Code in a process that receives signals; both streams are read as one.
 
     Args:
-        script: what follows on `COMMAND`; it has to print "busy".
+        script: code after `COMMAND`; it has to print "busy".
     """
 
     def __init__(self, script):
@@ -135,7 +135,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Shells start what is in the background with SIGINT ignored.
+            # Shells start background processes with SIGINT ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert self._process.stdout.readline() == "busy\n"
@@ -157,14 +157,14 @@ class Command:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_command_that_starts_ends_at_once(number):
+def test_a_starting_command_ends_at_once(number):
     command = Command("busy()")
     assert command.send(number).startswith(f"{signal.Signals(number).name}: ")
     status, seconds, printed = command.end()
     assert status == 128 + number and seconds < 2 and not printed
 
 
-def test_a_compilation_of_which_nothing_is_lost_ends_at_once():
+def test_a_compilation_ends_at_once():
     command = Command(
         "with signals.Interruption() as i, i.at_once('leaving it'): busy()"
     )
@@ -173,7 +173,7 @@ def test_a_compilation_of_which_nothing_is_lost_ends_at_once():
     assert status == 143 and seconds < 2 and not printed
 
 
-def test_a_second_ctrl_c_ends_what_cannot_be_interrupted():
+def test_a_second_ctrl_c_ends_uninterruptible_code():
     command = Command("with signals.Interruption('saving'): busy()")
     answer = command.send(signal.SIGINT)
     assert answer.startswith("SIGINT: saving; ")
@@ -181,17 +181,17 @@ def test_a_second_ctrl_c_ends_what_cannot_be_interrupted():
     assert status == 130 and seconds < 2
 
 
-def test_a_second_ctrl_c_leaves_a_program_of_somebody_else_its_end(capfd):
+def test_a_second_ctrl_c_is_a_keyboard_interrupt_in_other_programs(capfd):
     with pytest.raises(KeyboardInterrupt):
         with Interruption("saving") as interruption:
             os.kill(os.getpid(), signal.SIGINT)
             wait_for(lambda: interruption.signal)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
-    assert re.fullmatch("\nSIGINT: saving; .*\n", said(capfd))
+    assert re.fullmatch("\nSIGINT: saving; .*\n", standard_error(capfd))
 
 
-def test_after_its_work_a_command_says_nothing_about_its_start():
+def test_a_started_command_does_not_mention_its_start():
     command = Command(
         "with signals.Interruption(stop=True): signals.started()\nbusy()"
     )
@@ -200,7 +200,7 @@ def test_after_its_work_a_command_says_nothing_about_its_start():
     assert command.end()[0] == 130
 
 
-def test_a_command_tidies_up_if_it_can():
+def test_a_command_runs_its_cleanup():
     command = Command(
         "def main():\n"
         "    try: print('busy', flush=True); time.sleep(60)\n"
@@ -213,7 +213,7 @@ def test_a_command_tidies_up_if_it_can():
     assert status == 143 and printed == "tidy\nStopped by SIGTERM.\n"
 
 
-def test_a_command_that_cannot_tidy_up_ends_all_the_same():
+def test_a_command_that_cannot_clean_up_also_ends():
     command = Command(
         "sys.argv[1:] = []\nlaunch.launch(busy, lambda flag_values: None)"
     )

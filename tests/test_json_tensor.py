@@ -103,17 +103,17 @@ def test_no_bytes_are_too_odd(body):
         (b'{"inputs": {"b64": "YQ=="}}', b"a"),
     ],
 )
-def test_what_tensorflow_serving_takes(body, value):
+def test_bodies_that_tensorflow_serving_accepts_are_read(body, value):
     assert read(body)[1]["x"].tolist() == value
 
 
-def test_a_list_of_too_many_lists():
+def test_a_list_of_too_many_lists_is_rejected():
     body = b'{"signature_name": "f", "inputs": [' + b"[]," * 2**21 + b"[]]}"
     with pytest.raises(ServingError, match=str(2**21)):
         read(body)
 
 
-def test_float32_survive_in_few_digits():
+def test_float32_values_survive_in_few_digits():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2**32, 10_000, np.uint32)
     values = bits.view(np.float32)[np.newaxis]
@@ -124,7 +124,7 @@ def test_float32_survive_in_few_digits():
 
 
 @pytest.mark.parametrize("rows_first", [True, False])
-def test_empty_and_scalar_outputs(rows_first):
+def test_empty_and_scalar_outputs_are_written(rows_first):
     empty = {"a": np.zeros([2, 0], np.float32), "b": np.zeros([2], np.int64)}
     found = json.loads(json_tensor.write_response(empty, rows=rows_first))
     if rows_first:

@@ -11,7 +11,7 @@ def test_starts_with_unit_keys_that_depend_on_the_seed():
     assert not np.allclose(one, other)
 
 
-def test_first_in_first_out_over_three_wraps():
+def test_the_queue_is_first_in_first_out_over_three_wraps():
     size, batch, dimension = 10, 4, 3
     queue = KeyQueue(size, dimension, seed=0)
     expected = queue.keys.numpy()

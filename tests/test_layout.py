@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-# From the bottom up: each room may import those above it in this list, and
-# nothing in the same tuple but itself. BUILD.md describes the rooms.
+# From the bottom up. Each room may import itself and all rooms above it in this
+# list, but no other room of its tuple. BUILD.md describes the rooms.
 LAYERS = (
     ("errors", "stack", "text"),
     ("files",),
@@ -32,7 +32,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT) + [
 
 
 def imported(path):
-    """Names of all modules that a file imports, wherever in it."""
+    """Yields the names of all modules that a file imports, at any depth."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -48,7 +48,7 @@ def room(path):
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_rooms_import_lower_rooms_only(path):
-    here = room(path)
+    own = room(path)
     for name in imported(path):
         top, *rest = name.split(".")
         assert top != "export", f"{path} imports {name}"
@@ -56,12 +56,12 @@ def test_rooms_import_lower_rooms_only(path):
             continue
         # `clsa_tf.__version__` and the package itself belong to no room.
         other = rest[0] if rest else ""
-        if other in ("", "__version__") or other == here:
+        if other in ("", "__version__") or other == own:
             continue
-        assert HEIGHT[other] < HEIGHT[here], f"{path} imports {name}"
+        assert HEIGHT[other] < HEIGHT[own], f"{path} imports {name}"
 
 
-def test_every_room_has_a_place():
+def test_every_room_is_in_a_layer():
     assert {room(path) for path in FILES} == {*HEIGHT}
 
 

@@ -1,8 +1,8 @@
-"""Batch statistics can give the answer away; shuffled keys keep it.
+"""Batch statistics can reveal the positive key; ShuffleBN prevents it.
 
-Four different images only, so that a row's own key is one of many that look
-the same: honest recognition is right as often as a guess among those. Only
-statistics that query and key share tell more.
+There are only four different images, so that many keys look like a row's own.
+From the images alone a network can only guess among them. It does better only
+with statistics that query and key share.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ from tests import tiny
 KINDS = 4
 QUEUE = 48
 STEPS = 250
-# Guesses among the rows of a batch that show the same image, and the loss of
-# guessing among its own key and those of the queue that do.
-HONEST_ACCURACY = 0.25
-HONEST_LOSS = np.log(1 + QUEUE / KINDS)
+# The accuracy of a guess among the rows of a batch with the same image, and the
+# loss of a guess among the own key and the queue's keys of that image.
+GUESS_ACCURACY = 0.25
+GUESS_LOSS = np.log(1 + QUEUE / KINDS)
 
 
 def batches(steps, *, shuffled):
@@ -66,20 +66,20 @@ def trained(kind, *, shuffled):
     return np.mean(hits), np.mean([r["loss"] for r in reports[-50:]])
 
 
-def test_without_shuffling_the_network_cheats():
+def test_without_shuffling_statistics_reveal_the_positive_key():
     accuracy, loss = trained("split", shuffled=False)
-    assert accuracy > 1.8 * HONEST_ACCURACY
-    assert loss < HONEST_LOSS - 0.4
+    assert accuracy > 1.8 * GUESS_ACCURACY
+    assert loss < GUESS_LOSS - 0.4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, shuffled", [("split", True), ("sync", True), ("sync", False)]
 )
-def test_with_shuffling_or_shared_statistics_it_cannot(kind, shuffled):
+def test_shuffling_or_whole_batch_statistics_prevent_the_leak(kind, shuffled):
     accuracy, loss = trained(kind, shuffled=shuffled)
-    assert accuracy < 1.4 * HONEST_ACCURACY
+    assert accuracy < 1.4 * GUESS_ACCURACY
     if kind == "split":
-        # (Statistics of the whole batch still tell its keys from those of
-        # earlier batches in the queue, a little.)
-        assert loss > HONEST_LOSS - 0.15
+        # (With statistics of the whole batch, its keys still differ a little
+        # from keys of earlier batches in the queue.)
+        assert loss > GUESS_LOSS - 0.15

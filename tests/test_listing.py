@@ -1,4 +1,4 @@
-"""What of a folder is an image: by name, by content, or not at all."""
+"""Images in a folder are recognised by name or by content."""
 
 import os
 import socket
@@ -23,14 +23,14 @@ CONTENTS = {
 
 
 def write(folder, **files):
-    """Writes files of such content; `_` in a name stands for a dot."""
+    """Writes files of these kinds; in names `_` is a dot and `0` a slash."""
     for name, kind in files.items():
         path = folder / name.replace("_", ".").replace("0", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(CONTENTS.get(kind, b""))
 
 
-def test_by_name(tmp_path):
+def test_images_are_recognised_by_name(tmp_path):
     write(tmp_path, a_jpg="", x0b_JPEG="", x0y0c_WebP="", d_tif="", e_AVIF="")
     write(tmp_path, _hidden_jpg="", _hidden0f_jpg="")
     found = list_images(str(tmp_path))
@@ -49,7 +49,7 @@ def test_by_name(tmp_path):
     assert found.left_out == {".webp": 1, ".tif": 1, ".avif": 1}
 
 
-def test_others_are_counted_by_kind(tmp_path):
+def test_other_files_are_counted_by_kind(tmp_path):
     write(
         tmp_path, a_jpg="", b_txt="", x0c_TXT="", d_mp4="mp4", x0README="text"
     )
@@ -63,7 +63,7 @@ def test_others_are_counted_by_kind(tmp_path):
     )
 
 
-def test_many_kinds_make_no_long_sentence(tmp_path):
+def test_many_kinds_are_summarised(tmp_path):
     (tmp_path / "a.jpg").touch()
     for n in range(20):
         (tmp_path / f"a.x{n:02d}").touch()
@@ -72,14 +72,14 @@ def test_many_kinds_make_no_long_sentence(tmp_path):
     assert text.endswith("1 .x07, 12 of other kinds")
 
 
-def test_by_content(tmp_path):
+def test_images_are_recognised_by_content(tmp_path):
     kinds = [*CONTENTS]
     for kind in kinds:
         (tmp_path / kind).write_bytes(CONTENTS[kind])
         (tmp_path / f"{kind}.dat").write_bytes(CONTENTS[kind])
     found = list_images(str(tmp_path))
     bare = {"jpeg", "png", "gif", "bmp", "webp", "tiff", "heic", "avif"}
-    # Raw files begin as TIFF files.
+    # Raw files of cameras begin like TIFF files.
     named = {f"{kind}.dat" for kind in bare - {"tiff"}}
     assert set(found.images) == bare | named
     to_convert = {"webp", "heic", "avif", "webp.dat", "heic.dat", "avif.dat"}
@@ -94,7 +94,7 @@ def test_by_content(tmp_path):
     assert not plain.images and sum(plain.left_out.values()) == 20
 
 
-def test_without_what_reads_heic(tmp_path, monkeypatch):
+def test_heic_files_need_pillow_heif(tmp_path, monkeypatch):
     write(tmp_path, a_jpg="", b_heic="heic", c_HEIF="heic", d="heic")
     monkeypatch.setattr(converted, "_with_heif", lambda: False)
     converted.missing.cache_clear()
@@ -109,7 +109,7 @@ def test_without_what_reads_heic(tmp_path, monkeypatch):
     assert "3 files" in found.describe()
 
 
-def test_what_is_no_file_is_never_opened(tmp_path):
+def test_pipes_sockets_and_devices_are_never_opened(tmp_path):
     write(tmp_path, a_jpg="")
     os.mkfifo(tmp_path / "pipe.jpg")
     os.mkfifo(tmp_path / "pipe")
@@ -124,7 +124,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     )
 
 
-def test_links(tmp_path):
+def test_links_are_followed_without_cycles(tmp_path):
     write(tmp_path, x0a_jpg="")
     (tmp_path / "x" / "up").symlink_to("..")
     (tmp_path / "self.jpg").symlink_to("self.jpg")
@@ -132,13 +132,13 @@ def test_links(tmp_path):
     (tmp_path / "gone.jpg").symlink_to("nowhere")
     (tmp_path / "link.png").symlink_to("x/a.jpg")
     found = list_images(str(tmp_path))
-    # Links to nowhere are unreadable images, as they were before they broke.
+    # Broken links stay in the list, as unreadable images.
     assert found.images == ["gone.jpg", "link.png", "self.jpg", "x/a.jpg"]
     assert found.left_out == {"without extension that are not images": 1}
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may open everything")
-def test_folders_that_cannot_be_opened(tmp_path):
+def test_folders_that_cannot_be_opened_are_counted(tmp_path):
     write(tmp_path, a_jpg="", x0b_jpg="")
     (tmp_path / "x").chmod(0)
     try:

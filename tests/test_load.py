@@ -18,7 +18,7 @@ from tests import exports
 from tests.marks import slow_but
 
 PIXELS = exports.noise(4)
-# The package that Keras 2 is in.
+# The package that contains Keras 2.
 KERAS = keras.Model.__module__.split(".")[0]
 
 # In a process that cannot import clsa_tf: loads, and predicts.
@@ -51,7 +51,7 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("place", ["run", "version", "versions", "file", "dir"])
-def test_equals_the_encoder_wherever_it_is_from(exported, keras_file, place):
+def test_loaded_encoders_equal_the_trained_one(exported, keras_file, place):
     path = {
         "run": exported.workdir,
         "version": exported.path,
@@ -64,12 +64,12 @@ def test_equals_the_encoder_wherever_it_is_from(exported, keras_file, place):
     packages = {type(x).__module__.split(".")[0] for x in encoder.layers}
     assert packages == {KERAS}
     assert_close(encoder(PIXELS), exported.encoder(PIXELS))
-    # Of another size than it was trained with, and not square.
+    # Images of another size than in training, and not square.
     large = np.tile(PIXELS, [1, 2, 3, 1])
     assert_close(encoder(large), exported.encoder(large))
 
 
-def test_outputs(exported):
+def test_outputs_are_embedding_projection_or_both(exported):
     both = clsa_tf.load_encoder(exported.path, outputs="both")(PIXELS)
     assert_close(both["embedding"], exported.encoder(PIXELS))
     assert_close(both["projection"], exported.encoder.project(PIXELS))
@@ -79,7 +79,9 @@ def test_outputs(exported):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", slow_but(1, ["file", "run"]))
-def test_range_of_pixels(exported, keras_file, place, tmp_path):
+def test_the_range_of_pixels_can_be_chosen(
+    exported, keras_file, place, tmp_path
+):
     path = exported.workdir if place == "run" else keras_file
     expected = exported.encoder(PIXELS)
     default = clsa_tf.load_encoder(path)
@@ -93,13 +95,13 @@ def test_range_of_pixels(exported, keras_file, place, tmp_path):
         ["images_0_1"],
         ["images_-1_1"],
     ]
-    # What is built on it can be saved, whatever the name.
+    # The model can be saved with any name of the input.
     signed.save(tmp_path / "it.keras")
     again = keras.models.load_model(tmp_path / "it.keras", compile=False)
     assert_close(again(PIXELS), signed(PIXELS))
 
 
-def test_a_file_takes_the_same_pixels_in_plain_keras(exported, keras_file):
+def test_a_file_accepts_the_same_pixels_in_plain_keras(exported, keras_file):
     expected = exported.encoder(PIXELS)
     plain = keras.models.load_model(keras_file, compile=False)
     assert plain.input_names == ["images_0_255"]
@@ -109,8 +111,10 @@ def test_a_file_takes_the_same_pixels_in_plain_keras(exported, keras_file):
     assert_close(ours(PIXELS), expected)
 
 
-def test_a_file_of_an_earlier_version(exported, keras_file, tmp_path):
-    """Whose images are called `images` and are in 0..1."""
+def test_a_file_of_an_earlier_version_can_be_loaded(
+    exported, keras_file, tmp_path
+):
+    """Its input is called `images`, with values in 0..1."""
     old = functional.with_input(
         keras.models.load_model(keras_file, compile=False), "images"
     )
@@ -129,7 +133,7 @@ def test_a_file_of_an_earlier_version(exported, keras_file, tmp_path):
     assert_close(ours(unit), expected)
 
 
-def test_the_check_of_the_range_that_is_documented(encoder):
+def test_the_documented_check_detects_a_wrong_range(encoder):
     normalise = encoder.get_layer("normalise")
     assert 0.5 < np.std(normalise(PIXELS)) < 2
     assert np.std(normalise(np.float32(PIXELS / 255))) < 0.5
@@ -148,7 +152,7 @@ def test_every_weight_and_statistic_is_trained(encoder):
         assert np.abs(gradient).max() > 0, variable.name
 
     before = [v.numpy() for v in encoder.variables]
-    # Whose steps are as long for small gradients.
+    # Adam's steps do not shrink with the gradients.
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(PIXELS, np.arange(4) % 2, verbose=0)
     names = [v.name for v in encoder.variables]
@@ -157,7 +161,7 @@ def test_every_weight_and_statistic_is_trained(encoder):
         assert np.any(old != new.numpy()), name
 
 
-def test_frozen_it_stays_as_it_is(exported):
+def test_a_frozen_encoder_does_not_change(exported):
     encoder = clsa_tf.load_encoder(exported.path, trainable=False)
     assert encoder.trainable_variables == []
     before = encoder(PIXELS).numpy()
@@ -168,7 +172,7 @@ def test_frozen_it_stays_as_it_is(exported):
 
 
 @pytest.mark.slow
-def test_what_is_built_on_it_needs_nothing_of_ours(encoder, tmp_path):
+def test_models_built_on_an_encoder_do_not_need_this_library(encoder, tmp_path):
     model = keras.Sequential([encoder, keras.layers.Dense(3)])
     model.compile("sgd", "mse")
     model.fit(PIXELS, np.zeros([4, 3]), verbose=0)
@@ -190,7 +194,9 @@ def test_what_is_built_on_it_needs_nothing_of_ours(encoder, tmp_path):
         ],
     ),
 )
-def test_every_architecture_and_its_stages(backbone, stem, strides):
+def test_every_architecture_is_equal_and_has_its_stages(
+    backbone, stem, strides
+):
     config = config_lib.default(
         "moco",
         backbone=backbone,
@@ -214,11 +220,11 @@ def test_every_architecture_and_its_stages(backbone, stem, strides):
     assert shapes == [64 // stride for stride in strides]
 
 
-def test_newest_version_by_number(exported, tmp_path):
+def test_the_newest_version_by_number_is_loaded(exported, tmp_path):
     for version in ("9", "10"):
         shutil.copytree(exported.path, tmp_path / version)
     shutil.rmtree(tmp_path / "9" / "variables")
-    (tmp_path / "11").mkdir()  # nothing in it yet
+    (tmp_path / "11").mkdir()  # still empty
     encoder = clsa_tf.load_encoder(tmp_path)
     assert_close(encoder(PIXELS), exported.encoder(PIXELS))
 
@@ -283,7 +289,7 @@ def nothing(exported, path):
         (nothing, "it", "does not exist"),
     ],
 )
-def test_what_cannot_be_loaded_is_said(exported, tmp_path, make, name, message):
+def test_invalid_places_are_rejected(exported, tmp_path, make, name, message):
     path = tmp_path / name
     make(exported, path)
     with pytest.raises(UserError, match=message) as error:
@@ -294,12 +300,12 @@ def test_what_cannot_be_loaded_is_said(exported, tmp_path, make, name, message):
 
 
 @pytest.mark.parametrize("wrong", [{"outputs": "head"}, {"pixels": (1, 1)}])
-def test_wrong_arguments(exported, wrong):
+def test_wrong_arguments_are_rejected(exported, wrong):
     with pytest.raises(UserError, match="^Expected"):
         clsa_tf.load_encoder(exported.path, **wrong)
 
 
-def test_importing_the_package_stays_cheap():
+def test_import_does_not_import_keras():
     code = (
         "import sys, clsa_tf; assert not {'tensorflow', 'keras', 'numpy'} & "
         "{*sys.modules}; clsa_tf.load_encoder; "

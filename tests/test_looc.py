@@ -1,4 +1,4 @@
-"""LooC and LooC++ beyond what every method has to fulfil."""
+"""Properties of LooC and LooC++ beyond those of every method."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ from export import savedmodel
 from tests import exports, golden, tiny
 
 ALL = ("color", "rotation", "texture")
-# What `augment.views.draw` says of each, and of what is nobody's own.
+# Entries of `augment.views.draw` for each augmentation, and for all others.
 DRAWN = {
     "color": ("jitter", "factors", "order", "gray"),
     "rotation": ("rotation",),
@@ -56,7 +56,7 @@ QUERIES = {
 
 
 def oracle(queries, *, inbatch, temperature=0.2):
-    """The mean over the heads for each image: the formula, term by term."""
+    """The formula, term by term: the mean over the heads for each image."""
     total = np.zeros(4)
     for h in range(3):
         for i, q in enumerate(np.float64(queries[:, h])):
@@ -71,10 +71,12 @@ def oracle(queries, *, inbatch, temperature=0.2):
     return total
 
 
-def test_objective_golden():
+def test_objective_equals_golden_values():
     method = golden_method()
-    embedded = {"query_0": QUERIES["query_0"]}
-    loss, reports = method.loss(embedded, TARGETS, {"example_ids": tf.range(4)})
+    projections = {"query_0": QUERIES["query_0"]}
+    loss, reports = method.loss(
+        projections, TARGETS, {"example_ids": tf.range(4)}
+    )
     assert loss.shape == [4]
     assert np.mean(loss) == pytest.approx(1.9132705564478745, abs=1e-6)
     assert list(reports) == [
@@ -104,27 +106,29 @@ def test_objective_equals_the_formula(inbatch, over_crops):
     method = golden_method(
         inbatch_negatives=inbatch, query_crops=CROPS, over_crops=over_crops
     )
-    # Of two of the four images, out of order, as a replica may hold them.
+    # Two of the four images, out of order, as a replica may hold them.
     rows = [3, 1]
-    embedded = {name: tf.gather(x, rows) for name, x in QUERIES.items()}
-    loss, _ = method.loss(embedded, TARGETS, {"example_ids": tf.constant(rows)})
+    projections = {name: tf.gather(x, rows) for name, x in QUERIES.items()}
+    loss, _ = method.loss(
+        projections, TARGETS, {"example_ids": tf.constant(rows)}
+    )
     expected = sum(oracle(x, inbatch=inbatch) for x in QUERIES.values())
     expected /= 2 if over_crops == "mean" else 1
     np.testing.assert_allclose(loss, expected[rows], rtol=1e-5)
 
 
-def test_accuracies_are_those_of_the_heads():
+def test_accuracies_are_measured_per_head():
     method = golden_method()
     keys = np.stack([TARGETS[f"key_{j}"] for j in range(3)])  # [V, G, H, D]
-    # Each head's own key, of all images but the first two; there some have
-    # another view's.
+    # Queries equal each head's own key, except for some of the first two
+    # images, which equal the key of another view.
     queries = np.stack([keys[h][:, h] for h in range(3)], axis=1)
     queries[0] = np.stack([keys[1][0, 0], keys[2][0, 1], keys[0][0, 2]])
     queries[1, 2] = keys[1][1, 2]
     for queue in method.queues:
         queue.keys.assign(tf.zeros([16, 8]))
-    embedded = {"query_0": tf.constant(queries)}
-    _, reports = method.loss(embedded, TARGETS, {"example_ids": tf.range(4)})
+    projections = {"query_0": tf.constant(queries)}
+    _, reports = method.loss(projections, TARGETS, {"example_ids": tf.range(4)})
     found = {name: x.numpy().tolist() for name, x in reports.items()}
     assert found == {
         "contrast_accuracy": [1, 1, 1, 1],  # no other view is a candidate
@@ -135,14 +139,14 @@ def test_accuracies_are_those_of_the_heads():
 
 @pytest.mark.parametrize("over_crops", ["mean", "sum"])
 @pytest.mark.parametrize("inbatch", [False, True])
-def test_useless_is_the_loss_of_telling_nothing_apart(inbatch, over_crops):
+def test_chance_loss_is_the_loss_of_equal_similarities(inbatch, over_crops):
     method = golden_method(
         inbatch_negatives=inbatch, query_crops=CROPS, over_crops=over_crops
     )
-    embedded = {name: tf.zeros([4, 3, 8]) for name in QUERIES}
-    loss, _ = method.loss(embedded, TARGETS, {"example_ids": tf.range(4)})
-    useless = type(method).chance_loss(method.config)
-    np.testing.assert_allclose(loss, [useless] * 4, rtol=1e-6)
+    projections = {name: tf.zeros([4, 3, 8]) for name in QUERIES}
+    loss, _ = method.loss(projections, TARGETS, {"example_ids": tf.range(4)})
+    chance = type(method).chance_loss(method.config)
+    np.testing.assert_allclose(loss, [chance] * 4, rtol=1e-6)
 
 
 def test_queues_hold_each_heads_keys_of_its_own_view():
@@ -179,7 +183,7 @@ def test_queues_survive_a_restart(tmp_path):
 
 
 def drawn(options, count=64):
-    """What is drawn for each view of some images, by view."""
+    """Draws for each view of some images, by view."""
     sequence = tuple(looc.LooC.views(options))
     seeds = np.stack([np.full(count, 3), np.arange(count)], axis=1)
     sizes = np.full([count, 2], 500)
@@ -195,7 +199,7 @@ def drawn(options, count=64):
     }
 
 
-def test_views_share_with_the_query_what_their_head_keeps():
+def test_keys_share_with_the_query_the_augmentation_of_their_head():
     found = drawn(looc.Options(augmentations=ALL, query_crops=CROPS))
     shared = {"key_0": (), "query_1": ALL}
     shared |= {f"key_{i}": (name,) for i, name in enumerate(ALL, start=1)}
@@ -218,7 +222,7 @@ def test_views_share_with_the_query_what_their_head_keeps():
                 assert same == 1 if name in names else same < 0.9, (view, entry)
 
 
-def test_only_what_is_named_is_added():
+def test_only_named_augmentations_are_used():
     plain = looc.Options(augmentations=("color",))
     assert plain.heads == 2
     for view in looc.LooC.views(plain):
@@ -266,7 +270,7 @@ def test_flags_spell_the_augmentations():
         (["--symmetric"], "--symmetric"),
     ],
 )
-def test_bad_flags_are_refused_in_one_sentence(arguments, words):
+def test_wrong_flags_are_rejected_in_one_sentence(arguments, words):
     with pytest.raises(UserError, match=words) as error:
         parse(*arguments)
     assert "Expected" in str(error.value)
@@ -283,7 +287,7 @@ def test_color_need_not_vary_if_no_head_keeps_it():
 def plus_plus():
     return tiny.config(
         "looc",
-        backbone="resnet18",  # one that flags know
+        backbone="resnet18",  # valid for --backbone
         augmentations=ALL,
         concatenate_heads=True,
         projection_hidden=24,
@@ -292,7 +296,7 @@ def plus_plus():
     )
 
 
-def test_loaded_encoder_gives_what_the_trained_one_gives():
+def test_loaded_encoder_equals_the_trained_one():
     config = plus_plus()
     encoder = make_encoder(config, name="encoder")
     rng = np.random.default_rng(0)
@@ -308,9 +312,9 @@ def test_loaded_encoder_gives_what_the_trained_one_gives():
     np.testing.assert_allclose(
         found["projection"], projections, rtol=1e-3, atol=1e-5
     )
-    # Head by head: the projections, and behind which hidden layers they are.
+    # Each head's projection follows from its own hidden layer.
     heads = encoder.project_heads(images)
-    joined = tf.reshape(heads, [3, -1]) / 2  # the root of 4 unit vectors
+    joined = tf.reshape(heads, [3, -1]) / 2  # the length of 4 unit vectors
     np.testing.assert_allclose(joined, projections, rtol=1e-4, atol=1e-6)
     for i, head in enumerate(encoder.heads):
         last = head.layers[-1](features[:, 24 * i : 24 * (i + 1)])
@@ -321,7 +325,7 @@ def test_loaded_encoder_gives_what_the_trained_one_gives():
 
 
 @pytest.mark.slow
-def test_export_is_of_all_heads(tmp_path):
+def test_export_contains_all_heads(tmp_path):
     config = plus_plus().replace(workdir=str(tmp_path))
     method = tiny.make(config)
     tiny.fit(method, tiny.batches(config, 1))

@@ -1,4 +1,4 @@
-"""What LooC's heads learn: each keeps what the first one ignores."""
+"""LooC's heads: each one keeps a factor that the first one ignores."""
 
 import colorsys
 import math
@@ -20,8 +20,8 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 def picture(rng, color, orientation):
     """Rings of one of four hues, lit from one of four sides.
 
-    Light, rings and their position are an image's own, and neither colour nor
-    orientation tells them. Returns uint8 `[32, 32, 3]`.
+    Light, rings and their position are random for each image, independent of
+    colour and orientation. Returns uint8 `[32, 32, 3]`.
     """
     y, x = np.mgrid[-1:1:32j, -1:1:32j]
     turn = math.radians(90 * orientation + rng.uniform(-15, 15))
@@ -65,7 +65,7 @@ COMMON = (
 def train(workdir, *arguments):
     """Trains LooC; returns a function that projects images: `[N, H, D]`.
 
-    It takes and returns them together with their labels.
+    The function takes and returns their labels, too.
     """
     runs.leave_out_pictures(workdir)
     runs.call(
@@ -84,11 +84,11 @@ def train(workdir, *arguments):
 
 
 def probe(bank, queries):
-    """(factor, head) -> accuracy of kNN on the projections.
+    """Returns (factor, head) -> kNN accuracy of the projections.
 
     Args:
         bank: projections, and dictionary, factor -> labels.
-        queries: likewise.
+        queries: the same.
     """
     return {
         (name, head): knn_accuracy(
@@ -105,8 +105,8 @@ def probe(bank, queries):
 
 
 @pytest.mark.slow
-def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
-    """On pictures that have little else than colour and orientation."""
+def test_each_head_keeps_a_factor_that_the_first_one_ignores(tmp_path):
+    """The pictures have little more than colour and orientation."""
     bank = pictures(4096, seed=0)
     (tmp_path / "pictures").mkdir()
     for i, image in enumerate(bank[0]):
@@ -115,7 +115,7 @@ def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
         tmp_path / "run",
         f"--dataset=folder:{tmp_path}/pictures",
         "--labels=none",
-        # Hue alone, but all of it, so that it is what color means here.
+        # Only the hue varies, over its whole range: it is the factor color.
         "--jitter=0,0,0,0.5",
         "--key_crop=32:0.6:1",
         "--query_crops=32:0.6:1",
@@ -126,7 +126,7 @@ def test_each_head_keeps_what_the_first_one_ignores(tmp_path):
     accuracy = probe(projected(*bank), projected(*pictures(1000, seed=1)))
     assert accuracy["color", 1] > accuracy["color", 0] + 0.25
     assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.25
-    # Nor does either keep what the other one does.
+    # Neither head keeps the factor of the other.
     assert accuracy["color", 1] > accuracy["color", 2] + 0.25
     assert accuracy["orientation", 2] > accuracy["orientation", 1] + 0.25
 
@@ -143,18 +143,18 @@ def shapes_of(split, data_dir):
 
 
 def of_shape(shape, projections, labels):
-    """The part of a bank, or of queries, that shows one shape."""
+    """Returns the rows, of a bank or of queries, that show one shape."""
     rows = labels["label"] == shape
     return projections[rows], {name: x[rows] for name, x in labels.items()}
 
 
 @pytest.mark.slow
-def test_the_same_on_shapes(tmp_path):
-    """An orientation is one of a shape: an arrow's is unlike a tee's.
+def test_each_head_keeps_its_factor_of_shapes(tmp_path):
+    """Orientation is relative to the shape: an arrow's is unlike a tee's.
 
-    So it is asked for among images of the same shape, too. Without being told
-    the shape, which the heads know in three of five images, fewer points are
-    left. Measured: 50 against 24 % for the colour; for the orientation 47
+    Therefore it is also probed among images of the same shape. Among all
+    images the difference is smaller: the heads know the shape in three of five
+    images. Measured: 50 against 24 % for the colour; for the orientation 47
     against 33 % among images of the same shape, 36 against 28 % among all.
     """
     data_dir = tmp_path / "data"
@@ -162,7 +162,7 @@ def test_the_same_on_shapes(tmp_path):
         tmp_path / "run",
         "--dataset=shapes",
         f"--data_dir={data_dir}",
-        # Strong, since its colours are dull; always, and without greyscale.
+        # Strong, because the colours are dull; always, and without greyscale.
         "--jitter=0.4,0.4,3,0.5",
         "--jitter_probability=1",
         "--gray=0",

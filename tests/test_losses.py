@@ -19,18 +19,18 @@ def mean(x):
 
 
 def naive_log_softmax(row):
-    """One row, one column at a time, as the formula is written."""
+    """The formula for one row, one column at a time."""
     total = sum(np.exp(x) for x in row)
     return np.array([x - np.log(total) for x in row])
 
 
-def test_clsa_contrast_golden():
+def test_clsa_contrast_equals_the_golden_value():
     loss = losses.info_nce(similarities(g.WEAK), tf.range(4), temperature=0.2)
     assert loss.shape == [4]
     assert mean(loss) == pytest.approx(1.5625960440085418, abs=1e-12)
 
 
-def test_moco_contrast_golden():
+def test_moco_contrast_equals_the_golden_value():
     own = np.sum(g.WEAK * g.KEYS, axis=1, keepdims=True)
     logits = tf.concat([own, g.WEAK @ g.QUEUE.T], axis=1)
     loss = losses.info_nce(logits, tf.zeros([4], tf.int32), temperature=0.2)
@@ -44,7 +44,7 @@ def test_moco_contrast_golden():
         (0.5, 2.5718498358692754, 2.5133294113795963),
     ],
 )
-def test_ddm_golden(temperature, value, entropy):
+def test_ddm_equals_golden_values(temperature, value, entropy):
     weak, strong = [similarities(g.WEAK)], [similarities(g.STRONG)]
     loss = losses.ddm(weak, strong, temperature=temperature)
     assert loss.shape == [4]
@@ -53,7 +53,7 @@ def test_ddm_golden(temperature, value, entropy):
     assert mean(floor) == pytest.approx(entropy, abs=1e-12)
 
 
-def test_multi_crop_golden_is_a_sum_over_crops_and_pairs():
+def test_multi_crop_golden_values_are_sums_over_crops_and_pairs():
     weak = [similarities(g.WEAK), similarities(g.WEAK_2)]
     strong = [similarities(g.STRONG), similarities(g.STRONG_2)]
     contrast = sum(
@@ -105,7 +105,7 @@ def test_uniform_similarities_cost_log_of_candidates():
 
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32])
-def test_finite_at_extreme_similarities_in_low_precision(dtype):
+def test_losses_are_finite_at_extreme_similarities_in_low_precision(dtype):
     x = tf.cast(np.where(np.eye(4, 70_000), 1.0, -1.0), dtype)
     strong = tf.Variable(-x)
     with tf.GradientTape() as tape:
@@ -119,7 +119,7 @@ def test_finite_at_extreme_similarities_in_low_precision(dtype):
 @pytest.mark.parametrize(
     "temperature, value", [(0.1, 0.5199408107808241), (0.5, 2.325112340679897)]
 )
-def test_simclr_golden_is_a_sum_over_both_directions(temperature, value):
+def test_simclr_golden_values_are_sums_over_both_directions(temperature, value):
     def direction(a, b):
         a, b = tf.constant(a), tf.constant(b)
         return losses.nt_xent(a, b, a, tf.range(4), temperature=temperature)
@@ -129,12 +129,12 @@ def test_simclr_golden_is_a_sum_over_both_directions(temperature, value):
     assert mean(loss) == pytest.approx(value, abs=1e-12)
 
 
-def nt_xent_loop(queries, positives, others, rows, temperature):
+def nt_xent_loop(queries, positives, others, example_ids, temperature):
     def e(x, y):
         return np.exp(x @ y / temperature)
 
     losses_of_rows = []
-    for q, own in zip(queries, rows):
+    for q, own in zip(queries, example_ids):
         total = sum(e(q, p) for p in positives)
         total += sum(e(q, o) for j, o in enumerate(others) if j != own)
         losses_of_rows.append(-np.log(e(q, positives[own]) / total))
@@ -142,16 +142,20 @@ def nt_xent_loop(queries, positives, others, rows, temperature):
 
 
 def test_nt_xent_equals_the_formula_term_by_term():
-    queries, rows = g.unit_rows(1, 3, 6), tf.constant([4, 0, 2])
+    queries, example_ids = g.unit_rows(1, 3, 6), tf.constant([4, 0, 2])
     positives, others = g.unit_rows(2, 2, 5, 6)
     loss = losses.nt_xent(
-        *map(tf.constant, (queries, positives, others)), rows, temperature=0.3
+        *map(tf.constant, (queries, positives, others)),
+        example_ids,
+        temperature=0.3,
     )
-    expected = nt_xent_loop(queries, positives, others, rows.numpy(), 0.3)
+    expected = nt_xent_loop(
+        queries, positives, others, example_ids.numpy(), 0.3
+    )
     np.testing.assert_allclose(loss, expected, atol=1e-12)
 
 
-def test_nt_xent_gradient_flows_into_all_but_the_own_other_row():
+def test_nt_xent_gradient_flows_into_all_except_the_own_other_row():
     queries = g.unit_rows(1, 1, 6)
     positives, others = g.unit_rows(2, 2, 5, 6)
     tensors = [tf.Variable(x) for x in (queries, positives, others)]
@@ -170,7 +174,7 @@ def test_nt_xent_gradient_flows_into_all_but_the_own_other_row():
     assert not gradients[2][3].any()
 
 
-def test_nt_xent_does_not_see_the_own_row_of_others():
+def test_nt_xent_ignores_the_own_row_of_others():
     queries, positives, others = g.unit_rows(1, 3, 4, 8)
     changed = others.copy()
     changed[2] = g.unit_rows(2, 8)
@@ -183,7 +187,7 @@ def test_nt_xent_does_not_see_the_own_row_of_others():
     assert (np.delete(loss(changed) - loss(others), 2) != 0).all()
 
 
-def test_nt_xent_of_parts_of_the_batch_is_that_of_the_whole():
+def test_nt_xent_of_parts_of_the_batch_equals_that_of_the_whole():
     queries, positives, others = map(tf.constant, g.unit_rows(1, 3, 4, 8))
 
     def loss(first, last):
@@ -200,15 +204,15 @@ def test_nt_xent_of_parts_of_the_batch_is_that_of_the_whole():
 
 
 def test_nt_xent_is_finite_for_equal_rows_and_low_temperatures():
-    for images in (4, 1):  # of 1 nothing is left of `others`
-        x, rows = tf.Variable([[1.0, 0.0]] * images), tf.range(images)
+    for images in (4, 1):  # with one image, no row of `others` is left
+        x, example_ids = tf.Variable([[1.0, 0.0]] * images), tf.range(images)
         with tf.GradientTape() as tape:
-            loss = losses.nt_xent(x, x, x, rows, temperature=0.01)
+            loss = losses.nt_xent(x, x, x, example_ids, temperature=0.01)
         np.testing.assert_allclose(loss, np.log(2 * images - 1), atol=1e-5)
         assert np.isfinite(tape.gradient(loss, x)).all()
 
 
-def test_byol_golden_is_a_sum_over_both_directions():
+def test_byol_golden_value_is_a_sum_over_both_directions():
     loss = losses.regression(tf.constant(g.WEAK), tf.constant(g.KEYS))
     assert loss.shape == [4]
     loss += losses.regression(tf.constant(g.STRONG), tf.constant(g.WEAK_2))
@@ -229,7 +233,7 @@ def test_regression_is_the_squared_distance_to_a_constant():
     assert into_targets is None
 
 
-def test_looc_golden_is_a_contrast_per_head():
+def test_looc_golden_values_are_contrasts_per_head():
     heads = []
     for head, (queries, queue) in enumerate(zip(g.LOOC_QUERIES, g.LOOC_QUEUES)):
         # The other views' keys are negatives, except for head 0.
@@ -245,26 +249,26 @@ def test_looc_golden_is_a_contrast_per_head():
 
 
 def tf32(x):
-    """Rounds as the tensor cores do: to 10 bits of the mantissa, at best."""
+    """Rounds to 10 bits of mantissa, the best that tensor cores do."""
     bits = np.float32(x).view(np.int32)
     return ((bits + 2**12) & -(2**13)).view(np.float32)
 
 
 @pytest.fixture
 def tensor_cores(monkeypatch):
-    """Products of matrices round their factors to TF32."""
+    """Rounds the factors of matrix products to TF32."""
     matmul = tf.matmul
 
-    def of_tensor_cores(a, b, **options):
+    def tensor_core_matmul(a, b, **options):
         return matmul(
             *(tf.constant(tf32(x.numpy())) for x in (a, b)), **options
         )
 
     monkeypatch.setattr(products, "_tf32_is_used", lambda: True)
-    monkeypatch.setattr(tf, "matmul", of_tensor_cores)
+    monkeypatch.setattr(tf, "matmul", tensor_core_matmul)
 
 
-def test_products_stay_true_where_factors_are_rounded_to_tf32(tensor_cores):
+def test_products_are_float32_though_factors_are_rounded_to_tf32(tensor_cores):
     one, two = (np.float32(x) for x in g.unit_rows(1, 2, 64, 128))
     exact = np.float64(one) @ np.float64(two).T
     rounded = np.abs(tf32(one) @ tf32(two).T - exact).max()
@@ -272,7 +276,9 @@ def test_products_stay_true_where_factors_are_rounded_to_tf32(tensor_cores):
     assert found.max() < 1e-6 < 1e-5 < rounded
 
 
-def test_evaluations_stay_true_where_factors_are_rounded_to_tf32(tensor_cores):
+def test_evaluations_are_float32_though_factors_are_rounded_to_tf32(
+    tensor_cores,
+):
     """The cosines of kNN, and the measures of a collapse."""
     one, two = (np.float32(x) for x in g.unit_rows(1, 2, 64, 128))
     cosines, _ = knn.neighbours(one, two, k=64)
@@ -286,7 +292,7 @@ def test_evaluations_stay_true_where_factors_are_rounded_to_tf32(tensor_cores):
     assert float(spread) == pytest.approx(np.trace(covariance), rel=1e-6)
 
 
-def test_gradients_of_split_products_are_those_of_products():
+def test_gradients_of_split_products_equal_those_of_products():
     one, two = (
         tf.Variable(x, dtype=tf.float32) for x in g.unit_rows(1, 2, 6, 8)
     )
@@ -304,7 +310,7 @@ def test_gradients_of_split_products_are_those_of_products():
 
 
 def test_a_tie_is_a_miss():
-    """Embeddings that are all the same find nothing."""
+    """The accuracy of identical projections is 0."""
     same = tf.ones([3, 5])
     positive = tf.constant([0, 2, 4])
     np.testing.assert_array_equal(top1(same, positive), [0, 0, 0])

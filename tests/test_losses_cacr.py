@@ -25,7 +25,7 @@ def others(views, x):
     return views[:x] + views[x + 1 :]
 
 
-ROWS = np.array([4, 0, 2])
+EXAMPLE_IDS = np.array([4, 0, 2])
 QUERIES = [g.unit_rows(s, 3, 5) for s in (1, 2)]
 POSITIVES = [g.unit_rows(s, 3, 5) for s in (3, 4)]
 BATCH = g.unit_rows(5, 6, 5)
@@ -36,14 +36,14 @@ MOMENTUM_LOSSES = {
 }
 
 
-def test_golden_of_the_form_in_the_batch():
-    views, rows = tensors(g.VIEWS), tf.range(4)
+def test_losses_in_the_batch_equal_golden_values():
+    views, example_ids = tensors(g.VIEWS), tf.range(4)
     attraction = [
         losses.cacr_attraction(views[x], others(views, x), sharpness=1.0)
         for x in range(3)
     ]
     repulsion = [
-        losses.cacr_repulsion(x, y, rows, sharpness=0.9)
+        losses.cacr_repulsion(x, y, example_ids, sharpness=0.9)
         for x, y in itertools.combinations(views, 2)
     ]
     assert {x.shape[0] for x in attraction + repulsion} == {4}
@@ -51,7 +51,7 @@ def test_golden_of_the_form_in_the_batch():
     assert mean(repulsion) == pytest.approx(-0.7998611967203543, abs=1e-12)
 
 
-def test_golden_of_the_form_with_a_queue():
+def test_losses_with_a_queue_equal_golden_values():
     queries, keys = tensors(g.VIEWS), tensors(g.KEYS_OF_VIEWS)
     attraction = [
         losses.cacr_attraction(
@@ -70,7 +70,7 @@ def test_golden_of_the_form_with_a_queue():
 
 
 def test_published_queue_form_differs_by_a_cached_product():
-    """Its `q @ queue` is computed for the first view and served to all."""
+    """It computes `q @ queue` for the first view and reuses it for all."""
     cache = {}
 
     def distances_to_queue(query):
@@ -91,7 +91,7 @@ def test_published_queue_form_differs_by_a_cached_product():
 @pytest.mark.parametrize(
     "temperature, value", [(1.0, 1.983579478578603), (0.2, 0.1673062025505335)]
 )
-def test_golden_of_the_form_with_radial_basis_functions(temperature, value):
+def test_rbf_loss_equals_golden_values(temperature, value):
     loss = losses.cacr_rbf(
         tensors([g.WEAK, g.STRONG]),
         tf.constant(g.KEYS),
@@ -119,11 +119,11 @@ def test_repulsion_equals_the_formula_term_by_term():
     query = QUERIES[0]
     for sharpness, queue in itertools.product((0, 0.9, 3.0), ([], OLD)):
         loss = losses.cacr_repulsion(
-            *tensors([query, BATCH, ROWS]),
+            *tensors([query, BATCH, EXAMPLE_IDS]),
             sharpness=sharpness,
             queue=tf.constant(queue) if len(queue) else None,
         )
-        expected = cacr.repulsion(query, BATCH, ROWS, sharpness, queue)
+        expected = cacr.repulsion(query, BATCH, EXAMPLE_IDS, sharpness, queue)
         np.testing.assert_allclose(loss, expected, atol=1e-12)
 
 
@@ -133,21 +133,25 @@ def test_momentum_forms_equal_the_formula_term_by_term(
     function, loop, temperature
 ):
     loss = function(
-        tensors(QUERIES), *tensors([BATCH, ROWS]), temperature=temperature
+        tensors(QUERIES),
+        *tensors([BATCH, EXAMPLE_IDS]),
+        temperature=temperature,
     )
-    expected = loop(QUERIES, BATCH, ROWS, temperature)
+    expected = loop(QUERIES, BATCH, EXAMPLE_IDS, temperature)
     np.testing.assert_allclose(loss, expected, atol=1e-12)
 
 
 def test_rbf_of_two_views_is_half_of_moco_v3():
     queries, keys = tensors(QUERIES), tensors(POSITIVES)
-    rows, t = tf.range(3), 0.2
+    example_ids, t = tf.range(3), 0.2
     total = mean(
-        losses.cacr_rbf([q], k, rows, temperature=t)
+        losses.cacr_rbf([q], k, example_ids, temperature=t)
         for q, k in zip(queries, reversed(keys))
     )
     moco_v3 = sum(
-        2 * t * losses.info_nce(losses.cosines(q, k), rows, temperature=t)
+        2
+        * t
+        * losses.info_nce(losses.cosines(q, k), example_ids, temperature=t)
         for q, k in zip(queries, reversed(keys))
     )
     assert total == pytest.approx(mean([moco_v3]) / 2, abs=1e-12)
@@ -156,10 +160,10 @@ def test_rbf_of_two_views_is_half_of_moco_v3():
 def assert_gradients(function, oracle, arrays):
     """Compares gradients into `arrays` with finite differences of `oracle`.
 
-    Both take unit rows; the slopes are those of the rows before their division
-    by their length, where `2 - 2 cos` and a squared distance are the same.
+    Both take unit rows. Slopes are for the rows before their normalisation, for
+    which `2 - 2 cos` and the squared distance are the same.
     """
-    row_weights = np.array([1.0, -0.5, 2.0])  # rows must not mix
+    row_weights = np.array([1.0, -0.5, 2.0])  # would reveal rows that mix
     raw = [tf.Variable(1.5 * x) for x in arrays]
     with tf.GradientTape() as tape:
         loss = function(*[tf.math.l2_normalize(x, axis=-1) for x in raw])
@@ -177,7 +181,7 @@ def assert_gradients(function, oracle, arrays):
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_attraction_gradient(constant):
+def test_attraction_gradient_equals_finite_differences(constant):
     frozen = (QUERIES[0], POSITIVES) if constant else None
     assert_gradients(
         lambda q, *positives: losses.cacr_attraction(
@@ -188,32 +192,38 @@ def test_attraction_gradient(constant):
     )
 
 
-def test_repulsion_gradient_in_the_batch():
+def test_repulsion_gradient_in_the_batch_equals_finite_differences():
     assert_gradients(
         lambda q, batch: losses.cacr_repulsion(
-            q, batch, tf.constant(ROWS), sharpness=2.0
+            q, batch, tf.constant(EXAMPLE_IDS), sharpness=2.0
         ),
-        lambda q, batch: cacr.repulsion(q, batch, ROWS, 2.0),
+        lambda q, batch: cacr.repulsion(q, batch, EXAMPLE_IDS, 2.0),
         [QUERIES[0], BATCH],
     )
 
 
-def test_repulsion_gradient_with_a_queue():
+def test_repulsion_gradient_with_a_queue_equals_finite_differences():
     assert_gradients(
         lambda q, batch: losses.cacr_repulsion(
-            q, batch, tf.constant(ROWS), sharpness=2.0, queue=tf.constant(OLD)
+            q,
+            batch,
+            tf.constant(EXAMPLE_IDS),
+            sharpness=2.0,
+            queue=tf.constant(OLD),
         ),
-        lambda q, batch: cacr.repulsion(q, batch, ROWS, 2.0, OLD, QUERIES[0]),
+        lambda q, batch: cacr.repulsion(
+            q, batch, EXAMPLE_IDS, 2.0, OLD, QUERIES[0]
+        ),
         [QUERIES[0], BATCH],
     )
 
 
-def test_repulsion_gradient_where_queries_are_the_batch():
-    rows = tf.range(3)
+def test_repulsion_gradient_is_equal_where_queries_are_the_batch():
+    example_ids = tf.range(3)
     query = QUERIES[0]
     assert_gradients(
         lambda q: losses.cacr_repulsion(
-            q, q, rows, sharpness=2.0, queue=tf.constant(OLD)
+            q, q, example_ids, sharpness=2.0, queue=tf.constant(OLD)
         ),
         lambda q: cacr.repulsion(q, q, range(3), 2.0, OLD, query),
         [query],
@@ -221,11 +231,11 @@ def test_repulsion_gradient_where_queries_are_the_batch():
 
 
 @pytest.mark.parametrize("function, loop", MOMENTUM_LOSSES.items())
-def test_momentum_forms_gradient(function, loop):
-    keys, rows = tensors([BATCH, ROWS])
+def test_momentum_forms_gradient_equals_finite_differences(function, loop):
+    keys, example_ids = tensors([BATCH, EXAMPLE_IDS])
     assert_gradients(
-        lambda *queries: function(queries, keys, rows, temperature=0.5),
-        lambda *queries: loop(queries, BATCH, ROWS, 0.5, QUERIES),
+        lambda *queries: function(queries, keys, example_ids, temperature=0.5),
+        lambda *queries: loop(queries, BATCH, EXAMPLE_IDS, 0.5, QUERIES),
         QUERIES,
     )
 
@@ -235,19 +245,19 @@ def test_momentum_forms_have_constant_keys(function):
     keys = tf.Variable(BATCH)
     with tf.GradientTape() as tape:
         loss = function(
-            tensors(QUERIES), keys, tf.constant(ROWS), temperature=0.5
+            tensors(QUERIES), keys, tf.constant(EXAMPLE_IDS), temperature=0.5
         )
     assert tape.gradient(loss, keys) is None
 
 
 @pytest.mark.parametrize("queue", [None, OLD])
-def test_repulsion_does_not_see_the_own_row(queue):
+def test_repulsion_ignores_the_own_row(queue):
     changed = BATCH.copy()
-    changed[ROWS[1]] = g.unit_rows(9, 5)
+    changed[EXAMPLE_IDS[1]] = g.unit_rows(9, 5)
 
     def loss(batch):
         return losses.cacr_repulsion(
-            *tensors([QUERIES[0], batch, ROWS]),
+            *tensors([QUERIES[0], batch, EXAMPLE_IDS]),
             sharpness=2.0,
             queue=None if queue is None else tf.constant(queue),
         ).numpy()
@@ -257,23 +267,23 @@ def test_repulsion_does_not_see_the_own_row(queue):
     assert difference[0] != 0 and difference[2] != 0
 
 
-def whole_batch(rows):
-    """Every CACR loss of `rows` of a global batch of 6."""
+def whole_batch(example_ids):
+    """Returns every CACR loss of some rows of a global batch of 6."""
     views = [g.unit_rows(s, 6, 5) for s in (7, 8)]
-    queries = tensors([v[rows] for v in views])
-    batch, old, rows = tensors([BATCH, OLD, rows])
+    queries = tensors([v[example_ids] for v in views])
+    batch, old, example_ids = tensors([BATCH, OLD, example_ids])
     return [
         losses.cacr_attraction(queries[0], queries, sharpness=1.0),
-        losses.cacr_repulsion(queries[0], batch, rows, sharpness=2.0),
+        losses.cacr_repulsion(queries[0], batch, example_ids, sharpness=2.0),
         losses.cacr_repulsion(
-            queries[0], batch, rows, sharpness=2.0, queue=old
+            queries[0], batch, example_ids, sharpness=2.0, queue=old
         ),
-        losses.cacr_rbf(queries, batch, rows, temperature=0.2),
-        losses.cacr_euclidean(queries, batch, rows, temperature=0.2),
+        losses.cacr_rbf(queries, batch, example_ids, temperature=0.2),
+        losses.cacr_euclidean(queries, batch, example_ids, temperature=0.2),
     ]
 
 
-def test_losses_of_parts_of_the_batch_are_those_of_the_whole():
+def test_losses_of_parts_of_the_batch_equal_those_of_the_whole():
     whole = whole_batch(np.arange(6))
     parts = zip(whole_batch(np.arange(3, 6)), whole_batch(np.arange(3)))
     for loss, (last, first) in zip(whole, parts):
@@ -284,15 +294,19 @@ def test_losses_of_parts_of_the_batch_are_those_of_the_whole():
 
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32])
-def test_finite_for_equal_rows_and_extreme_weights(dtype):
-    rows = tf.range(4)
+def test_losses_are_finite_for_equal_rows_and_extreme_weights(dtype):
+    example_ids = tf.range(4)
     for x in ([[1.0, 0.0]] * 4, [[1.0, 0.0], [-1.0, 0.0]] * 2):
         x = tf.Variable(x, dtype=dtype)
         with tf.GradientTape() as tape:
             loss = losses.cacr_attraction(x, [x, -x], sharpness=100.0)
-            loss += losses.cacr_repulsion(x, x, rows, sharpness=100.0, queue=x)
-            loss += losses.cacr_rbf([x, -x], x, rows, temperature=0.01)
-            loss += losses.cacr_euclidean([x, -x], x, rows, temperature=0.01)
+            loss += losses.cacr_repulsion(
+                x, x, example_ids, sharpness=100.0, queue=x
+            )
+            loss += losses.cacr_rbf([x, -x], x, example_ids, temperature=0.01)
+            loss += losses.cacr_euclidean(
+                [x, -x], x, example_ids, temperature=0.01
+            )
         assert loss.dtype == tf.float32
         assert np.isfinite(loss).all()
         slope = tape.gradient(loss, x)

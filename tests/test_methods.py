@@ -1,4 +1,4 @@
-"""What every method has to fulfil; a new one is tested by its name alone."""
+"""Properties of every method; a new method is tested without other edits."""
 
 import re
 
@@ -24,8 +24,8 @@ from tests import golden, tiny
 from tests.marks import slow_but
 
 
-def those_of(kind):
-    """Parametrizes a test with the methods that are of some kind."""
+def of_class(kind):
+    """Parametrizes a test with the methods that derive from a class."""
     found = [n for n in methods.names() if issubclass(method_class(n), kind)]
     return pytest.mark.parametrize("name", found)
 
@@ -34,7 +34,7 @@ def method_class(name):
     return methods.load(name).METHOD
 
 
-every = those_of(object)
+every = of_class(object)
 # CLSA in `make test`, the others in `make test-slow`.
 clsa_first = pytest.mark.parametrize(
     "name",
@@ -52,8 +52,8 @@ def assert_all_equal(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-@those_of(MomentumMethod)
-def test_momentum_copy_equals_the_encoder_at_the_start(name):
+@of_class(MomentumMethod)
+def test_momentum_encoder_equals_the_encoder_at_the_start(name):
     method = tiny.make(tiny.config(name))
     assert_all_equal(
         arrays(method.momentum_encoder.variables),
@@ -62,7 +62,7 @@ def test_momentum_copy_equals_the_encoder_at_the_start(name):
 
 
 @every
-def test_gradients_reach_all_that_is_learned(name):
+def test_gradients_reach_all_learned_variables(name):
     method = tiny.make(tiny.config(name, l2=0.0))
     before = arrays(method.learned)
     tiny.fit(method, tiny.batches(method.config, 1), eager=True)
@@ -72,14 +72,14 @@ def test_gradients_reach_all_that_is_learned(name):
     assert own >= {v.ref() for v in method.encoder.trainable_variables}
 
 
-@those_of(MomentumMethod)
-def test_gradients_do_not_reach_the_key_encoder(name):
+@of_class(MomentumMethod)
+def test_gradients_do_not_reach_the_momentum_encoder(name):
     method = tiny.make(tiny.config(name, key_momentum=1.0, l2=0.0))
     keys = arrays(method.momentum_encoder.trainable_variables)
     weights = arrays(method.momentum_encoder.weights)
     tiny.fit(method, tiny.batches(method.config, 1), eager=True)
     assert_all_equal(arrays(method.momentum_encoder.trainable_variables), keys)
-    # ... whose batch normalisation does see the batch.
+    # Its batch normalisation does use the batch.
     assert not all(
         np.array_equal(v, old)
         for v, old in zip(method.momentum_encoder.weights, weights)
@@ -88,8 +88,8 @@ def test_gradients_do_not_reach_the_key_encoder(name):
     assert own.isdisjoint(v.ref() for v in method.learned)
 
 
-@those_of(MomentumMethod)
-def test_key_encoder_is_the_moving_average(name):
+@of_class(MomentumMethod)
+def test_momentum_encoder_is_the_moving_average(name):
     method = tiny.make(
         tiny.config(name, key_momentum=0.75, key_momentum_schedule="constant")
     )
@@ -105,14 +105,14 @@ def test_key_encoder_is_the_moving_average(name):
         )
 
 
-@those_of(MoCo)
+@of_class(MoCo)
 def test_queue_holds_the_keys_in_the_order_of_the_batch(name):
     config = tiny.config(name)
     method = tiny.make(config)
     batch = next(iter(tiny.batches(config, 1)))
     in_order = tf.gather(batch["key"], np.argsort(batch["key_order"]))
-    # Before the step the two encoders are equal, but for what they normalise:
-    # batch statistics do not depend on the order of the rows.
+    # Before the step the two encoders are equal, and batch statistics do not
+    # depend on the order of the rows.
     expected = method.encoder.project(in_order, training=True)
     tiny.fit(method, tiny.batches(config, 1), eager=True)
     np.testing.assert_allclose(
@@ -129,7 +129,7 @@ def test_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
     first = tiny.make(config)
     tiny.fit(first, tiny.batches(config, 3))
     Checkpoints(first, str(tmp_path), keep=1).save()
-    second = tiny.make(config.replace(seed=9))  # nothing comes from the seed
+    second = tiny.make(config.replace(seed=9))  # the seed has no effect
     assert Checkpoints(second, str(tmp_path), keep=1).restore() == 3
     reports = tiny.fit(second, tiny.batches(config, 3, first=3))
     assert reports == expected[3:]
@@ -163,7 +163,7 @@ def real_batches(source, method, *, completed=True):
     )
 
 
-# Views that a small network learns to recognise within seconds.
+# Views that a small network learns to match within seconds.
 PLAIN_CROP = Crop(16, 0.6, 1.0)
 EASY = dict(
     key_crop=PLAIN_CROP,
@@ -179,7 +179,7 @@ EASY = dict(
     queue_size=48,
     key_momentum=0.99,
 )
-# What a method's own defaults are not made for: batches of 16.
+# Settings for batches of 16, for which the defaults are not made.
 SMALL_BATCH = {
     "byol": dict(key_momentum=0.95),
     "cacr_mocov3": dict(key_momentum=0.95, temperature=0.2),
@@ -190,7 +190,7 @@ SMALL_BATCH = {
 @pytest.mark.slow
 @every
 def test_loss_falls_below_chance(name, shapes):
-    """Within 60 steps on `shapes`; of BYOL: and it does not collapse."""
+    """Within 60 steps on `shapes`, and without a collapse."""
     known = methods.load(name).Options.__dataclass_fields__
     easy = {k: v for k, v in EASY.items() if k in known}
     changes = dict(base_lr=1.0) | easy | SMALL_BATCH.get(name, {})
@@ -199,7 +199,7 @@ def test_loss_falls_below_chance(name, shapes):
     chance = type(method).chance_loss(method.config)
     contrast = np.mean([r.get("contrast", r["loss"]) for r in late])
     assert contrast < chance - 0.2 * max(abs(chance), 1.0)
-    # 1/16 by guessing.
+    # Chance level is 1/16.
     assert np.mean([r["contrast_accuracy"] for r in late]) > 0.2
     assert np.mean([r["spread"] for r in late]) > 0.1
 
@@ -262,8 +262,8 @@ GOLDEN = {
     "name, case",
     [(name, i) for name in GOLDEN for i in range(len(GOLDEN[name]))],
 )
-def test_golden_values_through_the_method(name, case):
-    changes, embedded, targets, expected = GOLDEN[name][case]
+def test_losses_of_methods_equal_golden_values(name, case):
+    changes, projections, targets, expected = GOLDEN[name][case]
     method = tiny.make(
         tiny.config(
             name,
@@ -274,11 +274,13 @@ def test_golden_values_through_the_method(name, case):
     )
     for queue in tiny.queues(method):
         queue.keys.assign(golden.QUEUE)
-    embedded, targets = (
+    projections, targets = (
         x and {k: tf.constant(v, tf.float32) for k, v in x.items()}
-        for x in (embedded, targets)
+        for x in (projections, targets)
     )
-    loss, reports = method.loss(embedded, targets, {"example_ids": tf.range(4)})
+    loss, reports = method.loss(
+        projections, targets, {"example_ids": tf.range(4)}
+    )
     assert loss.shape == [4]
     got = {"loss": loss} | reports
     for key, value in expected.items():
@@ -305,7 +307,7 @@ def test_export_and_keras_model_equal_the_encoder(name, tmp_path):
 
 @pytest.mark.slow
 @every
-def test_views_completed_on_the_device_train_alike(name, tmp_path):
+def test_views_completed_on_the_device_give_equal_losses(name, tmp_path):
     """Also with the whole step compiled by XLA, as TPUs need it."""
     for i in range(20):
         image = pillow_chain.photograph(40, 37, seed=i)
@@ -326,10 +328,10 @@ def test_views_completed_on_the_device_train_alike(name, tmp_path):
 @pytest.mark.slow
 @every
 def test_the_compiled_step_has_static_shapes(name):
-    """What a TPU needs: augmentation, gradients and update as one program."""
+    """A TPU needs augmentation, gradients and update as one program."""
     config = tiny.config(name, augment_on="device", accumulation_steps=2)
     method = tiny.make(config)
-    batch = unfinished(method, config)
+    batch = incomplete_batch(method, config)
     step = tf.function(method.train_step, jit_compile=True, autograph=False)
     program = step.experimental_get_compiler_ir(batch)(stage="hlo")
     assert "while" in program  # the micro-batches
@@ -337,8 +339,8 @@ def test_the_compiled_step_has_static_shapes(name):
     assert dynamic == []
 
 
-def unfinished(method, config):
-    """A batch as the host hands it to an accelerator that augments."""
+def incomplete_batch(method, config):
+    """A batch as the host passes it to an accelerator that augments."""
     batch = {}
     for view in method.views(config.options):
         if view.shuffle:
@@ -352,8 +354,8 @@ def unfinished(method, config):
 
 
 @clsa_first
-def test_accumulated_step_equals_the_whole_one(name):
-    """Gradients of two micro-batches, parts with statistics of their own."""
+def test_accumulated_step_equals_that_of_the_whole_batch(name):
+    """Two micro-batches; parts of the batch have their own statistics."""
     found = []
     for parts in (1, 2):
         config = tiny.config(

@@ -14,7 +14,7 @@ def test_lines_are_read_back_in_order(tmp_path):
     ]
 
 
-def test_rewind_drops_what_will_come_again_and_half_a_line(tmp_path):
+def test_rewind_drops_later_and_incomplete_lines(tmp_path):
     for step in (1, 2, 2, 3):
         metrics_log.append(tmp_path, {"step": step})
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -24,7 +24,7 @@ def test_rewind_drops_what_will_come_again_and_half_a_line(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
 
 
-def test_atomic_write_replaces_whole(tmp_path):
+def test_atomic_write_replaces_the_whole_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     files.write_atomically(str(path), "new")

@@ -1,4 +1,4 @@
-"""MoCo beyond what every method has to fulfil."""
+"""Properties of MoCo beyond those of every method."""
 
 import numpy as np
 import pytest
@@ -28,22 +28,24 @@ def test_symmetric_loss_is_the_mean_of_both_directions(name):
         {"key": rows(golden.KEYS), "query_0": rows(golden.WEAK_2)},
         {"example_ids": tf.range(4)},
     )
-    there, _ = one.loss(
+    one_direction, _ = one.loss(
         {"query_0": rows(golden.WEAK)},
         {"key": rows(golden.KEYS)},
         {"example_ids": tf.range(4)},
     )
-    back, _ = one.loss(
+    other_direction, _ = one.loss(
         {"query_0": rows(golden.STRONG)},
         {"key": rows(golden.WEAK_2)},
         {"example_ids": tf.range(4)},
     )
-    np.testing.assert_allclose(loss, (there + back) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        loss, (one_direction + other_direction) / 2, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["split", "sync"])
-def test_symmetric_keys_are_those_of_their_own_images(kind):
-    """Whatever the order in which they were encoded."""
+def test_symmetric_keys_belong_to_their_own_images(kind):
+    """The order in which they are encoded does not matter."""
     config = tiny.config(
         "moco", symmetric=True, batch_norm=kind, batch_norm_splits=1
     )
@@ -56,7 +58,7 @@ def test_symmetric_keys_are_those_of_their_own_images(kind):
 
 
 def test_symmetric_keys_are_encoded_in_another_order():
-    """Else a query and its key would be normalised with the same images."""
+    """Otherwise query and key would be normalised with the same images."""
     config = tiny.config("moco", symmetric=True, batch_norm="split")
     method = tiny.make(config)
     batch = next(iter(tiny.batches(config, 1)))
@@ -75,14 +77,14 @@ def test_symmetric_keys_are_encoded_in_another_order():
 
 
 @pytest.mark.slow
-def test_symmetric_stores_both_views_keys():
+def test_symmetric_queue_stores_the_keys_of_both_views():
     config = tiny.config("moco", symmetric=True)
     method = tiny.make(config)
     tiny.fit(method, tiny.batches(config, 1))
     assert method.queue.pointer == 2 * tiny.ROWS
 
 
-def test_symmetric_with_several_queries():
+def test_symmetric_loss_allows_several_queries():
     config = tiny.config(
         "moco",
         symmetric=True,

@@ -22,36 +22,36 @@ def small(**changes):
 
 @pytest.mark.parametrize(
     "depth, parameters, features",
-    # torchvision's counts less those of the final linear layer.
+    # torchvision's counts without those of the final linear layer.
     [
         ("resnet18", 11_176_512, 512),
         ("resnet34", 21_284_672, 512),
         ("resnet50", 23_508_032, 2048),
     ],
 )
-def test_parameter_counts_are_torchvisions(depth, parameters, features):
+def test_parameter_counts_equal_torchvisions(depth, parameters, features):
     model = resnet(depth)
     trainable = sum(np.prod(v.shape) for v in model.trainable_variables)
     assert trainable == parameters
     assert model.output_shape == (None, features)
 
 
-def test_width_and_stem():
+def test_width_and_stem_change_the_layers():
     model = resnet("resnet50", width=0.25, stem="small")
     assert model.output_shape == (None, 512)
     assert model.get_layer("conv1").kernel.shape == [3, 3, 3, 16]
     assert model.get_layer("conv1").strides == (1, 1)
 
 
-def test_stride_is_in_the_three_by_three_with_symmetric_padding():
+def test_the_3x3_convolution_has_the_stride_and_symmetric_padding():
     model = resnet("resnet50", width=0.0625)
     assert model.get_layer("layer2.0.conv1").strides == (1, 1)
     conv = model.get_layer("layer2.0.conv2")
     assert conv.strides == (2, 2) and conv.padding == "valid"
     pad = model.get_layer("layer2.0.conv2.pad")
     assert pad.padding == ((1, 1), (1, 1))
-    # Symmetric padding of an even side: the first output looks one pixel out
-    # of the image, so that a one in the corner meets the kernel's middle.
+    # With symmetric padding of an even side, the first window starts one pixel
+    # outside the image, so that the corner meets the centre of the kernel.
     image = np.zeros([1, 4, 4, conv.kernel.shape[2]], np.float32)
     image[0, 0, 0] = 1.0
     out = conv(pad(image))
@@ -84,7 +84,7 @@ def test_seed_decides_the_initial_weights():
     assert not np.allclose(one[0], other[0])
 
 
-def test_normalise_takes_bytes_and_unit_floats_alike():
+def test_normalise_gives_equal_results_for_bytes_and_unit_floats():
     images = np.random.default_rng(0).integers(0, 256, [2, 3, 3, 3], np.uint8)
     expected = (images / 255.0 - MEAN) / STDDEV
     np.testing.assert_allclose(
@@ -94,7 +94,7 @@ def test_normalise_takes_bytes_and_unit_floats_alike():
     np.testing.assert_allclose(normalise(floats), expected, atol=1e-5)
 
 
-def test_unit_rows_even_where_tiny():
+def test_tiny_rows_are_normalised_to_unit_length():
     rows = unit(tf.constant([[3.0, 4.0], [3e-10, 4e-10], [0.0, 0.0]]))
     np.testing.assert_allclose(
         rows, [[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]], atol=1e-6
@@ -127,7 +127,7 @@ def test_split_normalises_each_part_by_itself():
     np.testing.assert_allclose(
         split.moving_mean, np.mean(means, axis=0), atol=1e-6
     )
-    # Not training, it is an ordinary one.
+    # In inference it equals ordinary batch normalisation.
     local.set_weights(split.get_weights())
     np.testing.assert_allclose(split(x), local(x), atol=1e-6)
 

@@ -1,8 +1,9 @@
-"""A run that version 0.1.0 began, before the code was rearranged, goes on.
+"""A run of version 0.1.0, begun before the code was rearranged, can be resumed.
 
 `tests/data/workdir_0.1.0` holds its flags, its metrics up to step 4 of 9 (in
 the middle of an epoch) and the checkpoint of that step: two networks, queue,
-optimizer and position. `expected.jsonl` is what that version logged afterwards.
+optimizer and position. `expected.jsonl` holds the later metrics of version
+0.1.0.
 """
 
 import json
@@ -32,23 +33,23 @@ def resumed(photos, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_takes_the_steps_that_the_older_version_took(resumed):
+def test_steps_equal_those_of_the_older_version(resumed):
     text = (FIXTURE / "expected.jsonl").read_text()
     expected = [json.loads(line) for line in text.splitlines()]
     found = [e for e in metrics_log.read(str(resumed)) if e["step"] > 4]
     assert [e["step"] for e in found] == [5, 6, 7, 8, 9]
     for mine, older in zip(found, expected):
         older.pop("images_per_second")
-        # Machines sum in different orders; another batch, queue or rate gives
-        # losses that differ in the first digits.
+        # Machines sum in different orders. With another batch, queue or rate,
+        # losses would differ in the first digits.
         assert {k: mine[k] for k in older} == pytest.approx(older, rel=1e-3)
 
 
 @pytest.mark.slow
-def test_its_flags_stay_those_of_its_version(resumed):
+def test_flags_stay_those_of_the_older_version(resumed):
     before = (FIXTURE / "run.flags").read_text().splitlines()
     after = (resumed / "run.flags").read_text().splitlines()
-    # The comment says which version wrote them last.
+    # The comment states the version that wrote them last.
     moved = ("--dataset=", "--workdir=", "#")
     assert [x for x in before if not x.startswith(moved)] == [
         x for x in after if not x.startswith(moved)

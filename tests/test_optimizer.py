@@ -18,7 +18,7 @@ def make(name, rate=0.1, **changes):
 
 
 def schedule(peak=0.1, **changes):
-    """One whose rate is another in every step."""
+    """A schedule whose rate changes in every step."""
     arguments = dict(
         steps_per_epoch=7, total_epochs=9, per="step", warmup_epochs=1.5
     )
@@ -26,7 +26,7 @@ def schedule(peak=0.1, **changes):
 
 
 def rates(steps, peak=0.1):
-    """What `schedule` has to give, in float64."""
+    """The expected rates of `schedule`, in float64."""
     warm, total = 1.5 * 7, 9 * 7
     return [
         peak * step / warm
@@ -46,11 +46,11 @@ def weights_and_gradients(steps, dtype=np.float32):
     return draw(), [draw() for _ in range(steps)]
 
 
-def train(used, start, gradients):
+def train(optimizer, start, gradients):
     """Weights after one step for each of `gradients`."""
     weights = [tf.Variable(w) for w in start]
     for step in gradients:
-        used.apply_gradients(zip(map(tf.constant, step), weights))
+        optimizer.apply_gradients(zip(map(tf.constant, step), weights))
     return [w.numpy() for w in weights]
 
 
@@ -58,7 +58,7 @@ def train(used, start, gradients):
 
 
 def torch_sgd(weight, gradients, rates, *, momentum, l2):
-    """torch.optim.SGD as its documentation states it."""
+    """torch.optim.SGD as documented."""
     velocity = np.zeros_like(weight)
     for step, (gradient, lr) in enumerate(zip(gradients, rates)):
         gradient = gradient + l2 * weight
@@ -68,7 +68,7 @@ def torch_sgd(weight, gradients, rates, *, momentum, l2):
 
 
 def lars(weight, gradients, rates, *, momentum, l2):
-    """LARS with classic momentum, eta 0.001; see the docstring's source."""
+    """LARS with classic momentum and eta 0.001, as published."""
     velocity = np.zeros_like(weight)
     for gradient, lr in zip(gradients, rates):
         trust = 1.0
@@ -99,7 +99,9 @@ def adamw(weight, gradients, rates, *, l2):
 @pytest.mark.parametrize(
     "name, oracle, peak", [("sgd", torch_sgd, 0.1), ("lars", lars, 20.0)]
 )
-def test_fifty_steps_with_a_changing_rate(name, oracle, peak, momentum):
+def test_fifty_steps_with_a_changing_rate_equal_the_formula(
+    name, oracle, peak, momentum
+):
     start, gradients = weights_and_gradients(50, np.float64)
     settings = dict(momentum=momentum, l2=0.01)
     found = train(make(name, schedule(peak), **settings), start, gradients)
@@ -122,10 +124,10 @@ def test_adamw_decays_by_the_rate_of_the_step():
 
 @pytest.mark.parametrize("l2_on", optimizers.L2_ON)
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
-def test_own_steps_and_checkpoints_are_those_of_addons(
+def test_own_steps_and_checkpoints_equal_those_of_addons(
     name, l2_on, tmp_path, monkeypatch
 ):
-    """Twenty steps; from the tenth on, each goes on with the other's state."""
+    """Twenty steps; after ten, each continues with the other's state."""
     pytest.importorskip("tensorflow_addons")
     start, gradients = weights_and_gradients(20)
     theirs = Steps(name, l2_on, start)
@@ -197,7 +199,7 @@ def test_l2_is_coupled():
     [
         ("sgd", "all", 1 - 0.1 * 0.01, 1 - 0.1 * 0.01),
         ("sgd", "kernels", 1 - 0.1 * 0.01, 1),
-        # The trust ratio takes the coefficient out again: eta / l2.
+        # The trust ratio, eta / l2, cancels the coefficient.
         ("lars", "all", 1 - 0.1 * 0.001, 1),
         ("lars", "kernels", 1 - 0.1 * 0.001, 1),
         ("lamb", "all", 1 - 0.1, 1 - 0.1),
@@ -206,8 +208,8 @@ def test_l2_is_coupled():
         ("adamw", "kernels", 1 - 0.1 * 0.01, 1),
     ],
 )
-def test_what_l2_acts_on(name, l2_on, kernel, bias):
-    """The share that one step without gradients leaves of the weights."""
+def test_l2_acts_on_the_chosen_weights(name, l2_on, kernel, bias):
+    """Compares the share of weights left by a step without gradients."""
     start, _ = weights_and_gradients(0, np.float64)
     still = [[np.zeros_like(w) for w in start]]
     found = train(make(name, l2_on=l2_on), start, still)
@@ -229,21 +231,25 @@ def test_steps_resume_from_a_checkpoint(name, tmp_path):
 
     def begin():
         weights = [tf.Variable(w) for w in start]
-        used = make(name, schedule())
-        optimizers.build(used, weights)
-        return weights, used, tf.train.Checkpoint(all=weights, optimizer=used)
+        optimizer = make(name, schedule())
+        optimizers.build(optimizer, weights)
+        return (
+            weights,
+            optimizer,
+            tf.train.Checkpoint(all=weights, optimizer=optimizer),
+        )
 
-    def go_on(weights, used, gradients):
+    def take_steps(weights, optimizer, gradients):
         for step in gradients:
-            used.apply_gradients(zip(map(tf.constant, step), weights))
+            optimizer.apply_gradients(zip(map(tf.constant, step), weights))
 
-    weights, used, checkpoint = begin()
-    go_on(weights, used, gradients[:2])
+    weights, optimizer, checkpoint = begin()
+    take_steps(weights, optimizer, gradients[:2])
     path = checkpoint.save(str(tmp_path / name))
-    go_on(weights, used, gradients[2:])
-    again, used, checkpoint = begin()
+    take_steps(weights, optimizer, gradients[2:])
+    again, optimizer, checkpoint = begin()
     checkpoint.restore(path).assert_consumed()
-    go_on(again, used, gradients[2:])
+    take_steps(again, optimizer, gradients[2:])
     for one, two, before in zip(weights, again, start):
         np.testing.assert_array_equal(one, two)
         assert np.all(one.numpy() != before)
@@ -253,12 +259,12 @@ def test_steps_resume_from_a_checkpoint(name, tmp_path):
 def test_steps_are_the_same_under_xla(name):
     start, gradients = weights_and_gradients(3)
     weights = [tf.Variable(w) for w in start]
-    used = make(name, schedule(), l2_on="kernels")
-    optimizers.build(used, weights)
+    optimizer = make(name, schedule(), l2_on="kernels")
+    optimizers.build(optimizer, weights)
 
     @tf.function(jit_compile=True)
     def step(gradients):
-        used.apply_gradients(zip(gradients, weights))
+        optimizer.apply_gradients(zip(gradients, weights))
 
     for one in gradients:
         step(list(map(tf.constant, one)))
@@ -268,15 +274,15 @@ def test_steps_are_the_same_under_xla(name):
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-def test_loss_scaling_leaves_steps_out_that_are_not_finite(name):
+def test_loss_scaling_skips_steps_that_are_not_finite(name):
     start, (one, two) = weights_and_gradients(2)
     lost = [np.full_like(w, np.inf) for w in start]
-    used = make(name, precision="mixed_float16")
-    found = train(used, start, [one, lost])
+    optimizer = make(name, precision="mixed_float16")
+    found = train(optimizer, start, [one, lost])
     np.testing.assert_equal(found, train(make(name), start, [one]))
-    # Nor do the slots remember it.
-    used = make(name, precision="mixed_float16")
-    assert np.all(np.isfinite(train(used, start, [one, lost, two])[0]))
+    # The slots stay finite, too.
+    optimizer = make(name, precision="mixed_float16")
+    assert np.all(np.isfinite(train(optimizer, start, [one, lost, two])[0]))
 
 
 def replicated(name, replicas, start, gradients):
@@ -285,14 +291,14 @@ def replicated(name, replicas, start, gradients):
     strategy = tf.distribute.MirroredStrategy(devices)
     with strategy.scope():
         weights = [tf.Variable(w) for w in start]
-        used = make(name, schedule(), l2_on="kernels")
-        optimizers.build(used, weights)
+        optimizer = make(name, schedule(), l2_on="kernels")
+        optimizers.build(optimizer, weights)
 
     @tf.function
     def step(gradients):
         def of_replica():
             shares = [g / replicas for g in gradients]
-            used.apply_gradients(zip(shares, weights))
+            optimizer.apply_gradients(zip(shares, weights))
 
         strategy.run(of_replica)
 
@@ -312,15 +318,15 @@ def on_two_replicas(start, gradients):
     }
 
 
-def test_two_replicas_take_the_steps_of_one():
-    """In another process: the number of devices is fixed at the start."""
+def test_two_replicas_take_the_same_steps_as_one():
+    """In another process, as the number of devices is fixed at the start."""
     start, gradients = weights_and_gradients(4)
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         found = pool.submit(on_two_replicas, start, gradients).result()
     for name, copies in found.items():
-        used = make(name, schedule(), l2_on="kernels")
-        for copy, expected in zip(copies, train(used, start, gradients)):
+        optimizer = make(name, schedule(), l2_on="kernels")
+        for copy, expected in zip(copies, train(optimizer, start, gradients)):
             assert len(copy) == 2
             for weight in copy:
                 np.testing.assert_allclose(weight, expected, rtol=1e-5)
@@ -351,8 +357,8 @@ def test_the_default_is_the_published_cosine():
             assert float(rate(step)) == pytest.approx(value, abs=2e-9)
 
 
-def test_warm_up_then_cosine_per_step():
-    """As SimCLR has it: 10 epochs to 0.3 * 4096 / 256, of 100."""
+def test_the_rate_warms_up_and_then_follows_a_cosine_per_step():
+    """As in SimCLR: 10 of 100 epochs rise to 0.3 * 4096 / 256."""
     rate = of_config(
         312,
         batch_size=4096,
@@ -375,7 +381,7 @@ def test_warm_up_then_cosine_per_step():
         assert float(rate(step)) == pytest.approx(value, rel=1e-5, abs=5e-7)
 
 
-def test_warm_up_that_ends_within_an_epoch():
+def test_warm_up_may_end_within_an_epoch():
     rate = of_config(10, total_epochs=3, warmup_epochs=0.5)
     expected = [0.03 * step / 5 for step in range(5)] + [0.03] * 5
     for whole in (0.5, 1.5):
@@ -386,8 +392,8 @@ def test_warm_up_that_ends_within_an_epoch():
 
 
 @pytest.mark.parametrize("per", LR_PER)
-def test_steps_at_milestones(per):
-    """MoCo v1's."""
+def test_the_rate_drops_at_milestones(per):
+    """The schedule of MoCo v1."""
     rate = of_config(
         5004, lr_schedule="steps", lr_milestones=(120, 160), lr_per=per
     )
@@ -403,7 +409,7 @@ def test_steps_at_milestones(per):
         assert float(rate(step)) == pytest.approx(value, rel=1e-6)
 
 
-def test_constant_after_warm_up():
+def test_the_rate_is_constant_after_warm_up():
     rate = of_config(4, lr_schedule="constant", warmup_epochs=1.0)
     found = [float(rate(step)) for step in (0, 2, 4, 5, 799)]
     np.testing.assert_allclose(found, [0.0, 0.015, 0.03, 0.03, 0.03])
@@ -413,12 +419,12 @@ def test_constant_after_warm_up():
     "scaling, base_lr, peak",
     [("linear", 0.3, 4.8), ("sqrt", 0.075, 4.8), ("none", 0.5, 0.5)],
 )
-def test_scaling_with_the_batch(scaling, base_lr, peak):
+def test_the_rate_scales_with_the_batch(scaling, base_lr, peak):
     rate = of_config(312, batch_size=4096, base_lr=base_lr, lr_scaling=scaling)
     assert float(rate(0)) == pytest.approx(peak, rel=1e-6)
 
 
-def test_schedules_are_made_again_from_their_configuration():
+def test_schedules_are_restored_from_their_configuration():
     one = of_config(7, lr_schedule="steps", lr_milestones=(3,))
     two = Schedule.from_config(one.get_config())
     steps = (0, 20, 21, 22)
@@ -449,7 +455,7 @@ def test_schedules_are_made_again_from_their_configuration():
         ],
     ],
 )
-def test_what_is_no_schedule(changes, words):
+def test_impossible_schedules_are_rejected(changes, words):
     with pytest.raises(UserError) as error:
         config_lib.check(config_lib.default(**changes))
     for word in words:
@@ -476,7 +482,7 @@ def test_no_milestones_are_an_empty_flag():
 
 
 @pytest.mark.parametrize("text", ["120,", "120;160", "1.5"])
-def test_milestones_that_are_no_numbers(text):
+def test_milestones_that_are_not_numbers_are_rejected(text):
     with pytest.raises(UserError) as error:
         parse("--lr_schedule=steps", f"--lr_milestones={text}")
     for word in ("--lr_milestones", repr(text)):

@@ -30,7 +30,7 @@ def jpeg(number=None, *, endian="<", image=None, **options):
 
 
 def upright(encoded):
-    """What Pillow makes of it."""
+    """Returns the pixels, rotated by Pillow."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
 
 
@@ -57,7 +57,7 @@ def windows():
 
 @pytest.mark.parametrize("number", range(1, 9))
 @pytest.mark.parametrize("endian", "<>")
-def test_equals_pillow(number, endian, windows):
+def test_rotation_equals_pillow(number, endian, windows):
     encoded = jpeg(number, endian=endian)
     assert number_of(encoded) == number
     expected = upright(encoded)
@@ -71,13 +71,13 @@ def test_equals_pillow(number, endian, windows):
         assert code == headers.OK
         assert size.numpy().tolist() == [*expected.shape[:2]]
         for (top, left, height, width), box in zip(boxes, inside.numpy()):
-            there = np.int32(box)
-            assert (there[2:] == (height // scale, width // scale)).all()
-            y, x = there[:2]
-            got = image[y : y + there[2], x : x + there[3]].numpy()
+            window = np.int32(box)
+            assert (window[2:] == (height // scale, width // scale)).all()
+            y, x = window[:2]
+            got = image[y : y + window[2], x : x + window[3]].numpy()
             want = expected[top : top + height, left : left + width]
             # Pixels of half the resolution are means.
-            want = want.reshape(there[2], scale, there[3], scale, 3)
+            want = want.reshape(window[2], scale, window[3], scale, 3)
             np.testing.assert_allclose(
                 np.float32(got), want.mean((1, 3)), atol=0 if scale == 1 else 6
             )
@@ -87,7 +87,7 @@ def segment(marker, content):
     return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(content)) + content
 
 
-def test_other_segments_may_come_before():
+def test_other_segments_may_precede_exif_data():
     encoded = jpeg(6)
     before = (
         segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")
@@ -99,7 +99,7 @@ def test_other_segments_may_come_before():
     np.testing.assert_array_equal(read(encoded)[1], upright(encoded))
 
 
-def test_without_or_not_known():
+def test_missing_or_unknown_orientations_are_upright():
     plain = io.BytesIO()
     photo().save(plain, "JPEG")
     for encoded in (plain.getvalue(), jpeg(), jpeg(0), jpeg(9), jpeg(60_000)):
@@ -107,13 +107,13 @@ def test_without_or_not_known():
         np.testing.assert_array_equal(read(encoded)[1], upright(encoded))
 
 
-def test_only_if_asked_for():
+def test_rotation_can_be_turned_off():
     rules = headers.DEFAULT._replace(exif_rotation=False)
     encoded = jpeg(6)
     code, image = decode.try_decode(encoded, rules)
     assert code == headers.OK
     np.testing.assert_array_equal(image, Image.open(io.BytesIO(encoded)))
-    # Nor those of PNGs, which programs disagree about.
+    # PNGs are not rotated: programs disagree about their EXIF data.
     file = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -121,7 +121,7 @@ def test_only_if_asked_for():
     assert read(file.getvalue())[1].shape == (20, 30, 3)
 
 
-def test_damaged_exif_data_harm_nobody():
+def test_damaged_exif_data_give_a_valid_orientation():
     """Bytes of the EXIF segment are changed or cut off, one after another."""
     encoded = jpeg(6, image=photo(16, 16))
     end = encoded.index(b"a maker")

@@ -1,4 +1,4 @@
-"""What is said of runs that are not finished, or whose encoder is no good."""
+"""Warnings about unfinished runs and poor encoders."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests import exports
 
 
 def trained(workdir, *, step=12, spreads=(0.02, 0.6, 0.7), images=35, **flags):
-    """A run of 2 steps per epoch, 6 epochs, and what it has logged."""
+    """Makes a run of 6 epochs with 2 steps each, and its log."""
     config = config_lib.default(batch_size=16, total_epochs=6, **flags)
     (workdir / "dataset.json").write_text(json.dumps({"images": images}))
     for i, spread in enumerate(spreads, 1):
@@ -26,7 +26,7 @@ def trained(workdir, *, step=12, spreads=(0.02, 0.6, 0.7), images=35, **flags):
     return Trained(config, None, step, 60.0)
 
 
-def test_a_good_run(tmp_path):
+def test_a_good_run_has_no_warnings(tmp_path):
     found = outcome.of(str(tmp_path), trained(tmp_path))
     assert found["steps"] == found["total_steps"] == 12 and found["finished"]
     assert found["embeddings"]["good"]
@@ -38,7 +38,7 @@ def test_a_good_run(tmp_path):
     "spreads, short",
     [((0.6, 0.7, 0.02), "collapsed"), ((0.02,) * 3, "not spread out")],
 )
-def test_a_collapse(tmp_path, spreads, short):
+def test_a_collapse_causes_a_warning(tmp_path, spreads, short):
     found = outcome.of(str(tmp_path), trained(tmp_path, spreads=spreads))
     ((words, sentence),) = outcome.warnings(found)
     assert short in words
@@ -47,10 +47,10 @@ def test_a_collapse(tmp_path, spreads, short):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_run_that_is_not_finished_and_what_comes_after_the_checkpoint(
+def test_an_unfinished_run_is_judged_at_its_checkpoint(
     tmp_path,
 ):
-    # It has collapsed since, which is not the fault of this checkpoint.
+    # It collapsed later, which does not concern this checkpoint.
     run = trained(tmp_path, step=8, spreads=(0.6, 0.7, 0.02))
     found = outcome.of(str(tmp_path), run)
     assert found["embeddings"]["step"] == 8
@@ -58,7 +58,7 @@ def test_a_run_that_is_not_finished_and_what_comes_after_the_checkpoint(
     assert "8 of 12 steps" in short and "8 of 12 steps" in sentence
 
 
-def test_a_run_of_which_little_is_known(tmp_path):
+def test_a_run_without_a_log_has_no_warnings(tmp_path):
     config = config_lib.default()
     found = outcome.of(str(tmp_path), Trained(config, None, 3, 1.0))
     assert found["total_steps"] is found["finished"] is None
@@ -67,7 +67,7 @@ def test_a_run_of_which_little_is_known(tmp_path):
 
 @pytest.fixture(scope="module")
 def poor(tmp_path_factory):
-    """The export of a run that was neither finished nor any good."""
+    """The export of an unfinished run with a poor encoder."""
     workdir = tmp_path_factory.mktemp("run")
     trained(workdir, spreads=())
     entry = {"step": 2, "epoch": 1.0, "spread": 0.02, "rank": 1.4}
@@ -78,7 +78,7 @@ def poor(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_export_and_card_say_so(poor, capsys):
+def test_export_and_card_of_a_poor_run_have_warnings(poor, capsys):
     path = poor.path
     savedmodel.show(path)
     last = capsys.readouterr().out.strip().splitlines()
@@ -98,7 +98,9 @@ def test_export_and_card_say_so(poor, capsys):
 
 
 @pytest.mark.slow
-def test_other_formats_and_embeddings_of_a_run_say_so(poor, capsys, tmp_path):
+def test_other_formats_and_embeddings_of_a_poor_run_have_warnings(
+    poor, capsys, tmp_path
+):
     formats.export(str(poor.workdir), str(tmp_path), formats=["weights"])
     encoders.CheckpointEncoder(str(poor.workdir), ["embedding"])
     printed = capsys.readouterr().out
@@ -113,7 +115,7 @@ def test_a_good_export_is_called_verified(exported, capsys):
     )
 
 
-def test_the_report_says_so(tmp_path, capsys):
+def test_the_report_of_a_poor_run_has_warnings(tmp_path, capsys):
     summary = {f"knn_{x}": None for x in ("pixels", "untrained", "trained")}
     summary |= {"no_knn_because": None, "train_seconds": 60.0}
     summary |= {"savedmodel": None, "pictures": []}

@@ -1,4 +1,4 @@
-"""What `pip install` of a wheel gives, and which Python `make setup` takes."""
+"""The contents of the wheel, and the Python that `make setup` chooses."""
 
 import configparser
 import email
@@ -32,7 +32,7 @@ def pip(*arguments):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of a copy: what an earlier build left must not be in it."""
+    """A wheel of a copy, without files of an earlier build."""
     place = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         ignore = shutil.ignore_patterns("__pycache__")
@@ -44,7 +44,7 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_it_holds_all_modules_recipes_and_templates(wheel):
+def test_the_wheel_contains_all_modules_recipes_and_templates(wheel):
     expected = {
         str(path.relative_to(ROOT))
         for pattern in (
@@ -103,7 +103,7 @@ def test_the_python_chooses_the_requirements(wheel, python, taken, not_taken):
 
 
 @pytest.mark.slow
-def test_its_commands_run_elsewhere(wheel, tmp_path):
+def test_commands_of_the_wheel_run_outside_the_checkout(wheel, tmp_path):
     pip("install", "-q", "--no-deps", "--no-index", "-t", tmp_path, wheel)
     (info,) = tmp_path.glob("*.dist-info")
     entries = configparser.ConfigParser()
@@ -129,7 +129,7 @@ def test_its_commands_run_elsewhere(wheel, tmp_path):
     printed = run(tmp_path / "bin" / "clsa-deploy", "--version")
     assert printed == stack.describe() + "\n"
     assert f"clsa_tf {clsa_tf.__version__}\n" in printed
-    # All of them start, in one process, to be done sooner.
+    # All of them start, in one process to save time.
     code = (
         "import sys\n"
         "from clsa_tf.cli import scripts\n"
@@ -169,7 +169,7 @@ def programs(folder, **bodies):
 
 
 def find(folder, *versions, **environment):
-    """What `environment.sh find` prints where no other programs are."""
+    """Runs `environment.sh find` where only a folder's programs exist."""
     return subprocess.run(
         ["/bin/sh", ROOT / "environment.sh", "find", *versions],
         env={"PATH": str(folder)} | environment,
@@ -181,18 +181,18 @@ def find(folder, *versions, **environment):
 SHIM = "echo 'pyenv: command not found' >&2; exit 127"
 
 
-def test_a_python_that_is_there_and_does_not_run_is_passed_over(tmp_path):
+def test_a_python_that_does_not_run_is_skipped(tmp_path):
     programs(tmp_path, python3_11=SHIM, python3_13=SHIM, python3_12="echo 3.12")
     result = find(tmp_path, "3.11", "3.13", "3.12", "3.10")
     assert result.stdout == "python3.12\n", result.stderr
 
 
-def test_one_is_found_by_another_name_or_where_pyenv_keeps_it(tmp_path):
+def test_a_python_is_found_by_another_name_or_in_pyenv(tmp_path):
     programs(tmp_path, python3="echo 3.10", pyenv=f"echo {tmp_path}/root")
     place = tmp_path / "root/versions/3.13.1/bin"
     place.mkdir(parents=True)
     programs(place, python3="echo 3.13")
-    # Without the lock that TensorFlow needs.
+    # Free-threaded: TensorFlow needs the global interpreter lock.
     free = tmp_path / "root/versions/3.12.1t/bin"
     free.mkdir(parents=True)
     programs(free, python3="echo 3.12")
@@ -200,7 +200,7 @@ def test_one_is_found_by_another_name_or_where_pyenv_keeps_it(tmp_path):
     assert find(tmp_path, "3.11", "3.10").stdout == "python3\n"
 
 
-def test_none_that_works_is_said_in_a_sentence(tmp_path):
+def test_no_working_python_is_an_error_in_one_sentence(tmp_path):
     programs(tmp_path, python3_11=SHIM)
     result = find(tmp_path, "3.11", "3.13")
     assert result.returncode == 1

@@ -26,7 +26,7 @@ SMALL = dict(
         ({"avx2", "avx512f"}, "float32"),
     ],
 )
-def test_auto_asks_the_processor(monkeypatch, flags, expected):
+def test_auto_depends_on_the_processor(monkeypatch, flags, expected):
     monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
     assert precision.resolve("auto") == expected
     assert precision.resolve("mixed_float16") == "mixed_float16"
@@ -35,7 +35,7 @@ def test_auto_asks_the_processor(monkeypatch, flags, expected):
 @pytest.mark.parametrize(
     "capability, expected", [((8, 0), "mixed_bfloat16"), ((7, 5), "float32")]
 )
-def test_auto_asks_the_gpu(monkeypatch, capability, expected):
+def test_auto_depends_on_the_gpu(monkeypatch, capability, expected):
     config = tf.config
     monkeypatch.setattr(config, "list_physical_devices", lambda kind: [kind])
     monkeypatch.setattr(
@@ -47,7 +47,7 @@ def test_auto_asks_the_gpu(monkeypatch, capability, expected):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_only_convolutions_are_low(policy):
+def test_only_convolutions_have_low_precision(policy):
     encoder = make_encoder(tiny.config(), name="encoder", precision=policy)
     low = tf.as_dtype(policy.removeprefix("mixed_"))
     layers = encoder.backbone.layers
@@ -63,7 +63,7 @@ def test_only_convolutions_are_low(policy):
 
 @pytest.mark.parametrize("kind", slow_but(1, ["split", "sync", "local"]))
 def test_bfloat16_trains_like_float32(kind):
-    """With statistics that stay in float32."""
+    """Running statistics stay in float32."""
     found = {}
     for policy in ("float32", "mixed_bfloat16"):
         config = tiny.config(
@@ -93,8 +93,8 @@ def scaled(**changes):
     return method
 
 
-def test_float16_steps_are_those_of_float32():
-    """The scale of the loss, 32,768, is taken out of the gradients again."""
+def test_float16_steps_are_close_to_those_of_float32():
+    """The gradients are divided by the loss scale, 32,768."""
     low = scaled(l2=0.0)
     high = tiny.make(tiny.config(**SMALL, l2=0.0))
     for method in (low, high):
@@ -117,11 +117,11 @@ def test_float16_steps_are_those_of_float32():
 
 
 @pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
-def test_float16_leaves_out_a_step_whose_gradients_are_not_finite(optimizer):
-    """As a whole: momentum encoder, queue and running statistics, too.
+def test_float16_skips_a_step_whose_gradients_are_not_finite(optimizer):
+    """Momentum encoder, queue and running statistics do not change either.
 
-    It counts, because the position in the data and the learning rate follow
-    from that.
+    The step counts, because the position in the data and the learning rate
+    follow from the number of steps.
     """
     method = scaled(optimizer=optimizer)
     method.optimizer._loss_scale._current_loss_scale.assign(1e38)
@@ -133,7 +133,7 @@ def test_float16_leaves_out_a_step_whose_gradients_are_not_finite(optimizer):
         np.testing.assert_array_equal(variable, old, err_msg=variable.name)
     assert method.steps_taken == method.optimizer.iterations == 1
     assert float(method.optimizer.loss_scale) == pytest.approx(5e37)
-    # The next one, with a scale that fits, changes all of it.
+    # The next step, with a suitable scale, changes all of them.
     method.optimizer._loss_scale._current_loss_scale.assign(1.0)
     tiny.fit(method, tiny.batches(method.config, 1, first=1))
     for variable, old in zip(state, before):

@@ -1,4 +1,4 @@
-"""Bars and lines as a person sees them."""
+"""Progress bars and lines on terminals and in log files."""
 
 import io
 import logging
@@ -24,10 +24,10 @@ class Terminal(io.StringIO):
 
 
 def use_terminal(monkeypatch, columns=80):
-    """Makes standard error a terminal; to be called by the test itself."""
+    """Makes standard error a terminal; has to be called within the test."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    # What `dynamic_ncols` asks.
+    # `dynamic_ncols` calls this.
     monkeypatch.setattr(
         "tqdm.std._screen_shape_wrapper", lambda: lambda _: (columns, 24)
     )
@@ -39,7 +39,7 @@ def training_bar():
         240_000, initial=80_000, unit="images", optional=("ddm", "epoch")
     )
     bar.set_values(VALUES)
-    # Hours, which take the most room.
+    # Times with hours are the longest.
     bar.start_t -= 3700
     bar.n = 120_000
     return bar
@@ -54,20 +54,20 @@ def test_eighty_columns_keep_accuracy_and_knn(monkeypatch):
 
 
 @pytest.mark.parametrize("columns", range(40, 160, 3))
-def test_what_is_left_out_first(columns, monkeypatch):
+def test_less_important_parts_are_left_out_first(columns, monkeypatch):
     use_terminal(monkeypatch, columns)
     with training_bar() as bar:
         line = str(bar)
     assert len(line) <= columns
     assert "loss=13.279, " in line and "acc=0.523, kNN=0.612" in line
-    # In the order in which they go, when there is less and less room.
+    # In the order in which they are left out when the terminal gets narrower.
     parts = (" images/s", "ddm=", "|", "<", "/s", "3:05:0", "epoch=")
     shown = [part in line for part in parts]
     assert shown == sorted(shown), line
     assert columns < 112 or all(shown)
 
 
-def test_a_log_file_gets_all_of_it(monkeypatch):
+def test_a_log_file_gets_the_whole_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with training_bar() as bar:
         line = str(bar)
@@ -76,21 +76,21 @@ def test_a_log_file_gets_all_of_it(monkeypatch):
     assert "|" in line and " images/s" in line
 
 
-def test_the_bar_says_what_is_done_instead(monkeypatch):
+def test_the_bar_shows_another_activity(monkeypatch):
     use_terminal(monkeypatch)
     with training_bar() as bar, bar.doing("evaluating"):
         assert "evaluating" in str(bar) and "images/s" not in str(bar)
     assert "evaluating" not in str(bar)
 
 
-def test_a_line_of_the_log_leaves_the_bar_whole(monkeypatch):
+def test_a_log_line_does_not_break_the_bar(monkeypatch):
     terminal = use_terminal(monkeypatch)
     handler = logging.StreamHandler(progress.LogStream())
     with training_bar() as bar:
         bar.refresh()
         text = "Cannot read the image x.jpg"
         handler.emit(logging.makeLogRecord({"msg": text}))
-    # The bar is wiped off, the line takes its place, the bar comes after it.
+    # The bar is erased, the line is printed, and the bar is drawn below it.
     before, after, _ = terminal.getvalue().split("\n")
     *bars, wiped, line = before.split("\r")
     assert "50%" in bars[-1] and wiped.isspace() and line == text

@@ -24,7 +24,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_python_in_the_pipeline(remote, photos):
+def test_only_local_pipelines_contain_python(remote, photos):
     serialized = batches(photos, remote)._as_serialized_graph().numpy()
     graph = tf.compat.v1.GraphDef.FromString(serialized)
     ops = {node.op for node in graph.node}
@@ -35,9 +35,9 @@ def test_python_in_the_pipeline(remote, photos):
 
 @pytest.mark.slow
 def test_a_remote_host_makes_the_same_batches(photos):
-    """With a damaged file, which is replaced there without a report.
+    """A damaged file is replaced there without a report.
 
-    A server of TensorFlow in another process stands for the host.
+    A TensorFlow server in another process takes the place of the host.
     """
     result = subprocess.run(
         [sys.executable, "-m", "tests.remote_host", photos],

@@ -1,6 +1,6 @@
-"""A run that goes on: more epochs, moved images, kills, lost files.
+"""Resuming a run: more epochs, moved images, kills, lost files.
 
-In process; `test_end_to_end.py` and `test_survival.py` kill real ones.
+All in this process; `test_end_to_end.py` and `test_survival.py` kill real ones.
 """
 
 import os
@@ -60,7 +60,7 @@ def run(photos, workdir, total_epochs, *, knn_epochs=0):
 
 
 def evaluated(workdir):
-    """The epochs after which there is a kNN accuracy."""
+    """Returns the epochs after which a kNN accuracy is logged."""
     return [entry["epoch"] for entry in lines(workdir) if "knn" in entry]
 
 
@@ -72,7 +72,7 @@ def forget(workdir, step):
 
 
 def logged_to_tensorboard(workdir, name="loss"):
-    """Steps of all events called `name`, in all files, in their order."""
+    """Returns the steps of all events called `name`, in order of the files."""
     steps = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         for record in tf.data.TFRecordDataset(str(path)):
@@ -83,8 +83,10 @@ def logged_to_tensorboard(workdir, name="loss"):
 
 
 @pytest.mark.slow
-def test_more_epochs_moved_images_and_a_kill(photos, tmp_path, capsys):
-    """Two epochs of 3 steps, then four; the latter once without a break."""
+def test_a_run_resumes_with_more_epochs_and_moved_images(
+    photos, tmp_path, capsys
+):
+    """Two epochs of 3 steps, then four, without and with a kill."""
     workdir = tmp_path / "run"
     photos = shutil.copytree(photos, tmp_path / "photos")
     (photos / "dark" / "000.jpg").write_bytes(b"no image")  # trained on
@@ -93,15 +95,14 @@ def test_more_epochs_moved_images_and_a_kill(photos, tmp_path, capsys):
     moved = photos.rename(tmp_path / "moved")
     capsys.readouterr()
     config = run(moved, workdir, 4, knn_epochs=3)
-    # Every third epoch, and where it ends.
+    # After every third epoch, and at the end of a run.
     assert evaluated(workdir) == [2, 3, 4]
     printed = capsys.readouterr().out
     assert "1 unreadable image was left out" in printed
     assert "resuming" in printed and "at step 6 of 12" in printed
     assert f"--dataset=folder:{moved} instead of folder:{photos}" in printed
 
-    # The rates are those of the schedule of four epochs from step 6 on, as it
-    # is said.
+    # From step 6 on, the rates follow the schedule of four epochs, as printed.
     schedule = make_schedule(config, 3)
     rates = [entry["lr"] for entry in lines(workdir) if "lr" in entry]
     assert rates[6:] == pytest.approx(
@@ -121,28 +122,28 @@ def test_more_epochs_moved_images_and_a_kill(photos, tmp_path, capsys):
     assert logged_to_tensorboard(again) == list(range(1, 13))
 
 
-def test_fewer_epochs_if_the_newest_checkpoints_cannot_be_read():
-    asked = types.SimpleNamespace(
+def test_fewer_epochs_need_their_checkpoints():
+    claimed_run = types.SimpleNamespace(
         _config=types.SimpleNamespace(total_epochs=3, workdir="run"),
         _claim=types.SimpleNamespace(shorter=True),
         _steps_per_epoch=3,
     )
-    run_lib._Run._check_still_complete(asked, 9)
+    run_lib._Run._check_still_complete(claimed_run, 9)
     with pytest.raises(UserError, match="Expected at least 9 .* received 8"):
-        run_lib._Run._check_still_complete(asked, 8)
+        run_lib._Run._check_still_complete(claimed_run, 8)
 
 
-def test_legs_of_a_run_that_is_longer_than_asked_for():
+def test_segments_of_a_run_that_is_longer_than_requested():
     assert run_lib.fit_segments(5, 3, 1) == []
     assert run_lib.fit_segments(5, 3, 2) == [(5, 1, 2, 1)]
 
 
-# ---- Checkpoints that are gone
+# ---- Missing checkpoints
 
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny.config("clsa", backbone="resnet18")  # one that flags know
+    return tiny.config("clsa", backbone="resnet18")  # valid for --backbone
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def method(config):
 
 @pytest.fixture
 def begun(config, tmp_path):
-    """A directory as a run leaves it before its first checkpoint."""
+    """The directory of a run before its first checkpoint."""
     (tmp_path / "run.flags").write_text(clsa_tf.config.to_flagfile(config))
     (tmp_path / "dataset.json").write_text('{"images": 70}')
     metrics_log.append(str(tmp_path), {"step": 4, "epoch": 1.0, "loss": 1.0})
@@ -179,7 +180,9 @@ def test_a_run_that_saved_nothing_starts_again(method, begun):
 
 
 @pytest.mark.parametrize("left", ["data", "metrics", "evaluation"])
-def test_checkpoints_that_are_gone_are_not_begun_again(method, begun, left):
+def test_a_run_whose_checkpoints_are_gone_does_not_start_again(
+    method, begun, left
+):
     save(method, begun)
     assert saved(begun, 4)
     if left == "data":
@@ -200,13 +203,13 @@ def test_checkpoints_that_are_gone_are_not_begun_again(method, begun, left):
         assert ("step-4.data" in message) == (left == "data")
 
 
-def test_killed_between_moving_data_and_index_of_the_first(method, begun):
+def test_a_kill_while_the_first_checkpoint_is_moved_is_harmless(method, begun):
     save(method, begun)
     folder = begun / "checkpoints"
     (folder / "unfinished").mkdir()
     os.rename(folder / "step-4.index", folder / "unfinished" / "step-4.index")
     assert restore(method, begun) == 0
-    # It leaves nothing that looks like a loss, whenever it is killed next.
+    # Nothing is left that looks like a lost checkpoint after another kill.
     assert list(folder.iterdir()) == []
     assert restore(method, begun) == 0
 
@@ -222,7 +225,7 @@ def write_events(workdir, steps):
     writer.close()
 
 
-def test_rewinding_tensorboard(tmp_path):
+def test_rewind_removes_later_events_of_tensorboard(tmp_path):
     write_events(tmp_path, range(1, 8))
     (path,) = (tmp_path / "tensorboard").iterdir()
     # A kill cut the last record short.
@@ -240,7 +243,7 @@ def test_rewinding_tensorboard(tmp_path):
     assert not list((tmp_path / "tensorboard").iterdir())
 
 
-def test_tensorboard_itself_sees_each_step_once(tmp_path):
+def test_tensorboard_reads_each_step_once(tmp_path):
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )

@@ -104,7 +104,9 @@ def assert_alive(server):
         ("images_uint8", {"images": exports.noise(5)}),
     ],
 )
-def test_answers_are_those_of_the_saved_model(server, model, signature, inputs):
+def test_answers_equal_those_of_the_saved_model(
+    server, model, signature, inputs
+):
     function = model.signatures[signature or "serving_default"]
     expected = function(**{k: tf.constant(v) for k, v in inputs.items()})
     spec, outputs = predict(server.grpc, request(inputs, signature))
@@ -116,7 +118,7 @@ def test_answers_are_those_of_the_saved_model(server, model, signature, inputs):
         np.testing.assert_allclose(outputs[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_versions_and_labels_choose(server):
+def test_versions_and_labels_select_a_version(server):
     for choice, version in (
         ({}, 2),
         ({"version": 1}, 1),
@@ -135,14 +137,14 @@ def test_outputs_are_filtered(server):
     assert outputs.keys() == {"projection"}
 
 
-def test_values_are_where_tensorflow_serving_puts_them(channel):
+def test_values_are_in_the_field_that_tensorflow_serving_uses(channel):
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     proto = stub.Predict(good(), timeout=60).outputs["projection"]
     assert not proto.tensor_content
     assert len(proto.float_val) == proto.tensor_shape.dim[1].size
 
 
-def test_all_types_travel(server):
+def test_all_types_are_transmitted(server):
     inputs = {
         "numbers": np.float32([[0.5, np.nan], [np.inf, 2]]),
         "count": np.int64([2**62, -1]),
@@ -155,7 +157,7 @@ def test_all_types_travel(server):
         np.testing.assert_array_equal(outputs[name], value)
 
 
-def test_metadata(channel, model):
+def test_metadata_describes_the_signatures(channel, model):
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     message = get_model_metadata_pb2.GetModelMetadataRequest()
     message.model_spec.name = "default"
@@ -174,14 +176,14 @@ def test_metadata(channel, model):
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_status(channel):
+def test_status_lists_the_versions(channel):
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     message = get_model_status_pb2.GetModelStatusRequest()
     message.model_spec.name = "default"
     found = stub.GetModelStatus(message, timeout=60).model_version_status
     available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
     assert {s.version: s.state for s in found} == {1: available, 2: available}
-    message.model_spec.version_label = "stable"  # does not count, as there
+    message.model_spec.version_label = "stable"  # is ignored
     found = stub.GetModelStatus(message, timeout=60).model_version_status
     assert len(found) == 2
     message.model_spec.version.value = 7
@@ -190,7 +192,7 @@ def test_status(channel):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_health(channel):
+def test_health_is_reported_per_service(channel):
     stub = health_pb2_grpc.HealthStub(channel)
     for service in ("", "PredictionService", "ModelService"):
         message = health_pb2.HealthCheckRequest(service=service)
@@ -229,7 +231,7 @@ def test_the_models_can_be_changed(channel, server, toys, tmp_path):
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     message = request({"image_bytes": [IMAGE]}, label="stable")
     assert predict(server.grpc, message)[0].version.value == 1
-    # A model that cannot be loaded is taken over, and told of.
+    # A model that cannot be loaded is accepted, and reported.
     (tmp_path / "1").mkdir()
     message = model_management_pb2.ReloadConfigRequest(config=before)
     message.config.model_config_list.config.add(
@@ -244,7 +246,7 @@ def test_the_models_can_be_changed(channel, server, toys, tmp_path):
 
 
 def proto(dtype=types_pb2.DT_FLOAT, shape=(1, 2, 2, 3), **fields):
-    """A request for `images` with a `TensorProto` as it is put together."""
+    """Returns a request for `images` with a `TensorProto` of these fields."""
     message = predict_pb2.PredictRequest()
     message.model_spec.name = "default"
     message.model_spec.signature_name = "images"
@@ -331,14 +333,14 @@ BAD = {
 }
 
 
-def test_values_beyond_the_shape_do_not_count(server):
+def test_values_beyond_the_shape_are_ignored(server):
     """As in TensorFlow Serving."""
     message = proto(float_val=[0.5] * 13)
     assert outcome(server, message) == "OK"
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_requests_are_told_apart(server, name):
+def test_bad_requests_get_their_codes(server, name):
     code, message = BAD[name]
     with pytest.raises(grpc.RpcError) as caught:
         predict(server.grpc, message)
@@ -354,14 +356,14 @@ def test_a_bad_image_is_named(server):
         predict(server.grpc, message)
 
 
-def test_what_is_no_message_is_rejected(channel):
+def test_bytes_that_are_not_a_message_are_rejected(channel):
     call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"\xff\xff\xff", timeout=60)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_classifying_an_unknown_model(channel):
+def test_classify_rejects_an_unknown_model(channel):
     call = channel.unary_unary("/tensorflow.serving.PredictionService/Classify")
     spec = predict_pb2.PredictRequest()  # has its ModelSpec in the same place
     spec.model_spec.name = "none"
@@ -380,7 +382,7 @@ def test_classifying_an_unknown_model(channel):
         ("SessionService/SessionRun", "UNIMPLEMENTED"),
     ],
 )
-def test_methods_that_our_models_do_not_have(channel, method, code):
+def test_unsupported_methods_are_rejected(channel, method, code):
     call = channel.unary_unary(f"/tensorflow.serving.{method}")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", timeout=60)
@@ -398,11 +400,11 @@ def test_deadlines_are_kept(server):
     assert_alive(server)
 
 
-def test_too_many_at_a_time_are_rejected_at_once(server):
+def test_too_many_concurrent_requests_are_rejected(server):
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         found = [pool.submit(outcome, server, wait_for(0.5)) for _ in range(20)]
         codes = [future.result() for future in found]
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
-    # About --max_concurrent_requests, which counts calls that just ended.
+    # --max_concurrent_requests also counts calls that have just ended.
     assert codes.count("OK") >= 3
     assert_alive(server)

@@ -1,4 +1,4 @@
-"""The life of a real server process: start, changes, stop; its flags."""
+"""A real server process: its start, changes, stop and flags."""
 
 import concurrent.futures
 import shutil
@@ -56,16 +56,16 @@ def test_a_stop_lets_requests_finish(toys, number):
         session = requests.Session()  # stays connected
         assert session.get(f"{process.rest}/metrics").status_code == 200
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            asked = pool.submit(predict, process.grpc, wait_for(3.0))
+            pending = pool.submit(predict, process.grpc, wait_for(3.0))
             by_rest = pool.submit(
                 requests.post,
                 f"{process.rest}{TOY}:predict",
                 json={"instances": [2.5]},
                 timeout=60,
             )
-            time.sleep(1.0)  # they are under way
+            time.sleep(1.0)  # they are running
             with grpc.insecure_channel(process.grpc) as channel:
-                # One who watches does not hold it up.
+                # A client that watches does not delay the stop.
                 watch = health_pb2_grpc.HealthStub(channel).Watch(
                     health_pb2.HealthCheckRequest()
                 )
@@ -74,8 +74,8 @@ def test_a_stop_lets_requests_finish(toys, number):
                 assert next(watch).status == 2  # NOT_SERVING
             while is_open(process.grpc) or is_open(process.rest[7:]):
                 time.sleep(0.05)
-            assert not asked.done() and not by_rest.done()
-            assert asked.result()[1]["seconds"] == 3.0
+            assert not pending.done() and not by_rest.done()
+            assert pending.result()[1]["seconds"] == 3.0
             assert by_rest.result().json() == {"predictions": [2.5]}
         assert process.wait() == 0
         assert process.errors() == ""
@@ -96,28 +96,28 @@ def test_a_stop_does_not_wait_for_ever(toys):
         "--model_name=toy", f"--model_base_path={toys}", "--drain_seconds=0.5"
     ) as process:
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            asked = pool.submit(outcome, process, wait_for(20.0))
+            pending = pool.submit(outcome, process, wait_for(20.0))
             time.sleep(0.5)
             start = time.monotonic()
             assert process.end() == 0
             assert time.monotonic() - start < 15
-            assert asked.result() == "UNAVAILABLE"
+            assert pending.result() == "UNAVAILABLE"
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(toys):
+def test_a_second_signal_ends_the_server_at_once(toys):
     with ServerProcess(
         "--model_name=toy", f"--model_base_path={toys}"
     ) as process:
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            asked = pool.submit(outcome, process, wait_for(20.0))
+            pending = pool.submit(outcome, process, wait_for(20.0))
             time.sleep(0.5)
             process.send(signal.SIGTERM)
             time.sleep(0.5)
             assert process.is_alive()
             process.send(signal.SIGTERM)
             assert process.wait() == 128 + signal.SIGTERM
-            assert asked.result() == "UNAVAILABLE"
+            assert pending.result() == "UNAVAILABLE"
 
 
 @pytest.mark.slow
@@ -139,8 +139,8 @@ def test_too_many_connections_are_rejected(toys):
 
 
 @pytest.mark.slow
-def test_a_thousand_requests_at_once(toys):
-    """None is lost, with batching and few threads."""
+def test_a_thousand_concurrent_requests_are_answered(toys):
+    """With batching and few threads."""
     with (
         ServerProcess(
             "--model_name=toy", f"--model_base_path={toys}", "--enable_batching"
@@ -158,7 +158,7 @@ def test_a_thousand_requests_at_once(toys):
 
 
 @pytest.mark.slow
-def test_a_version_that_comes_later_is_served(toys, tmp_path):
+def test_a_version_added_later_is_served(toys, tmp_path):
     with subprocess.Popen(
         command(f"--model_base_path={tmp_path / 'base'}"),
         stdout=subprocess.PIPE,
@@ -194,19 +194,19 @@ def test_a_new_version_takes_over_without_a_failure(toys, tmp_path):
             return versions
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(ask) for _ in range(4)]
+            pending = [pool.submit(ask) for _ in range(4)]
             shutil.copytree(toys / "1", tmp_path / "2")
             (tmp_path / "2").rename(base / "2")
             process.wait_for_error("loaded version 2 of toy")
             process.wait_for_error("unloaded version 1 of toy")
             over.set()
-            for future in asked:  # raises what failed
+            for future in pending:  # raises errors
                 found = future.result()
                 assert found == sorted(found)
                 assert found[0] == 1 and found[-1] == 2
 
 
-def test_nothing_to_serve_and_nothing_to_wait_for(tmp_path):
+def test_a_server_without_models_that_does_not_poll_ends(tmp_path):
     result = runs.call(
         command(
             f"--model_base_path={tmp_path}", "--file_system_poll_wait_seconds=0"
@@ -220,7 +220,7 @@ def test_nothing_to_serve_and_nothing_to_wait_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_file_of_models_is_followed(toys, tmp_path):
+def test_changes_of_the_file_of_models_take_effect(toys, tmp_path):
     config = tmp_path / "models.config"
     config.write_text(models_config(one=(toys, "")))
     with ServerProcess(
@@ -236,7 +236,7 @@ def test_the_file_of_models_is_followed(toys, tmp_path):
             assert predict(process.grpc, message)[0].name == name
 
 
-def test_a_model_that_cannot_be_loaded_ends_it(tmp_path):
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"garbage")
     flags = (f"--model_base_path={tmp_path}", "--max_num_load_retries=0")
@@ -247,7 +247,7 @@ def test_a_model_that_cannot_be_loaded_ends_it(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["port", "rest_api_port"])
-def test_a_port_that_is_taken(toys, flag):
+def test_a_port_in_use_is_an_error(toys, flag):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = runs.call(
@@ -289,19 +289,19 @@ def read(*arguments):
         (["--model_base_path=/a", "--port=81", "--rest_api_port=81"], " 81 "),
     ],
 )
-def test_flags_that_contradict_each_other(arguments, value):
+def test_contradictory_flags_are_rejected(arguments, value):
     with pytest.raises(UserError) as caught:
         read(*arguments)
     assert value in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", ["--port=65536", "--grpc_max_threads=0"])
-def test_numbers_that_cannot_be(flag):
+def test_impossible_numbers_are_rejected(flag):
     with pytest.raises(flags.IllegalFlagValueError):
         read("--model_base_path=/a", flag)
 
 
-def test_a_version_instead_of_the_directory_of_versions(toys, tmp_path):
+def test_the_path_of_a_single_version_is_rejected(toys, tmp_path):
     with pytest.raises(UserError) as caught:
         read(f"--model_base_path={toys}/1/")
     text = str(caught.value)
@@ -339,7 +339,7 @@ def test_flags_become_settings(tmp_path):
         read("--model_base_path=/a", f"--monitoring_config_file={monitoring}")
 
 
-def test_packages_that_are_missing_are_named():
+def test_missing_packages_are_named():
     code = (
         "import sys, runpy; sys.modules['uvicorn'] = None; "
         "runpy.run_module('export.server', run_name='__main__')"

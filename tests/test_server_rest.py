@@ -61,7 +61,7 @@ def encoded(data):
 
 
 def post(server, body, path=f"{DEFAULT}:predict", **options):
-    """Sends JSON, or bytes as they are."""
+    """Sends JSON, or bytes unchanged."""
     data = body if isinstance(body, bytes) else json.dumps(body)
     return requests.post(server.rest + path, data=data, timeout=60, **options)
 
@@ -104,7 +104,9 @@ WHOLE = exports.noise(2, size=8).tolist()
         ("images_uint8", "images", WHOLE),
     ],
 )
-def test_all_forms_have_the_answers_of_grpc(server, signature, name, value):
+def test_all_forms_of_requests_get_the_answers_of_grpc(
+    server, signature, name, value
+):
     tensor = value
     if signature == "serving_default":
         tensor = np.array(IMAGES, object)
@@ -127,7 +129,7 @@ def test_all_forms_have_the_answers_of_grpc(server, signature, name, value):
             )
 
 
-def test_several_inputs_of_all_types(server):
+def test_several_inputs_of_all_types_are_transmitted(server):
     numbers = [[0.5, float("nan")], [float("-inf"), 2.0]]
     sent = {
         "numbers": numbers,
@@ -135,19 +137,19 @@ def test_several_inputs_of_all_types(server):
         "flag": [True, False],
         "some_bytes": [encoded(b"\xff\0"), "text"],
     }
-    back = dict(sent, some_bytes=[encoded(b"\xff\0"), encoded(b"text")])
+    returned = dict(sent, some_bytes=[encoded(b"\xff\0"), encoded(b"text")])
     path = "/v1/models/toy:predict"
     named = {"signature_name": "echo"}
     answer = post(server, named | {"inputs": sent}, path)
-    np.testing.assert_equal(answer.json()["outputs"], back)
+    np.testing.assert_equal(answer.json()["outputs"], returned)
     assert "NaN" in answer.text and "-Infinity" in answer.text
     by_row = [dict(zip(sent, row)) for row in zip(*sent.values())]
     answer = post(server, named | {"instances": by_row}, path)
-    expected = [dict(zip(back, row)) for row in zip(*back.values())]
+    expected = [dict(zip(returned, row)) for row in zip(*returned.values())]
     np.testing.assert_equal(answer.json()["predictions"], expected)
 
 
-def test_one_output_goes_without_its_name(server):
+def test_a_single_output_has_no_name(server):
     path = "/v1/models/toy:predict"
     answer = post(server, {"instances": [0.0, 0.25]}, path)
     assert answer.json() == {"predictions": [0.0, 0.25]}
@@ -155,7 +157,7 @@ def test_one_output_goes_without_its_name(server):
     assert answer.json() == {"outputs": [0.0]}
 
 
-def test_status(server):
+def test_status_lists_the_versions(server):
     found = get(server, DEFAULT).json()["model_version_status"]
     ok = {"error_code": "OK", "error_message": ""}
     assert found == [
@@ -164,7 +166,7 @@ def test_status(server):
     ]
     (one,) = get(server, DEFAULT + "/versions/1").json()["model_version_status"]
     assert one["version"] == "1"
-    # As there, a label does not count, not even an unknown one.
+    # As in TensorFlow Serving, labels are ignored, even unknown ones.
     for label in ("stable", "none"):
         answer = get(server, f"{DEFAULT}/labels/{label}").json()
         assert answer == {"model_version_status": found}
@@ -173,7 +175,9 @@ def test_status(server):
 @pytest.mark.parametrize(
     "path, version", [("", "2"), ("/versions/1", "1"), ("/labels/stable", "1")]
 )
-def test_metadata_and_predictions_of_a_version(server, path, version):
+def test_versions_and_labels_select_metadata_and_predictions(
+    server, path, version
+):
     found = get(server, f"{DEFAULT}{path}/metadata").json()
     assert found["model_spec"]["name"] == "default"
     assert found["model_spec"]["version"] == version
@@ -261,11 +265,11 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_bad_bodies_are_rejected_with_the_reason(server, name):
-    body, said = BODIES[name]
+    body, reason = BODIES[name]
     answer = post(server, body)
     assert answer.status_code == 400, answer.text
     assert answer.json().keys() == {"error"}
-    assert said in answer.json()["error"], answer.text
+    assert reason in answer.json()["error"], answer.text
     assert_alive(server)
 
 
@@ -310,9 +314,9 @@ def test_bad_bodies_are_rejected_with_the_reason(server, name):
         ("GET", "/metrics?x=1", 400),
     ],
 )
-def test_what_paths_and_methods_there_are(server, method, path, status):
+def test_wrong_paths_and_methods_are_rejected(server, method, path, status):
     message = requests.Request(method, server.rest, data=b"{}").prepare()
-    message.url = server.rest + path  # as it is
+    message.url = server.rest + path  # unchanged
     with requests.Session() as session:
         answer = session.send(message, timeout=60)
     assert answer.status_code == status, answer.text
@@ -320,8 +324,8 @@ def test_what_paths_and_methods_there_are(server, method, path, status):
     assert_alive(server)
 
 
-def test_the_names_of_the_api_are_of_any_case(server):
-    """But the last part is not, as in TensorFlow Serving."""
+def test_names_of_the_api_are_case_insensitive(server):
+    """Except for the last part, as in TensorFlow Serving."""
     for path in ("metadata", "METADATA"):
         found = get(server, f"/V1/Models/default/{path}")
         assert found.status_code == 200
@@ -354,12 +358,12 @@ def test_the_names_of_the_api_are_of_any_case(server):
         ),
     ],
 )
-def test_heads_of_requests(server, head, status):
+def test_unusual_heads_of_requests_get_their_status(server, head, status):
     assert first_status(server, head.encode()) == status
 
 
 def raw(server, data, wait=True):
-    """Sends bytes; returns what comes back until the end of it."""
+    """Sends bytes; returns the answer, until the connection is closed."""
     host, port = server.rest[len("http://") :].split(":")
     with socket.create_connection((host, int(port)), 60) as connection:
         connection.sendall(data)
@@ -376,7 +380,7 @@ def first_status(server, data):
 
 
 def test_pipelined_requests_are_answered_in_turn(server):
-    """(They end TensorFlow Serving 2.15.1.)"""
+    """(They terminate TensorFlow Serving 2.15.1.)"""
     good = f"GET {DEFAULT} HTTP/1.1\r\nHost: x\r\n"
     last = "GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     found = raw(server, f"{good}\r\n{good}\r\n{last}".encode())
@@ -413,15 +417,15 @@ def test_large_bodies_are_rejected(server, size, chunked):
     ],
     ids=["bytes", "cut", "negative", "twice", "chunk", "header"],
 )
-def test_what_is_not_http_is_rejected(server, data):
+def test_invalid_http_is_rejected(server, data):
     try:
         assert b" 400 " in raw(server, data)
     except OSError:
-        pass  # it closes while we still send
+        pass  # closed while we still send
     assert_alive(server)
 
 
-def test_compressed_and_chunked_bodies(server):
+def test_compressed_and_chunked_bodies_are_read(server):
     body = json.dumps({"instances": FILES}).encode()
     expected = post(server, body).json()
     zipped = gzip.compress(body)
@@ -436,18 +440,18 @@ def test_compressed_and_chunked_bodies(server):
         answer = post(server, damaged, headers=headers)
         assert answer.status_code == 400
         assert "document is empty" in answer.json()["error"]
-    assert post(server, zipped).status_code == 400  # not announced
+    assert post(server, zipped).status_code == 400  # without the header
     assert_alive(server)
 
 
-def test_clients_that_give_up_leave_nothing_behind(server):
+def test_clients_that_disconnect_do_no_harm(server):
     for _ in range(20):
         raw(server, HEAD + b"Content-Length: 100\r\n\r\nabc", wait=False)
     assert_alive(server)
 
 
-def test_too_slow_a_body_and_too_long_a_wait(server):
-    """5 s, by --rest_api_timeout_in_ms."""
+def test_slow_bodies_and_slow_models_time_out(server):
+    """After 5 s, by --rest_api_timeout_in_ms."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         slow = pool.submit(
             post, server, {"instances": [7.0]}, "/v1/models/toy:predict"
@@ -461,7 +465,7 @@ def test_too_slow_a_body_and_too_long_a_wait(server):
 
 
 def counted(server, path="/metrics"):
-    """Name with labels -> value."""
+    """Returns name with labels -> value."""
     answer = get(server, path)
     assert answer.status_code == 200
     lines = answer.text.splitlines()
@@ -473,7 +477,7 @@ def counted(server, path="/metrics"):
     }
 
 
-def test_metrics_grow(server):
+def test_metrics_count_requests(server):
     def name(api, method, code, model):
         return (
             f'serving_requests_total{{api="{api}",code="{code}",'
@@ -489,7 +493,7 @@ def test_metrics_grow(server):
     for _ in range(3):
         assert_alive(server)
     predict(server.grpc, request({"image_bytes": [IMAGES[0]]}))
-    for model in ("one", "two"):  # no series for what clients make up
+    for model in ("one", "two"):  # unknown names share a series
         post(server, b"{}", f"/v1/models/{model}:predict")
     after = counted(server, "/monitoring/prometheus/metrics")
     for key, least in names.items():

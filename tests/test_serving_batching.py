@@ -1,4 +1,4 @@
-"""Requests of several clients in one batch, and the file that sets it up."""
+"""Requests of several clients in one batch, and the file of parameters."""
 
 import concurrent.futures
 import threading
@@ -18,7 +18,7 @@ WAITING = {"batch_timeout_micros": 200_000, "num_batch_threads": 1}
 
 
 class Module(tf.Module):
-    """Tells each row how many were run with it; rejects rows below 0."""
+    """Returns with each row the size of its batch; rejects rows below 0."""
 
     def __init__(self, factor):
         super().__init__()
@@ -54,7 +54,7 @@ def run(servable, x):
 
 
 def together(*calls):
-    """Runs calls at the same time; what they return or `ServingError`s."""
+    """Runs calls concurrently; returns their results or `ServingError`s."""
     ready = threading.Barrier(len(calls))
 
     def call(servable, x):
@@ -68,7 +68,7 @@ def together(*calls):
         return list(pool.map(lambda one: call(*one), calls))
 
 
-def test_requests_are_joined_and_taken_apart_again(base):
+def test_requests_are_batched_and_split_again(base):
     servable = load(base / "1")
     sent = [np.full([1 + i % 3, 2], i, np.float32) for i in range(12)]
     found = together(*((servable, x) for x in sent))
@@ -77,13 +77,13 @@ def test_requests_are_joined_and_taken_apart_again(base):
     assert max(answer["rows"].max() for answer in found) > 3
 
 
-def test_sizes_that_are_allowed(base):
+def test_batches_are_padded_to_allowed_sizes(base):
     servable = load(base / "1", max_batch_size=6, allowed_batch_sizes=[4, 6])
     assert run(servable, [[1], [2]])["rows"].tolist() == [4, 4]
     assert run(servable, [[1]] * 5)["y"].tolist() == [[1]] * 5
 
 
-def test_one_failure_is_that_of_the_whole_batch(base):
+def test_one_failure_fails_the_whole_batch(base):
     """As in TensorFlow Serving."""
     servable = load(base / "1", max_batch_size=3)
     found = together((servable, [[1]]), (servable, [[-1]]), (servable, [[2]]))
@@ -92,27 +92,27 @@ def test_one_failure_is_that_of_the_whole_batch(base):
     assert run(servable, [[1]])["y"] == 1
 
 
-def test_rows_of_unequal_shapes_fail_each_other(base):
+def test_rows_of_unequal_shapes_fail_together(base):
     servable = load(base / "1", max_batch_size=2)
     found = together((servable, [[1]]), (servable, [[1, 2]]))
     assert {one.code for one in found} == {_CODE.INVALID_ARGUMENT}
 
 
-def test_more_rows_than_a_batch_has_are_rejected(base):
+def test_requests_larger_than_a_batch_are_rejected(base):
     servable = load(base / "1", max_batch_size=4)
     with pytest.raises(ServingError, match="Task size 5 is larger") as caught:
         run(servable, [[1]] * 5)
     assert caught.value.code == _CODE.INVALID_ARGUMENT
 
 
-def test_a_full_queue_rejects(base):
+def test_a_full_queue_rejects_requests(base):
     servable = load(base / "1", max_batch_size=1, max_enqueued_batches=1)
     found = together(*((servable, [[1]]) for _ in range(64)))
     codes = {getattr(one, "code", None) for one in found}
     assert codes == {None, _CODE.UNAVAILABLE}
 
 
-def test_versions_have_batches_of_their_own(base):
+def test_versions_have_separate_batches(base):
     one, two = load(base / "1"), load(base / "2")
     calls = [(one, [[3]]), (two, [[3]])] * 8
     found = [answer["y"].item() for answer in together(*calls)]
@@ -174,6 +174,6 @@ def test_wrong_batching_parameters_are_rejected(text, values, tmp_path):
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_said():
+def test_a_missing_file_is_rejected():
     with pytest.raises(UserError, match="no-such-file"):
         read_batching_parameters("/no-such-file")

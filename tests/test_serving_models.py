@@ -1,4 +1,4 @@
-"""Versions of models: loaded, asked, replaced, broken."""
+"""Versions of models: requests, replacement, damage and configuration."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ _X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 class Module(tf.Module):
-    """Multiplies by a factor; says so of rows that are negative."""
+    """Multiplies by a factor; reports rows that are negative."""
 
     def __init__(self, factor, size=1):
         super().__init__()
@@ -66,7 +66,7 @@ class Module(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
     def count(self, to):
-        """Takes its time."""
+        """Counts slowly."""
         one = tf.reshape(tf.cast(self.factor, tf.int32), [1])
         return {
             "to": tf.while_loop(
@@ -78,7 +78,7 @@ class Module(tf.Module):
 
 
 def write(base, number, *, size=1):
-    """Publishes a version, one that multiplies by its number."""
+    """Publishes a version that multiplies by its number."""
     draft = base / f".draft-{number}"
     module = Module(number, size)
     names = ("serving_default", "words", "total", "count")
@@ -90,7 +90,7 @@ def write(base, number, *, size=1):
 
 
 def write_warmup(version, *requests):
-    """Puts records there: pairs of a signature and its inputs, or bytes."""
+    """Writes warm-up records: pairs of signature and inputs, or bytes."""
     (version / "assets.extra").mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(version / warmup_requests.PATH)) as file:
         for request in requests:
@@ -115,7 +115,7 @@ def ready_made(tmp_path_factory):
 
 @pytest.fixture
 def publish(ready_made, tmp_path):
-    """Copies of a version below a base path; returns that of the copy."""
+    """Copies a version below a base path; returns the path of the copy."""
 
     def copy(number, *, model="m", source=None):
         base = tmp_path / model
@@ -130,7 +130,7 @@ def publish(ready_made, tmp_path):
 
 @pytest.fixture
 def serve(tmp_path):
-    """Starts `Models` that are ended at the end."""
+    """Starts `Models`, which end with the test."""
     started = []
 
     def start(*configs, batching=None, warm_up=True, on_event=None, **options):
@@ -163,7 +163,7 @@ def config(tmp_path, name="m", policy="latest {}", **labels):
 
 
 class Answer(typing.NamedTuple):
-    """What `ask` returns."""
+    """Result of `ask`."""
 
     version: int
     outputs: dict
@@ -228,7 +228,7 @@ def models(request, ready_made):
 
 
 @pytest.mark.parametrize("sizes", [None, [4], [2, 4]], ids=str)
-def test_the_answer_is_that_of_the_saved_model(exported, sizes):
+def test_answers_equal_those_of_the_saved_model(exported, sizes):
     """Bit for bit where no rows are added."""
     loaded = tf.saved_model.load(exported.path)
     images = exports.noise(3)
@@ -283,8 +283,8 @@ def test_outputs_can_be_chosen(models):
     assert code == _CODE.INVALID_ARGUMENT and "duplicate" in message
 
 
-def test_a_signature_without_rows(ready_made):
-    """Runs alone; in a batch it cannot, as in TensorFlow Serving."""
+def test_a_signature_without_rows_cannot_be_batched(ready_made):
+    """It runs alone; in a batch it fails, as in TensorFlow Serving."""
     path, x = str(ready_made / "1"), {"x": np.float32([1, 2, 3])}
     assert open_version(path).run("total", x)["total"] == 6.0
     batching = config_files.read_batching_parameters()
@@ -299,7 +299,7 @@ def test_strings_keep_their_zeros(models):
 
 
 @pytest.mark.parametrize(
-    "signature, inputs, code, said",
+    "signature, inputs, code, expected",
     [
         (
             "nope",
@@ -310,7 +310,7 @@ def test_strings_keep_their_zeros(models):
         (
             "__saved_model_init_op",
             {},
-            _CODE.OUT_OF_RANGE,  # (so says TensorFlow Serving)
+            _CODE.OUT_OF_RANGE,  # (as in TensorFlow Serving)
             'Serving signature key "__saved_model_init_op" not found.',
         ),
         (
@@ -369,15 +369,15 @@ def test_strings_keep_their_zeros(models):
         ),
     ],
 )
-def test_wrong_requests_are_rejected(models, signature, inputs, code, said):
+def test_wrong_requests_are_rejected(models, signature, inputs, code, expected):
     signature = signature or "serving_default"
     found, message = rejected(ask, models, inputs, signature)
     assert found == code
-    assert said in message
+    assert expected in message
     assert ask(models).version == 1  # and nothing else happened
 
 
-def test_unknown_models_versions_and_labels(models):
+def test_unknown_models_versions_and_labels_are_rejected(models):
     assert rejected(ask, models, name="nope") == (
         _CODE.NOT_FOUND,
         "Servable not found for request: Latest(nope)",
@@ -404,7 +404,7 @@ def test_unknown_models_versions_and_labels(models):
     )
 
 
-def test_signatures_are_told(models):
+def test_signatures_are_listed(models):
     with models.pinned(spec()) as version:
         assert version.number == 1
         signatures = version.servable.signatures
@@ -415,7 +415,7 @@ def test_signatures_are_told(models):
 # --- versions ---------------------------------------------------------------
 
 
-def test_a_newer_version_takes_over_and_is_taken_back(publish, serve):
+def test_a_newer_version_takes_over_until_it_is_removed(publish, serve):
     publish(1)
     models = serve()
     assert ask(models).version == 1
@@ -475,7 +475,7 @@ def test_a_version_is_closed_after_its_last_run(publish, serve):
         target=lambda: found.append(ask(models, to, "count"))
     )
     thread.start()
-    time.sleep(0.2)  # so that it runs: that takes a second
+    time.sleep(0.2)  # it runs for a second
     publish(2)
     until(lambda: states(models)[1] == _STATE.UNLOADING)
     assert not found
@@ -529,7 +529,7 @@ def _warmup_garbage(path):
 
 
 def _warmup_endless(path):
-    # A length that is more than there is, with the right checksum.
+    # A length beyond the end of the file, with a correct checksum.
     write_warmup(path)
     length = struct.pack("<Q", 2**62)
     record = struct.pack("<I", _masked_crc(length))
@@ -569,7 +569,7 @@ def _warmup_too_many(path):
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, expected",
     [
         (_no_variables, "variables"),
         (_no_data, "variables"),
@@ -588,7 +588,7 @@ def _warmup_too_many(path):
         (_warmup_too_many, "1000"),
     ],
 )
-def test_a_broken_version_is_not_served(damage, said, publish, serve):
+def test_a_broken_version_is_not_served(damage, expected, publish, serve):
     publish(1)
     models = serve()
     broken = publish(2, model="elsewhere")
@@ -597,7 +597,7 @@ def test_a_broken_version_is_not_served(damage, said, publish, serve):
     until(lambda: states(models).get(2) == _STATE.END)
     newest, older = statuses(models)
     assert newest.status.error_code != 0
-    assert said in newest.status.error_message
+    assert expected in newest.status.error_message
     assert (older.version, older.state) == (1, _STATE.AVAILABLE)
     assert ask(models).version == 1
     assert rejected(ask, models, version=2)[0] == _CODE.NOT_FOUND
@@ -623,7 +623,7 @@ def test_a_broken_newer_version_leaves_the_older_in_service(publish, serve):
     assert states(models)[2] == _STATE.END
 
 
-def test_a_version_that_is_still_being_copied_is_tried_again(publish, serve):
+def test_a_version_that_is_still_being_copied_is_retried(publish, serve):
     publish(1)
     failures = []
 
@@ -645,17 +645,19 @@ def test_a_version_that_is_still_being_copied_is_tried_again(publish, serve):
     assert not statuses(models, version=2)[0].status.error_message
 
 
-def test_a_base_path_that_is_gone_or_empty(publish, serve, tmp_path):
+def test_an_empty_base_path_removes_versions_and_a_missing_one_does_not(
+    publish, serve, tmp_path
+):
     publish(1)
     warnings = []
     models = serve(on_event=lambda *event: warnings.append(event))
     (tmp_path / "m").rename(tmp_path / "gone")
-    models.reconfigure([config(tmp_path)])  # returns when it has looked
+    models.reconfigure([config(tmp_path)])  # returns after a poll
     assert ask(models).version == 1
     assert warnings[-1][:2] == ("warning", "m")
     (tmp_path / "m").mkdir()
     models.reconfigure([config(tmp_path)])
-    assert rejected(ask, models)[0] == _CODE.NOT_FOUND  # as there
+    assert rejected(ask, models)[0] == _CODE.NOT_FOUND  # as in TF Serving
     publish(2)
     until(lambda: ask_or_none(models) == 2)
 
@@ -673,7 +675,7 @@ def test_only_directories_named_by_numbers_are_versions(
     assert states(models) == {1: _STATE.AVAILABLE}
 
 
-def test_version_zero_and_leading_zeros(publish, serve, tmp_path):
+def test_version_zero_and_leading_zeros_are_accepted(publish, serve, tmp_path):
     shutil.copytree(publish(1, model="x"), tmp_path / "m" / "0")
     models = serve()
     assert ask(models).version == 0
@@ -682,7 +684,7 @@ def test_version_zero_and_leading_zeros(publish, serve, tmp_path):
     until(lambda: ask(models).version == 3)
 
 
-def test_versions_that_failed_are_not_tried_for_ever(tmp_path, serve):
+def test_versions_that_failed_are_not_retried_for_ever(tmp_path, serve):
     for number in range(1, 26):
         (tmp_path / "m" / str(number)).mkdir(parents=True)
     failed = []
@@ -696,7 +698,7 @@ def test_versions_that_failed_are_not_tried_for_ever(tmp_path, serve):
     assert sorted(failed) == list(range(1, 26))
 
 
-def test_whatever_an_event_does_versions_are_followed(publish, serve):
+def test_errors_of_event_handlers_do_not_stop_polling(publish, serve):
     publish(1)
 
     def on_event(*event):
@@ -717,7 +719,7 @@ def test_whatever_an_event_does_versions_are_followed(publish, serve):
         ("specific { versions: 2 versions: 7 }", {2}),
     ],
 )
-def test_policies(policy, served, publish, serve, tmp_path):
+def test_policies_select_versions(policy, served, publish, serve, tmp_path):
     for number in (1, 2, 3):
         publish(number)
     models = serve(config(tmp_path, policy=policy))
@@ -728,7 +730,9 @@ def test_policies(policy, served, publish, serve, tmp_path):
     assert ask(models).version == max(served)
 
 
-def test_polling_once(publish, serve, tmp_path):
+def test_without_polling_versions_change_on_reconfiguration(
+    publish, serve, tmp_path
+):
     publish(1)
     once = serve(poll_seconds=0)
     assert ask(once).version == 1
@@ -739,7 +743,7 @@ def test_polling_once(publish, serve, tmp_path):
     assert ask(once).version == 2
 
 
-def test_a_model_without_versions(publish, serve, tmp_path):
+def test_a_model_may_get_its_first_version_later(publish, serve, tmp_path):
     publish(1)
     models = serve(config(tmp_path), config(tmp_path, "later"))
     assert ask(models).version == 1
@@ -775,19 +779,19 @@ def test_labels_name_versions(publish, serve, tmp_path):
     models.reconfigure([every(stable=1, canary=3)])
     assert ask(models, label="stable").version == 1
     assert ask(models, label="canary").version == 3
-    # (TensorFlow Serving, too, tells of all versions then.)
+    # (TensorFlow Serving, too, lists all versions then.)
     assert [s.version for s in statuses(models, label="stable")] == [3, 2, 1]
     models.reconfigure([every(stable=2)])
     assert ask(models, label="stable").version == 2
     assert rejected(ask, models, label="canary")[0] == _CODE.INVALID_ARGUMENT
 
 
-def test_labels_of_unavailable_versions(publish, serve, tmp_path):
+def test_labels_of_unavailable_versions_need_a_flag(publish, serve, tmp_path):
     publish(1)
     labelled = config(tmp_path, canary=2)
     with pytest.raises(UserError, match="'canary'.*'m'.* 2;"):
         serve(labelled)
-    # As there: none is available yet when it starts.
+    # As in TensorFlow Serving: no version is available yet at the start.
     with pytest.raises(UserError, match="--allow_version_labels"):
         serve(config(tmp_path, stable=1))
     models = serve()
@@ -803,7 +807,7 @@ def test_labels_of_unavailable_versions(publish, serve, tmp_path):
     until(lambda: ask_or_none(models, label="canary") == 2)
 
 
-def test_a_label_in_use_does_not_move_to_what_is_not_loaded(
+def test_a_label_in_use_does_not_move_to_an_unloaded_version(
     publish, serve, tmp_path
 ):
     publish(1)
@@ -815,7 +819,7 @@ def test_a_label_in_use_does_not_move_to_what_is_not_loaded(
     assert ask(models, label="stable").version == 1  # and nothing else moved
 
 
-def test_models_come_and_go(publish, serve, tmp_path):
+def test_models_can_be_added_and_removed(publish, serve, tmp_path):
     publish(1)
     publish(2, model="other")
     publish(3, model="guest")
@@ -846,7 +850,7 @@ def test_policies_and_paths_can_change(publish, serve, tmp_path):
     moved.base_path = str(tmp_path / "elsewhere")
     models.reconfigure([moved])
     until(lambda: ask(models).version == 2)
-    # The same number elsewhere is the same version, as there.
+    # The same number elsewhere is the same version, as in TensorFlow Serving.
     models.reconfigure([config(tmp_path)])
     assert ask(models).version == 2
     np.testing.assert_array_equal(ask(models).outputs["y"], _X * 3)
@@ -927,11 +931,11 @@ def test_wrong_model_configs_are_rejected(text, values, tmp_path):
         config_files.read_model_configs(path)
 
 
-# --- what TensorFlow says ---------------------------------------------------
+# --- messages of TensorFlow -------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, expected",
     [
         (
             "Graph execution error:\n\nassertion failed: [row 3 is bad]\n\t "
@@ -962,8 +966,8 @@ def test_wrong_model_configs_are_rejected(text, values, tmp_path):
         ("", "no reason given"),
     ],
 )
-def test_reasons_survive_without_the_names_of_nodes(text, said):
-    assert reason(text) == said
+def test_reasons_survive_without_the_names_of_nodes(text, expected):
+    assert reason(text) == expected
 
 
 # --- memory -----------------------------------------------------------------
@@ -987,5 +991,5 @@ def test_memory_is_flat_over_swaps_and_requests(tmp_path, serve):
         rejected(ask, models, -_X - 1)
         resident.append(process.memory_info().rss / 1e6)
     print([round(megabytes) for megabytes in resident])
-    # The first of them fill pools that are kept.
+    # The first swaps fill pools that are kept.
     assert max(resident[-5:]) < max(resident[4:8]) + 15

@@ -1,4 +1,4 @@
-"""The embedded dataset: what is drawn, how it is labelled, how it is stored."""
+"""The embedded dataset: its pictures, labels and storage."""
 
 import io
 import pathlib
@@ -21,7 +21,7 @@ SIZES = {
 
 
 class FewShapes(dataset.Shapes, skip_registration=True):
-    """The same dataset, short."""
+    """The same dataset with few images."""
 
     EXAMPLES = {"train": 30, "test": 20}
 
@@ -35,7 +35,7 @@ def overlap(first, second):
     return np.minimum(first, second).sum() / np.maximum(first, second).sum()
 
 
-def test_same_arguments_same_bytes():
+def test_same_arguments_give_the_same_bytes():
     for split in ("train", "test"):
         for index in range(20):
             first = dataset.encoded_example(split, index)
@@ -62,7 +62,7 @@ def test_stored_labels_are_the_drawn_factors():
         assert stored == tuple(draw.draw_factors("test", index))
 
 
-def test_encoded_as_rgb_jpeg_of_quality_95():
+def test_images_are_rgb_jpegs_of_quality_95():
     encoded = dataset.encoded_example("train", 3)["image"]
     with Image.open(encoded) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
@@ -82,7 +82,7 @@ def test_jpeg_is_close_to_the_rendering():
     assert np.abs(drawn - stored).mean() < 6
 
 
-def test_labels_in_range_and_balanced():
+def test_labels_are_in_range_and_balanced():
     labels = np.array([draw.draw_factors("train", i) for i in range(10_000)])
     for column, (name, size) in enumerate(SIZES.items()):
         counts = np.bincount(labels[:, column], minlength=size)
@@ -170,7 +170,7 @@ def test_orientation_label_turns_the_shape_in_the_image():
     assert checked > 10
 
 
-def test_pixel_statistics():
+def test_pixel_statistics_are_in_their_ranges():
     images = [
         draw.render("train", i, draw.draw_factors("train", i))
         for i in range(300)
@@ -210,7 +210,7 @@ def test_features_name_the_factors(tmp_path):
     assert features["texture"].names == list(draw.TEXTURES)
 
 
-def test_registered_with_the_full_sizes(tmp_path):
+def test_shapes_is_registered_with_its_full_sizes(tmp_path):
     builder = tfds.builder("shapes", data_dir=str(tmp_path))
     assert isinstance(builder, dataset.Shapes)
     assert str(builder.version) == "1.0.0"
@@ -243,7 +243,7 @@ def test_interrupted_prepare_starts_over(tmp_path):
         dataset.prepare(tmp_path, builder_class=Interrupted)
     version = tmp_path / "few_shapes" / "1.0.0"
     assert not version.exists()
-    # What a process that was killed outright leaves behind.
+    # A killed process leaves this directory.
     leftover = version.with_name("incomplete.ABCDEF_1.0.0")
     leftover.mkdir()
     (leftover / "few_shapes-train.tfrecord-00000-of-00001").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""SimCLR beyond what every method has to fulfil."""
+"""Properties of SimCLR beyond those of every method."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from tests import golden, tiny
 from tests.ddm_oracle import ddm
 
 
-def compare(embedded, **changes):
+def mean_loss(projections, **changes):
     settings = dict(batch_size=4, projection_size=8, temperature=0.5)
     method = tiny.make(tiny.config("simclr", **settings | changes))
     loss, reports = method.loss(
-        {k: tf.constant(x, tf.float32) for k, x in embedded.items()},
+        {k: tf.constant(x, tf.float32) for k, x in projections.items()},
         None,
         {"example_ids": tf.range(4)},
     )
@@ -23,22 +23,22 @@ def compare(embedded, **changes):
 
 
 VIEWS = {"view_0": golden.WEAK, "view_1": golden.KEYS}
-HOST = 2.325112340679897  # published, T = 0.5
+CONTRAST = 2.325112340679897  # published, T = 0.5
 
 
-def test_divergence_beside_the_contrast():
-    loss, reports = compare(
+def test_divergence_adds_to_the_contrast():
+    loss, reports = mean_loss(
         VIEWS | {"strong_0": golden.STRONG},
         ddm_weight=0.5,
         ddm_temperature=0.3,
     )
     expected = ddm(golden.WEAK, golden.STRONG, golden.KEYS, 0.3)
     assert reports["ddm"] == pytest.approx(expected, abs=2e-6)
-    assert reports["contrast"] == pytest.approx(HOST, abs=2e-6)
-    assert loss == pytest.approx(HOST + 0.5 * expected, abs=2e-6)
+    assert reports["contrast"] == pytest.approx(CONTRAST, abs=2e-6)
+    assert loss == pytest.approx(CONTRAST + 0.5 * expected, abs=2e-6)
 
 
-def test_the_divergence_teaches_the_strong_views_only():
+def test_the_divergence_has_gradients_for_strong_views_only():
     method = tiny.make(tiny.config("simclr", batch_size=4, projection_size=8))
     x = {
         name: tf.Variable(rows, dtype=tf.float32)
@@ -55,15 +55,15 @@ def test_the_divergence_teaches_the_strong_views_only():
 
 
 def test_local_crops_are_compared_with_both_views():
-    """In NumPy, as an ordinary cross-entropy over the other images' views."""
+    """Equals, in NumPy, cross-entropy over the other images' views."""
     local = golden.STRONG
-    loss, _ = compare(
+    loss, _ = mean_loss(
         VIEWS | {"view_2": local},
         ddm_weight=0.0,
         local_crops=(Crop(12, 0.1, 0.5),),
         over_crops="sum",
     )
-    expected = HOST
+    expected = CONTRAST
     for own, other in ((golden.WEAK, golden.KEYS), (golden.KEYS, golden.WEAK)):
         for i in range(4):
             others = np.delete(other, i, axis=0)
@@ -85,6 +85,6 @@ def test_versions_differ_in_the_depth_of_the_head():
         assert sum("kernel" in v.name for v in kernels) == layers
 
 
-def test_there_is_no_momentum_teacher():
+def test_a_momentum_teacher_is_rejected():
     with pytest.raises(UserError, match="--ddm_teacher=online"):
         simclr.check(tiny.config("simclr", ddm_teacher="momentum"))

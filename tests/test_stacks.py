@@ -1,4 +1,4 @@
-"""What passes between the two stacks of `clsa_tf.stack`, in both directions.
+"""Files and runs of one stack of `clsa_tf.stack` work on the other stack.
 
 CLSA_TF_OTHER_PYTHON names the Python of the other one (`make test-tf221`).
 """
@@ -15,7 +15,7 @@ OTHER = os.environ.get("CLSA_TF_OTHER_PYTHON")
 pytestmark = pytest.mark.skipif(
     not OTHER, reason="CLSA_TF_OTHER_PYTHON names no other Python"
 )
-# (who writes, who reads)
+# (writer, reader)
 BOTH = pytest.mark.parametrize(
     "first, second",
     [(sys.executable, OTHER), (OTHER, sys.executable)],
@@ -24,7 +24,7 @@ BOTH = pytest.mark.parametrize(
 
 
 def on(python, arguments):
-    """A command of `runs`, on one of the stacks."""
+    """Returns a command of `runs` for one of the stacks."""
     return [python, *arguments[1:]]
 
 
@@ -32,7 +32,7 @@ def call(python, *arguments):
     return runs.call(on(python, runs.command("tests.stacks", *arguments)))
 
 
-def test_they_are_two():
+def test_the_stacks_are_different():
     code = "import clsa_tf.stack as s; print(s.versions()['tensorflow'])"
     found = {
         runs.call([python, "-c", code]).stdout
@@ -54,7 +54,7 @@ def test_views_are_the_same_bytes(photos, tmp_path):
 
 
 @BOTH
-def test_exports_and_files_load(first, second, tmp_path):
+def test_exports_and_files_load_on_both_stacks(first, second, tmp_path):
     call(first, "write", tmp_path)
     found = []
     for python in (first, second):
@@ -84,7 +84,9 @@ FLAGS = ("--optimizer=lamb", "--base_lr=0.005", "--checkpoint_steps=1")
 
 
 @BOTH
-def test_runs_go_on(first, second, photos, straight, tmp_path):
+def test_runs_resume_on_the_other_stack(
+    first, second, photos, straight, tmp_path
+):
     arguments = runs.train(photos, tmp_path, *FLAGS)
     process = runs.start(on(first, arguments))
     try:

@@ -1,4 +1,4 @@
-"""Which devices are chosen; what they compute is in test_distribution.py."""
+"""The choice of devices; test_distribution.py tests their results."""
 
 import json
 
@@ -20,7 +20,7 @@ def no_cluster(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_auto_on_this_machine():
+def test_auto_is_one_device_on_this_machine():
     found = strategy.make_strategy("auto")
     assert isinstance(found, tf.distribute.OneDeviceStrategy)
     workers = strategy.Workers(found)
@@ -36,7 +36,7 @@ def test_auto_on_this_machine():
         ({}, "", 8, "mirrored"),
         ({}, "local", 0, "tpu"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "", 8, "multiworker"),
-        # The script around the steps, or a step of one task.
+        # A script outside of any step, or a step of one task.
         ({"SLURM_JOB_ID": "7"}, "", 0, "one"),
         ({"SLURM_STEP_NUM_TASKS": "1"}, "", 8, "mirrored"),
         (
@@ -91,7 +91,7 @@ def test_auto_follows_the_environment(
         ),
     ],
 )
-def test_wrong_choices(monkeypatch, name, tpu, tf_config, words):
+def test_wrong_choices_are_rejected(monkeypatch, name, tpu, tf_config, words):
     monkeypatch.setenv("TF_CONFIG", tf_config)
     tf.zeros([])  # too late for workers to connect
     with pytest.raises(UserError) as error:
@@ -103,7 +103,7 @@ def test_wrong_choices(monkeypatch, name, tpu, tf_config, words):
 
 
 class Replicas:
-    """Stands for a strategy of so many replicas."""
+    """Takes the place of a strategy of `count` replicas."""
 
     def __init__(self, count, device="CPU"):
         self.num_replicas_in_sync = count
@@ -134,7 +134,9 @@ class Replicas:
         (2, {"jit_compile": True}, ["--jit_compile", "2 CPUs"]),
     ],
 )
-def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
+def test_batches_that_do_not_suit_the_devices_are_rejected(
+    replicas, changes, words
+):
     config = tiny.config(**changes)
     with pytest.raises(UserError) as error:
         checks.check_batch(config, 100, Replicas(replicas))
@@ -150,7 +152,7 @@ def test_batches_that_do_not_suit_the_devices(replicas, changes, words):
         (1, "CPU", {"batch_norm": "sync", "accumulation_steps": 2}),
     ],
 )
-def test_batches_that_do(replicas, device, changes):
+def test_batches_that_suit_the_devices_are_accepted(replicas, device, changes):
     checks.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))
 
 
@@ -162,7 +164,7 @@ def test_batches_that_do(replicas, device, changes):
         ("simclr", "local", True),
     ],
 )
-def test_xla_and_the_exchange_of_images_between_machines(
+def test_xla_on_several_machines_is_rejected_with_exchanged_images(
     method, batch_norm, accepted, monkeypatch
 ):
     monkeypatch.setattr(checks, "num_loaders", lambda _: 2)
@@ -184,7 +186,5 @@ def test_xla_and_the_exchange_of_images_between_machines(
         (tf.errors.InvalidArgumentError, "Connection reset by peer", False),
     ],
 )
-def test_an_internal_error_is_a_lost_worker_only_if_it_says_so(
-    kind, message, lost
-):
+def test_lost_workers_are_recognised_by_class_and_message(kind, message, lost):
     assert strategy.is_lost_worker(kind(None, None, message)) == lost

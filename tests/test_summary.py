@@ -1,4 +1,4 @@
-"""What a run says when it is over, and commands to copy."""
+"""The summary of a finished run, and commands to copy."""
 
 import shlex
 import sys
@@ -21,7 +21,7 @@ def sum_up(workdir, entries, **settings):
     return summary.of_run(config, **settings)
 
 
-def test_what_a_run_reached(tmp_path):
+def test_the_summary_states_the_results(tmp_path):
     workdir = tmp_path / "a run"
     found = sum_up(
         workdir,
@@ -50,14 +50,14 @@ def test_what_a_run_reached(tmp_path):
     assert shlex.split(export)[-1] == f"--output={workdir}/savedmodel"
 
 
-def test_a_run_without_evaluation_and_measures(tmp_path):
+def test_the_summary_leaves_out_missing_results(tmp_path):
     found = sum_up(tmp_path, [{"step": 40, "epoch": 4.0}], seconds=59.6)
     assert "in 1 min 00 s\n" in found
     for word in ("kNN", "nats", "warning", "unreadable", "images/s"):
         assert word not in found
 
 
-def test_the_best_so_far(tmp_path):
+def test_the_summary_marks_the_best_accuracy_so_far(tmp_path):
     found = sum_up(tmp_path, [{"step": 40, "epoch": 4.0, "knn": 0.5}])
     assert "50.0%, the best so far" in found
 
@@ -71,7 +71,7 @@ def test_commands_are_quoted_for_a_shell(value):
     assert words == ["python", "-m", "clsa_tf.report", f"--workdir={value}"]
 
 
-def test_the_command_that_was_typed(monkeypatch):
+def test_the_typed_command_is_repeated(monkeypatch):
     class Spec:
         name = "clsa_tf.train"
 
@@ -82,7 +82,7 @@ def test_the_command_that_was_typed(monkeypatch):
     assert shlex.split(shell.this()) == typed
 
 
-def test_the_program_that_was_typed(monkeypatch):
+def test_the_typed_program_is_repeated(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/me/mine.py", "a b"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     assert shell.this() == "mine.py 'a b'"

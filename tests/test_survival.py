@@ -1,4 +1,4 @@
-"""What happens to the machine of a run, and what becomes of the run."""
+"""Runs survive kills, signals, full disks and damaged data."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="root mounts a disk")
 
 
 def assert_one_sentence(stderr, *words):
-    """One error, and what it says."""
+    """Checks that there is one error line, with these words."""
     assert "Traceback" not in stderr
     (sentence,) = [s for s in stderr.split("\n") if s.startswith("error: ")]
     for word in words:
@@ -41,7 +41,7 @@ def assert_one_sentence(stderr, *words):
 
 
 def steps(workdir):
-    """Steps of the checkpoints, newest first; all of them can be read."""
+    """Reads all checkpoints; returns their steps, newest first."""
     return [int(name[len("step-") :]) for name, _ in states(workdir)]
 
 
@@ -51,9 +51,9 @@ def assert_ends_as(workdir, other):
 
 
 class Paused:
-    """A run that is started and halts before its first step, or later.
+    """Starts a run, and stops its process when a condition holds.
 
-    Until it is left (`with`), the process does not run.
+    The process continues at the end of the `with` statement.
     """
 
     def __init__(self, arguments, condition, output=subprocess.DEVNULL):
@@ -85,7 +85,7 @@ def is_begun(workdir):
 
 
 def is_training(workdir):
-    """Condition: two steps are done, which no checkpoint has."""
+    """Condition: two steps are done and not in a checkpoint."""
     return lambda: metrics_log.read(workdir) != []
 
 
@@ -93,21 +93,21 @@ def is_training(workdir):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again():
+def test_a_run_that_is_killed_repeatedly_resumes_exactly():
     result = call(command("tests.kill", "--kills=6", "--seed=0"))
     assert "Equal to the undisturbed run." in result.stdout
 
 
 @pytest.mark.slow
-def test_preempted_while_another_run_wants_its_directory(
+def test_a_preempted_run_resumes_and_locks_its_directory(
     photos, finished, tmp_path, output
 ):
     workdir = tmp_path / "run"
     arguments = train(photos, workdir)
     with Paused(arguments, is_begun(workdir), output) as process:
-        refused = call(arguments, status=1)
-        assert_one_sentence(refused.stderr, f"process {process.pid} on")
-        # Nothing has been trained yet, and the first step takes a while.
+        rejected = call(arguments, status=1)
+        assert_one_sentence(rejected.stderr, f"process {process.pid} on")
+        # No step has been trained yet, and the first one takes a while.
         process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 130
     printed = text_of(output)
@@ -131,7 +131,7 @@ def test_preempted_while_another_run_wants_its_directory(
 
 
 @pytest.mark.slow
-def test_sigint_in_an_epoch_and_sigterm_in_the_evaluation(
+def test_a_run_resumes_after_signals_in_an_epoch_and_in_the_evaluation(
     photos, finished, tmp_path, output
 ):
     workdir = tmp_path / "run"
@@ -154,7 +154,7 @@ def test_sigint_in_an_epoch_and_sigterm_in_the_evaluation(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["split", "sync"])
-def test_goes_on_with_another_number_of_replicas(case, photos, tmp_path):
+def test_a_run_resumes_with_another_number_of_replicas(case, photos, tmp_path):
     def resized(workdir, replicas):
         return command("tests.resized", case, photos, workdir, replicas)
 
@@ -171,7 +171,7 @@ def test_goes_on_with_another_number_of_replicas(case, photos, tmp_path):
 
 
 def assert_close(workdir, straight):
-    """Compares with what rounding leaves: sums are in another order."""
+    """Compares up to rounding, because sums are in another order."""
     for (_, mine), (_, other) in zip(states(workdir), states(straight)):
         assert mine.keys() == other.keys() and len(mine) > 50
         for name, value in mine.items():
@@ -190,7 +190,7 @@ def assert_close(workdir, straight):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A directory with 6 MB of its own, enough for two checkpoints."""
+    """A directory on a disk of 6 MB, which holds two checkpoints."""
     path = tmp_path / "disk"
     path.mkdir()
     mount("-t", "tmpfs", "-o", "size=6m", "tmpfs", path)
@@ -203,7 +203,7 @@ def mount(*arguments):
 
 
 def fill(disk):
-    """Takes the room that is left; returns the file that does."""
+    """Fills a disk; returns the file that does."""
     path = disk / "filler"
     with open(path, "wb", buffering=0) as file:
         try:
@@ -215,7 +215,7 @@ def fill(disk):
 
 @pytest.mark.slow
 @needs_root
-def test_full_disk(photos, finished, disk):
+def test_a_run_resumes_after_a_full_disk(photos, finished, disk):
     workdir = disk / "run"
     arguments = train(photos, workdir, "--checkpoint_steps=1")
     error = call(arguments, status=1).stderr
@@ -224,7 +224,7 @@ def test_full_disk(photos, finished, disk):
     )
     assert steps(workdir) == [2, 1]
     assert [entry["step"] for entry in lines(workdir)] == [2]
-    # What was half-written does not take the room.
+    # Incomplete files do not take up space.
     left = os.listdir(workdir / "checkpoints")
     assert len(left) == 4 and all(name.startswith("step-") for name in left)
 
@@ -254,7 +254,7 @@ def test_full_disk(photos, finished, disk):
     ],
     ids=["savedmodel", "no room at all", "keras", "weights"],
 )
-def test_full_disk_of_an_export(exported, disk, room, export):
+def test_an_export_to_a_full_disk_leaves_no_files(exported, disk, room, export):
     filler = fill(disk)
     os.truncate(filler, filler.stat().st_size - room)
     with pytest.raises(Exception) as error:
@@ -262,7 +262,7 @@ def test_full_disk_of_an_export(exported, disk, room, export):
     assert is_of_disk(error.value), repr(error.value)
     # A file that HDF5 cannot close would crash the process later.
     assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == 0
-    # (Without any room there is not even the directory.)
+    # (Without any space, even the directory is missing.)
     assert not room or os.listdir(disk / "out") == []
 
 
@@ -279,7 +279,7 @@ def log_in(workdir):
     )
 
 
-def test_no_room_for_a_line_of_the_metrics(tmp_path):
+def test_a_full_disk_for_metrics_is_an_error(tmp_path):
     log = log_in(tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match="No space left.*no checkpoint yet"):
@@ -287,25 +287,25 @@ def test_no_room_for_a_line_of_the_metrics(tmp_path):
 
 
 @needs_root
-def test_no_room_for_tensorboard(tmp_path, disk):
+def test_a_full_disk_for_tensorboard_is_an_error(tmp_path, disk):
     log = log_in(disk / "run")
     (disk / "run" / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
     fill(disk)
-    # (TensorFlow's reason is in another line than what it could not do.)
+    # (TensorFlow states the cause and the failed action in different lines.)
     words = "(No space left|Failed to flush).*no checkpoint yet"
     with pytest.raises(UserError, match=words):
-        for _ in range(100):  # there is a little room in its last block
+        for _ in range(100):  # its last block has a little space
             log.write({"loss": 1.0})
 
 
 @pytest.mark.slow
 @needs_root
-def test_disk_that_fills_up_where_metrics_and_pictures_go(
+def test_a_run_resumes_after_a_disk_too_full_for_its_metrics_and_pictures(
     photos, finished, disk, output
 ):
     workdir = disk / "run"
     arguments = train(photos, workdir, draw=True)
-    # First `views.png` has no room, then a line of the metrics or TensorBoard.
+    # First `views.png` has no space, then a line of metrics or TensorBoard.
     for _ in range(2):
         with Paused(arguments, is_begun(workdir), output) as process:
             filler = fill(disk)
@@ -326,7 +326,7 @@ def test_disk_that_fills_up_where_metrics_and_pictures_go(
 
 @pytest.fixture
 def read_only(finished, tmp_path):
-    """The directory of the finished run, of which one can only read."""
+    """The directory of the finished run, without permission to write."""
     if os.getuid():
         finished[0].chmod(0o555)
         yield finished[0]
@@ -341,7 +341,7 @@ def read_only(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_read_only_directory(photos, finished, read_only):
+def test_a_read_only_directory_is_rejected(photos, finished, read_only):
     before = (read_only / "metrics.jsonl").read_bytes()
     error = call(train(photos, read_only), status=1).stderr
     assert_one_sentence(error, "--workdir that can be written")
@@ -353,7 +353,9 @@ def test_read_only_directory(photos, finished, read_only):
 
 
 @pytest.mark.slow
-def test_numbers_that_are_not_finite(photos, tmp_path):
+def test_numbers_that_are_not_finite_end_the_run_and_are_not_saved(
+    photos, tmp_path
+):
     workdir = tmp_path / "run"
     error = call(
         train(
@@ -367,7 +369,7 @@ def test_numbers_that_are_not_finite(photos, tmp_path):
         for name, value in variables.items():
             assert np.all(np.isfinite(value)), name
     assert all(np.isfinite(line["loss"]) for line in lines(workdir))
-    # The step that follows the last one that was saved; its rate, of 1e9.
+    # The step after the last saved one, with its learning rate.
     step = steps(workdir)[0] + 1
     assert_one_sentence(error, f"step {step} with learning rate", "e+07")
     assert f"checkpoint is {workdir}/checkpoints/{found[0][0]}: lower" in error
@@ -377,7 +379,7 @@ def test_numbers_that_are_not_finite(photos, tmp_path):
 
 
 def write_photos(folder):
-    """1,000 photographs, the first ten damaged; returns those unreadable."""
+    """Writes 1,000 photographs, ten damaged; returns the unreadable ones."""
     write_folder(folder, classes=("",), each=1000)
     rng = np.random.default_rng(0)
     unreadable = set()
@@ -394,7 +396,7 @@ def write_photos(folder):
             tf.io.decode_jpeg(bytes(data), channels=3)
         except tf.errors.InvalidArgumentError:
             unreadable.add(str(path))
-    assert 4 < len(unreadable)  # some of those with other bytes, too
+    assert 4 < len(unreadable)  # some with changed bytes, too
     return unreadable
 
 
@@ -405,7 +407,7 @@ EVERY_PHOTO = ["--batch_size=20", "--log_steps=1"]
 def test_damaged_photographs_are_counted_and_named(tmp_path):
     photos = tmp_path / "photos"
     unreadable = write_photos(photos)
-    # Each is met twice, and counted once.
+    # Each is read twice, and counted once.
     result = call(
         train(photos, tmp_path / "run", *EVERY_PHOTO, "--total_epochs=2")
     )
@@ -426,7 +428,7 @@ def test_too_many_damaged_photographs_end_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_photographs_that_vanish_during_the_run(tmp_path, output):
+def test_photographs_deleted_during_the_run_are_counted(tmp_path, output):
     photos, workdir = tmp_path / "photos", tmp_path / "run"
     write_folder(photos, classes=("",), each=1000)
     gone = [photos / f"{i:03d}.jpg" for i in range(40)]

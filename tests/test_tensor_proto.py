@@ -1,4 +1,4 @@
-"""TensorProtos of strangers, and those of TensorFlow."""
+"""TensorProtos, valid and malformed, to and from arrays."""
 
 import grpc
 import hypothesis
@@ -53,7 +53,7 @@ def test_no_tensor_is_too_odd(dtype, shape, content, ints, strings):
     ],
     ids=lambda array: array.dtype.name,
 )
-def test_tensors_are_those_of_tensorflow(array):
+def test_tensors_equal_those_of_tensorflow(array):
     np.testing.assert_array_equal(
         tf.make_ndarray(tensor_proto.from_array(array)), array
     )
@@ -66,15 +66,15 @@ def test_tensors_are_those_of_tensorflow(array):
         np.testing.assert_array_equal(found, array)
 
 
-def test_a_value_stands_for_those_left_out():
+def test_the_last_value_is_repeated():
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_INT32, int_val=[1, 7])
     tensor.tensor_shape.dim.add(size=4)
     found = tensor_proto.to_array(tensor, "x", max_bytes=100)
     assert found.tolist() == tf.make_ndarray(tensor).tolist() == [1, 7, 7, 7]
 
 
-def test_values_that_are_too_many_are_left_out():
-    """As TensorFlow Serving does."""
+def test_excess_values_are_ignored():
+    """As in TensorFlow Serving."""
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_INT32, int_val=[1, 7])
     tensor.tensor_shape.dim.add(size=1)
     assert tensor_proto.to_array(tensor, "x", max_bytes=100).tolist() == [1]

@@ -1,4 +1,4 @@
-"""What `train.run` refuses, in process; the rest is in test_end_to_end.py."""
+"""Settings that `train.run` rejects; test_end_to_end.py tests the rest."""
 
 import os
 
@@ -34,7 +34,7 @@ def run(*arguments):
         (["--dataset=imagenet2012"], ["imagenet2012", "data_dir"]),
     ],
 )
-def test_wrong_settings(photos, tmp_path, flags_, words):
+def test_wrong_settings_are_rejected(photos, tmp_path, flags_, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "data").mkdir()
     arguments = [
@@ -51,9 +51,9 @@ def test_wrong_settings(photos, tmp_path, flags_, words):
         assert word in message, message
 
 
-def test_other_images_in_the_same_workdir_are_refused(tmp_path):
+def test_other_images_in_the_same_workdir_are_rejected(tmp_path):
     config = tiny.config(workdir=str(tmp_path / "run"))
-    for _ in range(2):  # it is given back, and may be taken again
+    for _ in range(2):  # it is released, and may be claimed again
         with workdir.claim(config, images=54):
             pass
     with pytest.raises(UserError, match="the 54 images that .* received 55"):
@@ -64,14 +64,14 @@ def test_other_images_in_the_same_workdir_are_refused(tmp_path):
             workdir.claim(config, images=54)
 
 
-def test_unwritable_workdir(photos, tmp_path):
+def test_an_unwritable_workdir_is_rejected(photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir that can be written"):
         run(f"--dataset=folder:{photos}", f"--workdir={tmp_path}/file/run")
 
 
 @pytest.mark.slow
-def test_too_many_bad_images_stop_the_run_and_keep_what_was_saved(
+def test_too_many_bad_images_stop_the_run_unless_they_are_allowed(
     photos, tmp_path
 ):
     mixed = write_folder(tmp_path / "mixed", classes=("",), each=30)
@@ -79,7 +79,7 @@ def test_too_many_bad_images_stop_the_run_and_keep_what_was_saved(
         (mixed / f"bad{i}.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
     with pytest.raises(UserError, match="--max_bad_share"):
         run(f"--dataset=folder:{mixed}", f"--workdir={tmp_path}/run")
-    # Allowed, it runs.
+    # With a larger share it runs.
     run(
         f"--dataset=folder:{mixed}",
         f"--workdir={tmp_path}/run",
@@ -99,5 +99,5 @@ def test_too_many_bad_images_stop_the_run_and_keep_what_was_saved(
         (40, []),
     ],
 )
-def test_legs_lead_from_the_step_to_the_end(step, expected):
+def test_segments_lead_from_the_step_to_the_end(step, expected):
     assert run_lib.fit_segments(step, 10, 4) == expected

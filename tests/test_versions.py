@@ -45,7 +45,7 @@ NEW = ("TensorFlow 2.21", "tf-keras 2.21", "Python 3.12 to 3.13")
         ((3, 11), None, None, OLD, "TensorFlow not installed"),
     ],
 )
-def test_others_are_named_with_what_is_needed(
+def test_other_versions_are_rejected_with_the_needed_ones(
     python, tensorflow, keras, needed, received
 ):
     with pytest.raises(ImportError) as error:
@@ -57,7 +57,7 @@ def test_others_are_named_with_what_is_needed(
 
 
 def run(code, **environment):
-    """What another process printed, which begins without clsa_tf."""
+    """Runs code in another process, which has not imported clsa_tf."""
     rest = {k: v for k, v in os.environ.items() if k != _LEGACY}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -74,14 +74,14 @@ def test_both_ways_to_import_keras_give_keras_2():
         "from tensorflow.keras import layers\n"
         "assert layers.Dense is keras.layers.Dense\n"
         "print(keras.layers.Dense.__module__.split('.')[0])\n",
-        # The other stack's setting, which somebody may export for all.
+        # The other stack's setting, which users may have exported.
         TF_USE_LEGACY_KERAS="1",
     )
     assert result.stdout.strip() == KERAS_2.replace("-", "_"), result.stderr
 
 
 @only_beside_keras_3
-def test_tensorflow_with_keras_3_is_refused():
+def test_tensorflow_with_keras_3_is_rejected():
     result = run("import tensorflow, clsa_tf")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
@@ -90,13 +90,13 @@ def test_tensorflow_with_keras_3_is_refused():
 
 
 @only_beside_keras_3
-def test_tensorflow_with_keras_2_is_taken():
+def test_tensorflow_with_keras_2_is_accepted():
     result = run("import tensorflow, clsa_tf", TF_USE_LEGACY_KERAS="1")
     assert result.returncode == 0, result.stderr
 
 
 @only_beside_keras_3
-def test_keras_3_by_the_environment_is_refused():
+def test_keras_3_by_the_environment_is_rejected():
     result = run("import clsa_tf", TF_USE_LEGACY_KERAS="0")
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ")

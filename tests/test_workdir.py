@@ -1,4 +1,4 @@
-"""Whose directory it is, and what may change when a run is resumed."""
+"""The directory of a run: its lock, and changes when a run is resumed."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def claim(config, step=0, **fingerprints):
         return claimed
 
 
-def refusal(config, step=6, **fingerprints):
+def rejection(config, step=6, **fingerprints):
     with pytest.raises(UserError) as error:
         claim(config, step, **fingerprints)
     return str(error.value)
@@ -45,53 +45,53 @@ def flags_of(config):
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run"])
-def test_a_directory_of_a_network_is_refused(tmp_path, monkeypatch, place):
+def test_a_directory_of_a_network_is_rejected(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    assert "directory of this machine" in refusal(tiny.config(workdir=place))
+    assert "directory of this machine" in rejection(tiny.config(workdir=place))
     assert list(tmp_path.iterdir()) == []
 
 
 # ---- Other flags
 
 
-def test_it_is_locked_before_it_is_compared(config):
-    """Another process may be about to write what would be compared."""
+def test_the_directory_is_locked_before_flags_are_compared(config):
+    """Another process may be about to write the flags."""
     claim(config)
     path = os.path.join(config.workdir, workdir.LOCK)
     with files.lock(path), pytest.raises(UserError) as error:
         claim(config.replace(seed=7))
     assert f"process {os.getpid()}" in str(error.value)
-    # A refusal gives the lock back.
-    assert "--seed=7" in refusal(config.replace(seed=7))
+    # A rejection releases the lock.
+    assert "--seed=7" in rejection(config.replace(seed=7))
     claim(config)
 
 
-def test_a_refusal_lists_the_differences_and_the_way_on(config):
+def test_a_rejection_lists_the_differences_and_the_remedies(config):
     claim(config)
-    message = refusal(config.replace(base_lr=0.5, seed=7))
+    message = rejection(config.replace(base_lr=0.5, seed=7))
     assert "--base_lr=0.5 instead of 0.3, --seed=7 instead of 0;" in message
     assert f"--init_from={config.workdir}" in message
-    # What may change comes from the declarations of the flags.
+    # The changeable flags follow from the declarations of the flags.
     for name, condition in config_lib.changeable().items():
         if name not in ("workdir", "init_from", "init_what"):
             assert f"--{name}" + (condition and f" ({condition})") in message
     assert "--base_lr," not in message
-    # Nothing to start from, if nothing was saved.
-    assert "--init_from" not in refusal(config.replace(seed=7), step=0)
+    # If nothing was saved, there is nothing to start from.
+    assert "--init_from" not in rejection(config.replace(seed=7), step=0)
 
 
-def test_the_method_comes_first_and_many_are_counted(config):
+def test_the_method_is_listed_first_and_many_differences_are_counted(config):
     claim(config)
     other = tiny.config("moco", workdir=config.workdir, total_epochs=3)
     found = config_lib.differences(config, other)
     assert len(found) > 6
-    message = refusal(other)
+    message = rejection(other)
     assert "received --method=moco instead of clsa, " in message
     assert f" and {len(found) - 6} more;" in message
     assert "None" not in message
-    # Which is declared before the method.
+    # (--holdout is declared before --method.)
     other = other.replace(holdout=0.5)
-    assert "--method=moco instead of clsa, --holdout=0.5" in refusal(other)
+    assert "--method=moco instead of clsa, --holdout=0.5" in rejection(other)
 
 
 # ---- More epochs
@@ -116,7 +116,7 @@ def test_the_schedule_may_follow_the_number_of_epochs(config):
     config = config.replace(**steps, warmup_epochs=0.5)
     claim(config)
     other = dict(lr_milestones=(2, 4), warmup_epochs=1.0)
-    message = refusal(config.replace(**other))
+    message = rejection(config.replace(**other))
     assert "--lr_milestones=2,4 instead of 1,2" in message
     assert "--lr_milestones (with a larger --total_epochs)" in message
     claimed = claim(config.replace(total_epochs=6, **other), 6)
@@ -126,13 +126,13 @@ def test_the_schedule_may_follow_the_number_of_epochs(config):
         "warmup_epochs",
     }
     assert "--lr_milestones=2,4" in flags_of(config)
-    # Nothing to do: what is recorded stays, whatever would fit fewer epochs.
+    # The run is complete: the record stays, despite fewer epochs.
     assert claim(config.replace(total_epochs=2), step=6).shorter
     assert "--lr_milestones=2,4" in flags_of(config)
     assert "--warmup_epochs=1.0" in flags_of(config)
 
 
-def test_a_change_is_recorded_once_though_killed_in_between(config):
+def test_a_change_is_recorded_once_despite_a_kill(config):
     claim(config)
     before = (config.workdir, "\n".join(flags_of(config)) + "\n")
     for _ in range(2):  # killed before run.flags was written
@@ -142,15 +142,15 @@ def test_a_change_is_recorded_once_though_killed_in_between(config):
     assert len(workdir.read_changes(config.workdir)) == 1
 
 
-def test_fewer_epochs_are_refused_unless_they_are_done(config):
+def test_fewer_epochs_are_rejected_unless_they_are_done(config):
     claim(config)
     fewer = config.replace(total_epochs=2)
-    message = refusal(fewer, step=5)
+    message = rejection(fewer, step=5)
     assert "--total_epochs=2 instead of 3" in message
     assert "--total_epochs (to a larger number)" in message
     claimed = claim(fewer, step=6)
     assert claimed.shorter and claimed.changes == []
-    # What the run is stays recorded.
+    # The record of the run stays.
     assert "--total_epochs=3" in flags_of(config)
     assert not claim(config, step=6).shorter
 
@@ -162,30 +162,30 @@ def test_images_may_move_if_they_are_the_same(config):
     here = config.replace(dataset="folder:/here", eval_dataset="folder:/e")
     claim(here, dataset="a", eval_dataset="b")
     there = here.replace(dataset="folder:/there", eval_dataset="folder:/f")
-    assert "--dataset=folder:/there" in refusal(there)
-    assert "--dataset=folder:/there" in refusal(
+    assert "--dataset=folder:/there" in rejection(there)
+    assert "--dataset=folder:/there" in rejection(
         there, dataset="c", eval_dataset="b"
     )
-    assert "received --eval_dataset=folder:/f" in refusal(
+    assert "received --eval_dataset=folder:/f" in rejection(
         there, dataset="a", eval_dataset="c"
     )
     claimed = claim(there, 6, dataset="a", eval_dataset="b")
     assert [c.flag for c in claimed.changes] == ["dataset", "eval_dataset"]
     assert "--dataset=folder:/there" in flags_of(config)
     assert claim(there, 6, dataset="a", eval_dataset="b").changes == []
-    # The number counts as well.
-    for step, way_on in (
+    # The number of images has to be the same, too.
+    for step, remedy in (
         (0, "--workdir.$"),
         (6, f"--init_from={there.workdir}"),
     ):
-        words = f"54 images .* received 55.*{way_on}"
+        words = f"54 images .* received 55.*{remedy}"
         with pytest.raises(UserError, match=words):
             workdir.claim(
                 there, images=55, step=step, fingerprints={"dataset": "a"}
             )
 
 
-def test_what_has_moved_is_told_from_what_was_not_named_before(config):
+def test_moved_images_are_distinguished_from_newly_named_ones(config):
     one = config.replace(dataset="folder:/one")
     claim(one, dataset="a", eval_dataset="b")
     two = one.replace(dataset="folder:/two", eval_dataset="folder:/held_out")
@@ -199,12 +199,12 @@ def test_other_images_at_the_same_path_are_noted(config):
     assert claim(config, 6, dataset="a").notes == []
     (note,) = claim(config, 6, dataset="b").notes
     assert "--dataset" in note
-    # Those that it was started with stay on record.
+    # The first fingerprints stay on record.
     with open(f"{config.workdir}/dataset.json", encoding="utf-8") as file:
         assert json.load(file)["fingerprints"] == {"dataset": "a"}
 
 
-def test_a_directory_of_an_earlier_version(config):
+def test_a_directory_of_an_earlier_version_is_accepted(config):
     claim(config)
     path = f"{config.workdir}/dataset.json"
     with open(path, "w", encoding="utf-8") as file:
@@ -213,13 +213,13 @@ def test_a_directory_of_an_earlier_version(config):
     with open(f"{config.workdir}/run.flags", "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
     moved = config.replace(dataset="folder:/there")
-    assert "--dataset=folder:/there" in refusal(moved, dataset="a")
+    assert "--dataset=folder:/there" in rejection(moved, dataset="a")
     assert claim(config, 6, dataset="a").notes == []
     assert {"--init_from=", "--init_what=encoder"} <= set(flags_of(config))
     claim(moved, 6, dataset="a")  # recorded by now
 
 
-def test_where_a_run_started_from_is_recorded_by_its_first_start(config):
+def test_init_from_is_recorded_until_the_first_checkpoint(config):
     claim(config.replace(init_from="/wrong"))
     claim(config.replace(init_from="/weights", init_what="all"))
     for later in ("", "/other"):
@@ -236,7 +236,7 @@ def digest(dataset):
     return open_source(dataset).fingerprint()
 
 
-def test_the_fingerprint_of_a_folder(tmp_path):
+def test_the_fingerprint_of_a_folder_depends_on_names_and_bytes(tmp_path):
     here = write_folder(tmp_path / "here", each=5)
     before = digest(f"folder:{here}")
     there = here.rename(tmp_path / "there")
@@ -245,7 +245,7 @@ def test_the_fingerprint_of_a_folder(tmp_path):
     assert digest(f"folder:{there}") != before
     (there / "bright/zzz.jpg").rename(there / "bright/000.jpg")
     assert digest(f"folder:{there}") == before
-    # As many files with the same names, and once with the same sizes.
+    # The same number and names of files, and once the same sizes.
     photo = there / "bright/000.jpg"
     data = photo.read_bytes()
     for other in (data + b"!", data[:-40] + b"!" + data[-39:]):
@@ -253,7 +253,7 @@ def test_the_fingerprint_of_a_folder(tmp_path):
         assert digest(f"folder:{there}") != before
 
 
-def test_the_fingerprint_survives_files_that_are_gone(tmp_path):
+def test_missing_files_do_not_prevent_a_fingerprint(tmp_path):
     paths = [f"{i}.jpg" for i in range(3)]
     before = fingerprint.of_files(str(tmp_path), paths)
     (tmp_path / "1.jpg").write_bytes(b"1")
@@ -270,7 +270,7 @@ def write_records(path, photos):
             writer.write(example.SerializeToString())
 
 
-def test_the_fingerprint_of_record_files(tmp_path):
+def test_the_fingerprint_of_record_files_depends_on_their_bytes(tmp_path):
     photos = sorted(write_folder(tmp_path / "photos", each=4).glob("*/*"))
     write_records(tmp_path / "a" / "train-0", photos)
     write_records(tmp_path / "b" / "train-0", photos)

@@ -1,4 +1,4 @@
-"""Jobs of several processes: how they start, stop, break and go on."""
+"""Jobs of several processes: how they start, stop, fail and resume."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def wait_for_step(workdir, step, processes):
 
 @pytest.fixture(scope="module")
 def straight(photos, tmp_path_factory):
-    """The run of one process that was never disturbed."""
+    """The uninterrupted run of one process."""
     folder = tmp_path_factory.mktemp("runs")
     processes = cluster.start(
         arguments(photos, folder / "straight"), log=folder / "log"
@@ -61,9 +61,9 @@ def straight(photos, tmp_path_factory):
 
 
 def assert_same_end(workdir, straight):
-    # A ReLU or a pooling window may decide otherwise after sums in another
-    # order, and then one example's gradient jumps: 2 % have been seen, with
-    # losses and queue equal to the sixth digit.
+    # After sums in another order, a ReLU or a pooling window may select another
+    # value, which changes the gradient of one example. Differences of 2 % have
+    # been seen, with losses and queue equal to the sixth digit.
     same = dict(share=0.05)
     assert_same_state(state(workdir, LAST), state(straight, LAST), **same)
     logged, expected = metrics_log.read(workdir), metrics_log.read(straight)
@@ -75,8 +75,8 @@ def assert_same_end(workdir, straight):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_worker_dies(victim, photos, straight, tmp_path):
-    """The other ends soon and says why; the job goes on from there."""
+def test_a_job_resumes_after_a_worker_died(victim, photos, straight, tmp_path):
+    """The other worker ends soon, with an error; then the job is resumed."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     command = arguments(photos, workdir)
     processes = cluster.start(command, workers=2, log=log)
@@ -97,8 +97,8 @@ def test_a_worker_dies(victim, photos, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_worker_is_told_to_stop(photos, straight, tmp_path):
-    """All stop at the same step and save; the job goes on, here on one."""
+def test_all_workers_stop_when_one_gets_a_signal(photos, straight, tmp_path):
+    """All stop at the same step and save; the job resumes on one worker."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     command = arguments(photos, workdir, "--total_epochs=6")
     processes = cluster.start(command, workers=2, log=log)
@@ -118,8 +118,8 @@ def test_one_worker_is_told_to_stop(photos, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_is_gone_before_the_others_could_save(photos, tmp_path):
-    """They stop together every ten steps only: the signal came in between."""
+def test_workers_end_if_one_is_killed_before_the_others_save(photos, tmp_path):
+    """They stop together only every ten steps; the signal came in between."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     command = arguments(photos, workdir, "--total_epochs=6")
     processes = cluster.start(command, workers=2, log=log)
@@ -155,7 +155,7 @@ def test_slurm_starts_workers(photos, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_with_different_flags_are_refused(photos, tmp_path):
+def test_workers_with_different_flags_are_rejected(photos, tmp_path):
     hosts = [f"127.0.0.1:{port}" for port in cluster.free_ports(2)]
     processes = []
     for i in (0, 1):

@@ -16,7 +16,7 @@ from clsa_tf.training.run import make_method
 
 ROWS = 16
 
-# Two blocks instead of eight, one with a shortcut of its own.
+# Two blocks instead of eight, one with a convolution in its shortcut.
 resnet.BLOCKS["tiny"] = (False, (1, 1))
 backbones.BACKBONES["tiny"] = functools.partial(resnet.resnet, "tiny")
 
@@ -43,20 +43,20 @@ def config(method="clsa", **changes):
         strong_crops=(Crop(12, 0.1, 0.6),),
         ddm_weight=1.0,
     )
-    # Those that the method has.
+    # Only the options that the method has.
     known = methods.load(method).Options.__dataclass_fields__
     settings |= {k: v for k, v in options.items() if k in known}
     return config_lib.default(method, **settings | changes)
 
 
 def make(config):
-    """The compiled method, with a rate that changes every two steps."""
+    """Returns the compiled method; its rate changes every two steps."""
     schedule = make_schedule(config.replace(total_epochs=50), 2)
     return make_method(config, schedule, RunInfo(total_steps=100))
 
 
 def batches(config, steps, *, first=0):
-    """Batches in which the views of an image are noisy copies of it."""
+    """Returns batches in which an image's views are noisy copies of it."""
     images = np.random.default_rng(0).uniform(0, 256, [1024, 4, 4, 3])
     views = methods.load(config.method).METHOD.views(config.options)
     found = []
@@ -80,7 +80,7 @@ def batches(config, steps, *, first=0):
 def fit(method, dataset, *, eager=False):
     """Trains; returns the reports of every step.
 
-    A single step is done sooner `eager` than it is compiled.
+    A single step is faster `eager` than compiled.
     """
     method.run_eagerly = eager
     reports = []
@@ -92,6 +92,6 @@ def fit(method, dataset, *, eager=False):
 
 
 def queues(method):
-    """The queues of a method: none, one or several."""
+    """Returns the queues of a method: none, one or several."""
     several = getattr(method, "queues", None)
     return several or [q for q in [getattr(method, "queue", None)] if q]

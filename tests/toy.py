@@ -1,4 +1,4 @@
-"""A method that uses every part of the interface; only the tests know it.
+"""A method for tests, which uses every part of the interface.
 
 A bank with a row for each image, prototypes that the loss trains, class means
 that are computed before each epoch, and labels.
@@ -16,19 +16,19 @@ from clsa_tf.networks.encoder import unit
 from clsa_tf.options import groups
 from clsa_tf.options.fields import Crop, option
 
-FROZEN_STEPS = 2  # in which the prototypes stay
+FROZEN_STEPS = 2  # in which the prototypes are frozen
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(groups.Projection, groups.AugmentationOptions):
-    """Flags of the toy."""
+    """Flags of the toy method."""
 
     crop: Crop = option(Crop(224, 0.2, 1.0), "crop of both views")
     as_a_whole: bool = option(False, "the loss sees the whole batch at once")
 
 
 def check(config):
-    """Everything goes together."""
+    """Accepts all combinations."""
 
 
 class Toy(Method):
@@ -80,7 +80,7 @@ class Toy(Method):
 
     def loss(self, outputs, targets, batch):
         rows, (features, mean) = outputs["projection"], outputs["other"]
-        # The replica's targets; outputs may be those of a micro-batch.
+        # Targets are of the replica; outputs may be of a micro-batch.
         own = tf.gather(targets, batch["example_ids"] % targets.shape[0])
         logits = all_pairs(rows, self.prototypes)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -125,5 +125,5 @@ EPOCHS = []
 
 
 def register():
-    """Makes `--method=toy` known."""
+    """Registers `--method=toy`."""
     methods.register("toy", "tests.toy")
