@@ -413,6 +413,13 @@ class Config:
         mutable_on_resume=True,
         group="run",
     )
+    deterministic: bool = option(
+        False,
+        "run one operation of TensorFlow at a time, so that equal runs on one "
+        "machine are equal bit for bit with networks of any size; slower",
+        mutable_on_resume=True,
+        group="run",
+    )
     log_steps: int = option(
         50,
         "steps between entries of metrics.jsonl",

@@ -74,6 +74,32 @@ def make_strategy(name, *, tpu=""):
     return tf.distribute.OneDeviceStrategy(devices[0].name)
 
 
+def make_deterministic():
+    """Makes equal runs of this process and of others equal bit for bit.
+
+    TensorFlow runs one operation at a time, each on all threads: a gradient of
+    a large convolution depends in its last digits on what runs beside it. On
+    GPUs, operations that add in varying order are replaced or refused.
+
+    Must be called before TensorFlow computes anything.
+
+    Raises:
+        UserError: TensorFlow has started already.
+    """
+    threading = tf.config.threading
+    if threading.get_inter_op_parallelism_threads() != 1:
+        try:
+            threading.set_inter_op_parallelism_threads(1)
+        except RuntimeError as error:
+            raise UserError(
+                "Expected a process in which TensorFlow has not computed "
+                "anything with --deterministic, received one in which it has; "
+                "call `tf.config.threading.set_inter_op_parallelism_threads(1)`"
+                " at its start."
+            ) from error
+    tf.config.experimental.enable_op_determinism()
+
+
 def loads_elsewhere(strategy):
     """Whether the data are loaded on the remote hosts of a TPU."""
     devices = strategy.extended.worker_devices

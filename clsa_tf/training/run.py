@@ -23,6 +23,7 @@ from clsa_tf.distributed.strategy import (
     is_accelerated,
     is_lost_worker,
     loads_elsewhere,
+    make_deterministic,
     make_strategy,
 )
 from clsa_tf.errors import Stopped, UserError, WorkerLost, first_line
@@ -81,6 +82,8 @@ class _Run:
 
     def __init__(self, config):
         precision.set_tf32(config.precision)
+        if config.deterministic:
+            make_deterministic()
         # First, because workers connect when TensorFlow initialises.
         self._strategy = make_strategy(config.strategy, tpu=config.tpu)
         self._workers = Workers(self._strategy)
