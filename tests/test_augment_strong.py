@@ -189,7 +189,6 @@ def test_enhancements_only_weaken():
     white = np.full([1, 3, 2, 2], 255, np.uint8)
     levels = np.arange(1, 10)
     factors = levels * 0.09 + 0.05
-    assert factors.max() == pytest.approx(0.86)
     results = [
         apply_op("Brightness", white, 100 * v)[0, 0, 0, 0] for v in levels
     ]

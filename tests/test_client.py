@@ -644,7 +644,7 @@ def photographs(tmp_path):
     return paths
 
 
-def ask(server, *arguments, status=0):
+def ask(server, *arguments):
     return call(command("export.client", f"--server={server}", *arguments))
 
 

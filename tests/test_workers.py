@@ -97,7 +97,7 @@ def test_a_job_resumes_after_a_worker_died(victim, photos, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_workers_stop_when_one_gets_a_signal(photos, straight, tmp_path):
+def test_all_workers_stop_when_one_gets_a_signal(photos, tmp_path):
     """All stop at the same step and save; the job resumes on one worker."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     command = arguments(photos, workdir, "--total_epochs=6")
