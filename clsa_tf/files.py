@@ -5,7 +5,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
+import tempfile
 
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -74,6 +76,27 @@ def replacing(path, *, draft=None):
         with contextlib.suppress(OSError):
             os.remove(draft)
         raise
+
+
+@contextlib.contextmanager
+def draft_directory(parent):
+    """Makes a temporary directory, which is removed after the block.
+
+    The block writes and checks files in it and then renames them, or the
+    directory, to their places in `parent`. That is atomic, because both are on
+    one file system. Servers ignore the directory: its name is not a number.
+
+    Args:
+        parent: existing directory.
+
+    Yields:
+        the path of the directory, which only this user can read.
+    """
+    draft = tempfile.mkdtemp(prefix=".draft-", dir=parent)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_atomically(path, text, *, errors="strict"):

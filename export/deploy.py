@@ -9,14 +9,13 @@ other versions to move the labels. See export/README.md.
 
 import os
 import re
-import shutil
-import tempfile
 import typing
 
 from absl import flags
 
 from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
+from clsa_tf.files import draft_directory
 from clsa_tf.options.flags import define_path, require
 from export.deployment import published
 from export.deployment.deployment_checks import check_deployment
@@ -162,9 +161,8 @@ def _next_step(output, name, wanted):
 
 def _publish(files, output):
     """Check the files, then atomically replace each one that differs."""
-    draft = tempfile.mkdtemp(prefix=".draft-", dir=output)
     changed = []
-    try:
+    with draft_directory(output) as draft:
         for name, text in files.items():
             with open(os.path.join(draft, name), "w", encoding="utf-8") as file:
                 file.write(text)
@@ -178,8 +176,6 @@ def _publish(files, output):
             if not _contains(target, text):
                 os.replace(os.path.join(draft, name), target)
                 changed.append(name)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return sorted(changed)
 
 

@@ -26,8 +26,6 @@ Each file has the outputs `embedding` float32 `[N, F]` and `projection` float32
 import json
 import math
 import os
-import shutil
-import tempfile
 import typing
 
 import numpy as np
@@ -189,9 +187,8 @@ def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
 
 def _write(file_format, encoder, trained, output, compared, accuracy):
     """Write, check and publish one file; return its measurements."""
-    draft = tempfile.mkdtemp(prefix=".draft-", dir=output)
-    path = os.path.join(draft, file_format.file)
-    try:
+    with files.draft_directory(output) as draft:
+        path = os.path.join(draft, file_format.file)
         run = file_format.write(encoder, path)
         measured = {
             "bytes": os.path.getsize(path),
@@ -209,8 +206,6 @@ def _write(file_format, encoder, trained, output, compared, accuracy):
         files.flush_to_disk(path)
         os.replace(path, os.path.join(output, file_format.file))
         files.flush_to_disk(output)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return measured
 
 

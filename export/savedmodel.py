@@ -8,8 +8,6 @@ it is written under a temporary name, checked and then renamed.
 
 import json
 import os
-import shutil
-import tempfile
 
 import tensorflow as tf
 from absl import flags
@@ -18,7 +16,7 @@ from clsa_tf import config
 from clsa_tf.cli import launch
 from clsa_tf.data.open import FOLDER
 from clsa_tf.errors import UserError
-from clsa_tf.files import MODEL_CARD, flush_to_disk
+from clsa_tf.files import MODEL_CARD, draft_directory, flush_to_disk
 from clsa_tf.networks.precision import PRECISIONS
 from clsa_tf.options.flags import define_path, require
 from clsa_tf.terminal import progress, shell
@@ -94,11 +92,8 @@ def export(
     }
     described = card.describe(workdir, trained, served_as, license_=license_)
     target = _new_version(output, version)
-    # In the same directory, so that the rename stays on one file system.
-    # Servers ignore names that are not numbers.
-    draft = tempfile.mkdtemp(prefix=".draft-", dir=output)
-    try:
-        os.chmod(draft, 0o755)
+    with draft_directory(output) as draft:
+        os.chmod(draft, 0o755)  # readable for a server's user
         tf.saved_model.save(module, draft, signatures=module.signatures)
         warmup_requests.write(
             draft,
@@ -108,8 +103,6 @@ def export(
         card.write(described, draft)
         _check(draft, trained.encoder, options, precision)
         _publish(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
