@@ -12,7 +12,7 @@ import zlib
 from absl import flags
 
 import clsa_tf
-from clsa_tf import methods
+from clsa_tf import methods, stack
 from clsa_tf.cli import other_method, parser, recipe_length
 from clsa_tf.config_fields import Config, flag_fields
 from clsa_tf.data import service_client
@@ -23,8 +23,10 @@ from clsa_tf.options.flags import Flag, spell
 
 # Name of the flagfile in a run's directory, which repeats the run.
 RUN_FLAGS = "run.flags"
-# Start of its first line; the version that wrote it follows.
+# Start of its first lines, one for each version that wrote it, newest first.
 _HEADER = "# clsa_tf "
+# Version 0.1.0 wrote no such line.
+_NO_HEADER = "0.1.0 or earlier"
 
 
 def default(method="clsa", **changes):
@@ -168,9 +170,25 @@ def to_flagfile(config, *, without=()):
     return "\n".join(lines) + "\n"
 
 
-def header():
-    """The first line of a run's flagfile, with the version of clsa_tf."""
-    return f"{_HEADER}{clsa_tf.__version__}\n"
+def header(before=None):
+    """The first lines of a run's flagfile: the versions that wrote it.
+
+    A version that cannot read the checkpoints finds that out after it has
+    written the flagfile, so the earlier versions stay in it.
+
+    Args:
+        before: text of the file from an earlier start; None: there is none.
+    """
+    earlier = [] if before is None else _versions(before)
+    present = clsa_tf.__version__
+    versions = [present, *(x for x in reversed(earlier) if x != present)]
+    return "".join(f"{_HEADER}{version}\n" for version in versions)
+
+
+def written_by(workdir):
+    """Names the versions that wrote a run, see `stack.written_by`."""
+    text = _flagfile_in(workdir)
+    return "" if text is None else _written_by(text)
 
 
 def older(text):
@@ -200,11 +218,17 @@ def as_flags(values):
 
 def older_in(workdir):
     """Calls `older` for the run in `workdir`; {} if there is no run."""
+    text = _flagfile_in(workdir)
+    return {} if text is None else older(text)
+
+
+def _flagfile_in(workdir):
+    """Text of the run's flagfile; None if there is no run."""
     try:
         with open(os.path.join(workdir, RUN_FLAGS), encoding="utf-8") as file:
-            return older(file.read())
+            return file.read()
     except OSError:
-        return {}
+        return None
 
 
 def _values(text):
@@ -249,19 +273,23 @@ def recorded(text, path):
     try:
         lines = [x for x in text.splitlines() if not x.startswith("#")]
         return parse(lines).replace(**older(text))
-    except parser.FlagError as e:
+    except UserError as e:
         reason = str(e).split(";")[0].removeprefix("Expected ")
         raise UserError(
-            f"{path} is not from this version of clsa_tf, "
-            f"{clsa_tf.__version__}: expected {reason}; use the version that "
-            f"wrote the file, {_version(text)}."
+            f"Cannot use the flags in {path}: expected {reason}; use the "
+            "version of clsa_tf that wrote the file, or correct it."
+            + _written_by(text)
         ) from e
 
 
-def _version(text):
-    """The version of clsa_tf that wrote a flagfile, for messages."""
-    match = re.match(re.escape(_HEADER) + r"(\S+)$", text, re.MULTILINE)
-    return match[1] if match else "0.1.0 or earlier"
+def _versions(text):
+    """The versions of clsa_tf that wrote a flagfile, oldest first."""
+    found = re.findall(f"^{re.escape(_HEADER)}(.+)$", text, re.MULTILINE)
+    return found[::-1] or [_NO_HEADER]
+
+
+def _written_by(text):
+    return stack.written_by("The run", _versions(text))
 
 
 def differences(before, now):

@@ -9,6 +9,8 @@ import shutil
 import socket
 import tempfile
 
+from clsa_tf import stack
+
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SAVEDMODEL = "saved_model.pb"
@@ -138,6 +140,26 @@ def flush_to_disk(path):
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def export_written_by(description, *keys):
+    """Names the version of clsa_tf that wrote an export, for messages.
+
+    Args:
+        description: path of the JSON file that describes the export.
+        *keys: keys of the description within the file.
+
+    Returns:
+        see `stack.written_by`; "" if the version is not recorded.
+    """
+    try:
+        with open(description, encoding="utf-8") as file:
+            found = json.load(file)
+        for key in (*keys, "made_with", "clsa_tf"):
+            found = found[key]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return stack.written_by("The export", [str(found)])
 
 
 def newest_savedmodel(path):

@@ -101,6 +101,24 @@ def versions():
     }
 
 
+def written_by(what, versions):
+    """Names the versions of clsa_tf that wrote something, and the present one.
+
+    Args:
+        what: what they wrote, as the subject of a sentence.
+        versions: list of str, oldest first; may be empty.
+
+    Returns:
+        str, the end of an error message; "" if there are no versions.
+    """
+    if not versions:
+        return ""
+    return (
+        f" {what} was written by clsa_tf {', then '.join(versions)}; this is "
+        f"clsa_tf {sys.modules['clsa_tf'].__version__}."
+    )
+
+
 def describe():
     """Text of `--version`: the `versions`, one per line."""
     return "\n".join(

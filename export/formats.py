@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from clsa_tf import files
+from clsa_tf import files, stack
 from clsa_tf.cli import launch
 from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import FOLDER, open_source, open_train_source
@@ -199,6 +199,7 @@ def _write(file_format, encoder, trained, output, compared, accuracy):
             },
             "image_size": trained.config.image_size,
             "fingerprint": card.fingerprint(trained.encoder.variables),
+            "made_with": stack.versions(),
             **_deviation(file_format, run, trained, compared),
         }
         if file_format.lossy and accuracy:

@@ -188,7 +188,7 @@ class Checkpoints:
                 self._remove_incomplete()
             return 0
         self._saved = _restore_newest(
-            self._directory,
+            self._workdir,
             lambda path: self._checkpoint.read(
                 path
             ).assert_existing_objects_matched(),
@@ -259,15 +259,15 @@ def _restore_partly(reader, workdir):
             _lost(workdir) if _traces(workdir) else _not_yet(workdir)
         )
     return _restore_newest(
-        directory,
+        workdir,
         lambda each: (
             reader.read(each).expect_partial().assert_existing_objects_matched()
         ),
     )
 
 
-def _restore_newest(directory, restore):
-    """Calls `restore(path)`, newest first, until one succeeds.
+def _restore_newest(workdir, restore):
+    """Calls `restore(path)`, newest checkpoint first, until one succeeds.
 
     Returns:
         step of that checkpoint.
@@ -275,6 +275,7 @@ def _restore_newest(directory, restore):
     Raises:
         UserError: all calls failed.
     """
+    directory = os.path.join(workdir, DIRECTORY)
     paths = list_checkpoints(directory)
     for path in paths:
         try:
@@ -291,7 +292,7 @@ def _restore_newest(directory, restore):
     raise UserError(
         f"Expected a readable checkpoint in {directory}, received only "
         f"{len(paths)} unreadable ones; restore one from a backup or start "
-        "with another --workdir."
+        "with another --workdir." + config_lib.written_by(workdir)
     )
 
 
@@ -327,7 +328,7 @@ def _lost(workdir):
         f"Expected a checkpoint in {directory}, received none, although there "
         f"has been one ({_traces(workdir)}); restore the files from a backup, "
         f"choose another --workdir, or delete {workdir} to start again at "
-        "step 0."
+        "step 0." + config_lib.written_by(workdir)
     )
 
 

@@ -9,7 +9,7 @@ from tensorflow import keras
 
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError, first_line
-from clsa_tf.files import MODEL_CARD, newest_savedmodel
+from clsa_tf.files import MODEL_CARD, export_written_by, newest_savedmodel
 from clsa_tf.networks import backbones
 from clsa_tf.networks.backbones.libraries import name_variables
 from clsa_tf.networks.backbones.resnet import STEMS
@@ -87,6 +87,7 @@ def _from_export(path):
             f"Expected a model with its {MODEL_CARD} and variables, as "
             f"export.savedmodel writes it, in {path}, received: "
             f"{first_line(e)}; export it again."
+            + export_written_by(os.path.join(path, MODEL_CARD))
         ) from e
     return model, spec
 
@@ -104,8 +105,10 @@ def _from_keras(path):
                 name_variables(layer)
     # The type of the exception depends on the damage.
     except Exception as e:
+        folder, name = os.path.split(path)
         raise UserError(
             f"Expected {_ACCEPTED}, received {path}, which cannot be read: "
             f"{first_line(e)}; check the path or write the file again."
+            + export_written_by(os.path.join(folder, FORMATS), name)
         ) from e
     return model

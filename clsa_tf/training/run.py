@@ -274,7 +274,7 @@ class _Run:
                 f"Expected at least {total} steps in {self._config.workdir}, "
                 f"received {step}, because newer checkpoints cannot be read; "
                 "set --total_epochs to the value that the run was started "
-                "with."
+                "with." + clsa_tf.config.written_by(self._config.workdir)
             )
 
     def _callbacks(self, log, checkpoints, method):

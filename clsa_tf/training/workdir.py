@@ -251,10 +251,15 @@ def _flagfile(path, config, step, shorter):
     kept = _INITIAL if step else ()
     if shorter:
         kept += ("total_epochs", *_OF_LENGTH)
-    if not kept or not os.path.exists(path):
+    if not os.path.exists(path):
         return clsa_tf.config.header() + text
     with open(path, encoding="utf-8") as file:
-        before = dict(line.split("=", 1) for line in file if "=" in line)
+        recorded = file.read()
+    header = clsa_tf.config.header(recorded)
+    if not kept:
+        return header + text
+    lines = recorded.splitlines()
+    before = dict(line.split("=", 1) for line in lines if "=" in line)
     first = {
         # A version without these flags used their defaults.
         name: before.get(f"--{name}", clsa_tf.config.default_of(name)).strip()
@@ -264,7 +269,7 @@ def _flagfile(path, config, step, shorter):
     for line in text.splitlines():
         name = line[2:].split("=", 1)[0]
         lines.append(f"--{name}={first[name]}" if name in first else line)
-    return clsa_tf.config.header() + "\n".join(lines) + "\n"
+    return header + "\n".join(lines) + "\n"
 
 
 def _alternative(directory, step):
@@ -307,6 +312,7 @@ def _recorded(path):
         raise UserError(
             f'Expected {{"images": …}} in {path}, received something else; '
             "correct the file or choose another --workdir."
+            + clsa_tf.config.written_by(os.path.dirname(path))
         ) from e
     return recorded
 

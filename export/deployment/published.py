@@ -7,6 +7,7 @@ import typing
 from google.protobuf.message import DecodeError
 
 from clsa_tf.errors import UserError, first_line
+from clsa_tf.files import MODEL_CARD, export_written_by
 
 # Files without which a SavedModel is incomplete.
 _PARTS = ("saved_model.pb", "variables/variables.index")
@@ -64,6 +65,7 @@ def read(base_path, version):
             raise UserError(
                 f"Expected a complete version, received {path} without {part}; "
                 "wait until it is copied, or export it again."
+                + _written_by(path)
             )
     return PublishedVersion(path, "valid" in _signature(path).outputs)
 
@@ -91,7 +93,7 @@ def warmup_images(model):
     except (ValueError, warmup_requests.tf.errors.DataLossError) as e:
         raise UserError(
             f"Cannot read the warm-up requests in {path}: {first_line(e)}; "
-            "copy or export the version again."
+            "copy or export the version again." + _written_by(model.path)
         ) from e
 
 
@@ -101,14 +103,14 @@ def max_images(model):
     Raises:
         UserError: the model card is missing or damaged.
     """
-    path = os.path.join(model.path, "model_card.json")
+    path = os.path.join(model.path, MODEL_CARD)
     try:
         with open(path, encoding="utf-8") as file:
             return int(json.load(file)["limits"]["batch_images"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(
             f"Cannot read the limits in the model card {path}: {e!r}; copy or "
-            "export the version again."
+            "export the version again." + _written_by(model.path)
         ) from e
 
 
@@ -135,7 +137,7 @@ def _signature(path):
     except DecodeError as e:
         raise UserError(
             f"Cannot read {_PARTS[0]} in {path}: the file is damaged; copy or "
-            "export the version again."
+            "export the version again." + _written_by(path)
         ) from e
     for graph in saved.meta_graphs:
         served = "serve" in graph.meta_info_def.tags
@@ -144,4 +146,9 @@ def _signature(path):
     raise UserError(
         "Expected a SavedModel with the tag serve and the signature "
         f"serving_default, received {path} without them; export it again."
+        + _written_by(path)
     )
+
+
+def _written_by(path):
+    return export_written_by(os.path.join(path, MODEL_CARD))

@@ -8,7 +8,7 @@ import re
 
 from clsa_tf.config import RUN_FLAGS
 from clsa_tf.errors import UserError, first_line
-from clsa_tf.files import MODEL_CARD, newest_savedmodel
+from clsa_tf.files import MODEL_CARD, export_written_by, newest_savedmodel
 from export.client import Client
 from export.embedding import address
 from export.embedding.rejected import ModelError
@@ -104,6 +104,7 @@ class SavedModelEncoder:
             raise UserError(
                 f"Cannot load the signature {_SIGNATURE!r} of {_INPUT} of the "
                 f"SavedModel in {path}: {first_line(e)}; export it again."
+                + export_written_by(os.path.join(path, MODEL_CARD))
             ) from e
         inputs = self._function.structured_input_signature[1]
         tensors = self._function.structured_outputs

@@ -6,6 +6,7 @@ import os
 import grpc
 import tensorflow as tf
 
+from clsa_tf.files import MODEL_CARD, export_written_by
 from export.model import warmup_requests
 from export.serving.serving_error import ServingError, as_serving_error, invalid
 from export.serving.tensor_proto import to_array
@@ -51,7 +52,7 @@ def open_version(path, *, warm_up=True, **options):
         servable.close()
         error = as_serving_error(e)
         message = f"warm-up with {requests} failed: {error.message}"
-        raise ServingError(error.code, message) from e
+        raise ServingError(error.code, _with_version(path, message)) from e
     return servable
 
 
@@ -106,7 +107,8 @@ class Servable:
         except Exception as e:  # any class: files may be damaged
             self._session.close()
             error = as_serving_error(e)
-            raise ServingError(error.code, f"{path}: {error.message}") from e
+            message = _with_version(path, f"{path}: {error.message}")
+            raise ServingError(error.code, message) from e
 
     def run(self, name, inputs, outputs=()):
         """Run a signature; thread-safe.
@@ -225,6 +227,12 @@ def _batched(definition, inputs, outputs, batching):
 
     with next(iter(inputs.values())).graph.as_default():
         return dict(zip(outputs, run(*inputs.values())))
+
+
+def _with_version(path, message):
+    """Append which version wrote an export, if that is recorded."""
+    written = export_written_by(os.path.join(path, MODEL_CARD))
+    return f"{message.rstrip('.')}.{written}" if written else message
 
 
 def _tensors(infos, graph):
