@@ -34,12 +34,13 @@ class Client:
     Calls that fail because the server is unreachable or overloaded
     (UNAVAILABLE, RESOURCE_EXHAUSTED, HTTP 429 and 503) are retried after a
     random wait of at most 0.5 s, then 1 s, 2 s and so on up to 10 s. Other
-    failures are not retried. Thread-safe.
+    failures, such as an untrusted certificate, are not retried. Thread-safe.
 
     Args:
         server: `"host:port"` or `"grpc://host:port"` for gRPC,
             `"grpcs://host:port"` for gRPC over TLS, or `"http://host:port"`
-            (or https) for REST. The address may contain the model: `"grpc://host:port/NAME"`,
+            (or https) for REST. The address may contain the model:
+            `"grpc://host:port/NAME"`,
             `"http://host:port/v1/models/NAME[/versions/N|/labels/L]"`.
         model: name of the model, if it is not part of the address.
         version: number of the version; None: the newest.
@@ -242,7 +243,7 @@ def _connect(place, timeout, certificates):
     except OSError as e:
         raise UserError(
             f"Expected a PEM file of certificates, received {certificates} "
-            f"({e.strerror}); check the path."
+            f"({e.strerror}); correct the path or the file."
         ) from e
 
 

@@ -327,6 +327,79 @@ def test_tls_needs_a_trusted_certificate(protocol, certificate, tmp_path):
         assert json.loads(found.stdout)["file"] == str(photo)
 
 
+@pytest.mark.parametrize(
+    "trusts, speaks_tls, words",
+    [
+        (False, True, "certificate.verify.failed"),
+        (True, False, "wrong.version.number"),
+    ],
+    ids=["untrusted", "no TLS there"],
+)
+def test_a_failed_handshake_is_final(
+    protocol, certificate, trusts, speaks_tls, words
+):
+    asked = Service()
+    with serving(protocol, asked, tls=speaks_tls and certificate) as server:
+        scheme = {"grpc": "grpcs", "http": "https"}[protocol]
+        client = Client(
+            f"{scheme}://localhost:{server.rpartition(':')[2]}",
+            certificates=str(certificate[1]) if trusts else "",
+        )
+        with client, pytest.raises(ModelError, match=f"(?i){words}") as e:
+            client.embed(IMAGES)
+    assert not e.value.transient and not e.value.rejected
+    for word in ("expected TLS", "--ca_certificates", "localhost"):
+        assert word in str(e.value)
+    assert not asked.asked
+
+
+def test_a_certificate_for_another_name_is_final(protocol, certificate):
+    with serving(protocol, Service(), tls=certificate) as server:
+        # The certificate is not for the number.
+        number = server.replace("localhost", "127.0.0.1")
+        with Client(number, certificates=str(certificate[1])) as client:
+            with pytest.raises(ModelError, match="(?i)hostname|IP ") as e:
+                client.embed(IMAGES)
+    assert not e.value.transient
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+def test_a_handshake_that_was_cut_short_may_work_later(scheme):
+    """As of a proxy that is restarted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.recv(2**16)
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        server = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(server, attempts=1, timeout=5) as client:
+            with pytest.raises(ModelError) as e:
+                client.embed(IMAGES)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert e.value.transient
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ],
+    ids=["empty", "malformed"],
+)
+def test_certificates_that_are_none(scheme, content, tmp_path):
+    path = tmp_path / "authority.pem"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"^Expected a PEM .*{path}"):
+        Client(f"{scheme}://localhost:1", certificates=str(path))
+
+
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
 def test_temporary_failures_are_retried(protocol, status):
     service = Service([status] * 2)

@@ -398,10 +398,9 @@ def test_a_run_resumes_after_its_server_died(
 # ---- Encoders
 
 
-def open_encoder(name, outputs=("embedding",)):
-    return encoders.open_encoder(
-        str(name), outputs=outputs, batch_size=4, timeout=5.0, attempts=1
-    )
+def open_encoder(name, outputs=("embedding",), **options):
+    options = dict(batch_size=4, timeout=5.0, attempts=1) | options
+    return encoders.open_encoder(str(name), outputs=outputs, **options)
 
 
 class Lengths(tf.Module):
@@ -480,6 +479,15 @@ def test_a_run_and_its_export_give_equal_rows(exported):
         run([images[0], b"x"])
     with pytest.raises(UserError, match="image_bytes.*nothing_such"):
         open_encoder(exported.workdir, ["nothing_such"])
+
+
+def test_certificates_are_for_servers(tmp_path):
+    model = write_lengths(tmp_path / "model")
+    assert open_encoder(model).widths
+    with pytest.raises(UserError, match="--ca_certificates=ca.pem.*/model'"):
+        open_encoder(model, certificates="ca.pem")
+    with pytest.raises(UserError, match="TLS.*ca.pem"):
+        open_encoder("grpc://localhost:1/m", certificates="ca.pem")
 
 
 def test_invalid_encoders_are_rejected(exported, tmp_path):

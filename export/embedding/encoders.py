@@ -51,6 +51,12 @@ def open_encoder(
             certificates=certificates,
         )
         return RemoteEncoder(client, name, outputs)
+    if certificates:
+        raise UserError(
+            "Expected an --encoder on a server with TLS, grpcs:// or https://, "
+            f"for --ca_certificates={certificates}, received {name!r}; omit "
+            "--ca_certificates or correct --encoder."
+        )
     path = newest_savedmodel(name)
     if path:
         return SavedModelEncoder(path, outputs)

@@ -5,6 +5,8 @@ model_servers/http_server.cc for the status codes of REST.
 """
 
 import base64
+import re
+import ssl
 import urllib.parse
 
 import numpy as np
@@ -26,6 +28,14 @@ _STATUS = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+# In gRPC's messages about TLS handshakes that would fail again.
+_HANDSHAKE = re.compile(
+    "SSL_ERROR_SSL|CERTIFICATE_VERIFY_FAILED|verification check failed"
+    "|security handshaker|not in peer certificate",
+    re.IGNORECASE,
+)
+# Of TLS connections that were closed, as by a server that restarts.
+_CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 _CHANNEL = [
     # Responses for thousands of images exceed gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
@@ -47,7 +57,7 @@ class Grpc:
             trusts.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read or has no certificates.
     """
 
     def __init__(self, place, *, timeout, certificates=""):
@@ -58,10 +68,7 @@ class Grpc:
         self.place = place
         self._timeout = timeout
         if place.startswith(TLS):
-            trusted = None
-            if certificates:
-                with open(certificates, "rb") as file:
-                    trusted = file.read()
+            trusted = _read_certificates(certificates)
             self._channel = grpc.secure_channel(
                 place.removeprefix(TLS),
                 grpc.ssl_channel_credentials(trusted),
@@ -161,6 +168,9 @@ class Grpc:
             if "larger than max" in (e.details() or ""):
                 status = "INVALID_ARGUMENT"  # a retry would fail, too
             message = reason(e.details() or "no details").rstrip(".")
+            if status == "UNAVAILABLE" and _HANDSHAKE.search(message):
+                cause = message.rpartition("last error: ")[2]
+                raise _tls_error(self.place, cause) from e
             raise ModelError(self.place, status, message, shown=shown) from e
 
 
@@ -173,7 +183,7 @@ class Rest:
         certificates: see `Grpc`; "": those that `requests` trusts.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read or has no certificates.
     """
 
     def __init__(self, place, *, timeout, certificates=""):
@@ -183,8 +193,7 @@ class Rest:
         self.place = place
         self._timeout = timeout
         self._session = requests.Session()
-        if certificates:
-            open(certificates, "rb").close()
+        _read_certificates(certificates)
         # Given with each request: variables of the environment come before
         # those of the session.
         self._verify = certificates or None
@@ -244,6 +253,10 @@ class Rest:
             raise self._error("INTERNAL", "response is not JSON") from e
         except requests.Timeout as e:
             raise self._error("DEADLINE_EXCEEDED", _root_cause(e)) from e
+        except requests.exceptions.SSLError as e:
+            if isinstance(_root(e), _CLOSED):
+                raise self._error("UNAVAILABLE", _root_cause(e)) from e
+            raise _tls_error(self.place, _root_cause(e)) from e
         except requests.ConnectionError as e:
             raise self._error("UNAVAILABLE", _root_cause(e)) from e
         except requests.RequestException as e:
@@ -269,11 +282,42 @@ class Rest:
         return ModelError(self.place, status, message, shown=shown)
 
 
-def _root_cause(error):
-    """Return the message of the innermost exception."""
+def _read_certificates(path):
+    """Return the contents of a PEM file, or None if there is no path.
+
+    Raises:
+        OSError: the file cannot be read or has no certificates.
+    """
+    if not path:
+        return None
+    with open(path, "rb") as file:
+        content = file.read()
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    return content
+
+
+def _tls_error(place, received):
+    """Return the `ModelError` for a TLS handshake that would fail again."""
+    return ModelError(
+        place,
+        "UNAUTHENTICATED",
+        "expected TLS and a trusted certificate for this address, received "
+        f"{received}",
+        advice="set --ca_certificates (`certificates` in Python) to the PEM "
+        "file of the certificate's authority, or correct the address",
+    )
+
+
+def _root(error):
+    """Return the innermost exception."""
     while error.__context__ is not None:
         error = error.__context__
-    return first_line(error)
+    return error
+
+
+def _root_cause(error):
+    """Return the message of the innermost exception."""
+    return first_line(_root(error))
 
 
 def _path(model):
