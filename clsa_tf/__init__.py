@@ -15,6 +15,9 @@ __version__ = "0.2.0"
 
 stack.choose()
 
+# Version 0.1.0 documented `from clsa_tf import console`, which still works.
+quieten = console.quieten
+
 # Only commands change log and signals, not programs that import the library.
 if console.is_command():
     console.begin()

@@ -20,16 +20,17 @@ import argparse
 import os
 import sys
 
-from clsa_tf.terminal import console
+import clsa_tf
 
 # Import clsa_tf before TensorFlow: it selects Keras 2. `quieten` hides harmless
 # messages of TensorFlow; omit it to see the whole log.
-console.quieten()
+clsa_tf.quieten()
+# Take the memory of a GPU as needed. Otherwise TensorFlow takes all of it.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import tensorflow as tf
 from tensorflow import keras
 
-import clsa_tf
 from clsa_tf.errors import UserError, first_line
 
 

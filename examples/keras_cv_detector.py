@@ -16,19 +16,21 @@ the detector's weights to `--output`.
 """
 
 import argparse
+import os
 
-from clsa_tf.terminal import console
+import clsa_tf
 
 # Import clsa_tf before TensorFlow: it selects Keras 2. `quieten` hides harmless
 # messages of TensorFlow; omit it to see the whole log.
-console.quieten()
+clsa_tf.quieten()
+# Take the memory of a GPU as needed. Otherwise TensorFlow takes all of it.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import keras_cv
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-import clsa_tf
 from clsa_tf.api import load
 
 BOXES = "xyxy"  # left, top, right, bottom in px

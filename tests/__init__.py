@@ -1,2 +1,5 @@
 # Chooses Keras 2, before anything imports TensorFlow.
-import clsa_tf  # noqa: F401
+from clsa_tf.terminal import console
+
+# Tests run and start several processes, which share the GPUs.
+console.share_gpus()

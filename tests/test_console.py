@@ -1,6 +1,7 @@
 """The log and the streams of commands."""
 
 import os
+import pathlib
 import pty
 import signal
 import subprocess
@@ -111,9 +112,13 @@ def test_copying_ends_without_a_reader():
     os.close(end)
 
 
+GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
+
+
 def run(script, level=None, **settings):
     """Runs Python code that may print; TensorFlow is not imported."""
-    environment = {k: v for k, v in os.environ.items() if k != console._LEVEL}
+    ours = (console._LEVEL, GROWTH)
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
     if level:
         environment[console._LEVEL] = level
     return subprocess.run(
@@ -126,7 +131,7 @@ def run(script, level=None, **settings):
 
 
 WRITE = f"os.write(2, {NOTES + MESSAGES!r})\n"
-QUIETEN = "from clsa_tf.terminal import console; console.quieten()\n"
+QUIETEN = "import clsa_tf; clsa_tf.quieten()\n"
 
 
 def test_output_of_an_aborting_process_is_kept():
@@ -163,16 +168,42 @@ def test_messages_about_damaged_images_are_left_out(tmp_path, length, words):
     assert b"jpeg" not in result.stderr.lower()
 
 
-def test_commands_let_gpu_memory_grow():
+def test_processes_of_this_project_let_gpu_memory_grow():
     """The processes that they start need GPU memory, too."""
-    name = "TF_FORCE_GPU_ALLOW_GROWTH"
-    show = f"print(os.environ.get('{name}'))"
+    show = f"print(os.environ.get('{GROWTH}'))"
     begin = "from clsa_tf.terminal import console; console.begin()\n"
+    own = f"os.environ['{GROWTH}'] = 'false'\n"
     assert run(begin + show).stdout == b"true\n"
-    assert run(f"os.environ['{name}'] = 'false'\n" + begin + show).stdout == (
-        b"false\n"
+    assert run(own + begin + show).stdout == b"false\n"
+    for module in ("benchmarks", "tests"):
+        begin = f"import {module}\n"
+        assert run(begin + show).stdout == b"true\n"
+        assert run(own + begin + show).stdout == b"false\n"
+    # A user's program keeps its own setting.
+    assert run(QUIETEN + show).stdout == b"None\n"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(pathlib.Path("examples").glob("*.py")), ids=str
+)
+def test_examples_set_variables_before_they_import_tensorflow(path):
+    result = run(
+        "import runpy\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('tensorflow', 'keras_cv'):\n"
+        f"            names = ('{GROWTH}', '{console._LEVEL}')\n"
+        "            print([os.environ.get(x) for x in names], flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"runpy.run_path({str(path)!r}, run_name='__main__')\n",
     )
-    assert run("import clsa_tf\n" + show).stdout == b"None\n"
+    assert result.stdout == b"['true', '2']\n", result.stderr
+
+
+def test_quieten_is_also_where_version_0_1_0_documented_it():
+    result = run("from clsa_tf import console; console.quieten()\n" + WRITE)
+    assert result.stderr == MESSAGES
 
 
 def test_errors_of_python_stay_visible():
@@ -183,7 +214,8 @@ def test_errors_of_python_stay_visible():
 
 
 def test_an_explicit_log_level_turns_off_the_filter():
-    result = run(QUIETEN + WRITE + "print(os.environ[console._LEVEL])", "0")
+    show = f"print(os.environ['{console._LEVEL}'])"
+    result = run(QUIETEN + WRITE + show, "0")
     assert result.stderr == NOTES + MESSAGES and result.stdout == b"0\n"
 
 

@@ -2,8 +2,8 @@
 
 `begin` runs when one of this package's commands imports `clsa_tf`. A user's
 program that imports the library keeps its own logging, streams and signals. It
-may call `quieten` before it imports TensorFlow, as the programs in `examples/`
-do.
+may call `clsa_tf.quieten` before it imports TensorFlow, as the programs in
+`examples/` do.
 """
 
 import atexit
@@ -51,17 +51,18 @@ def is_command():
 def begin():
     """Sets up the process of a command: streams, native log, signals."""
     quieten()
-    _share_gpus()
+    share_gpus()
     _quieten_libraries()
     _survive_closed_terminal()
     signals.begin()
 
 
-def _share_gpus():
+def share_gpus():
     """Lets TensorFlow take a GPU's memory as it needs it.
 
     Otherwise the first process takes all of it, and the processes that it
-    starts find none.
+    starts find none. This does nothing if TF_FORCE_GPU_ALLOW_GROWTH is set. It
+    has no effect after TensorFlow has used a GPU.
     """
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
