@@ -299,6 +299,14 @@ def test_invalid_places_are_rejected(exported, tmp_path, make, name, message):
     assert len(text.splitlines()) == 1
 
 
+def test_a_damaged_file_names_the_version_that_wrote_it(keras_file, tmp_path):
+    shutil.copytree(keras_file.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "encoder.keras").write_bytes(keras_file.read_bytes()[:-100])
+    with pytest.raises(UserError) as error:
+        clsa_tf.load_encoder(tmp_path)
+    assert f"written by clsa_tf {clsa_tf.__version__};" in str(error.value)
+
+
 @pytest.mark.parametrize("wrong", [{"outputs": "head"}, {"pixels": (1, 1)}])
 def test_wrong_arguments_are_rejected(exported, wrong):
     with pytest.raises(UserError, match="^Expected"):
