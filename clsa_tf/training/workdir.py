@@ -258,7 +258,7 @@ def _flagfile(path, config, step, shorter):
     header = clsa_tf.config.header(recorded)
     if not kept:
         return header + text
-    lines = recorded.splitlines()
+    lines = recorded.split("\n")
     before = dict(line.split("=", 1) for line in lines if "=" in line)
     first = {
         # A version without these flags used their defaults.
