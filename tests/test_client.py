@@ -335,7 +335,7 @@ def test_tls_needs_a_trusted_certificate(protocol, certificate, tmp_path):
     ],
     ids=["untrusted", "no TLS there"],
 )
-def test_a_failed_handshake_is_final(
+def test_a_failed_handshake_is_not_retried(
     protocol, certificate, trusts, speaks_tls, words
 ):
     asked = Service()
@@ -353,9 +353,9 @@ def test_a_failed_handshake_is_final(
     assert not asked.asked
 
 
-def test_a_certificate_for_another_name_is_final(protocol, certificate):
+def test_a_certificate_for_another_name_is_not_retried(protocol, certificate):
     with serving(protocol, Service(), tls=certificate) as server:
-        # The certificate is not for the number.
+        # The certificate is valid for localhost only.
         number = server.replace("localhost", "127.0.0.1")
         with Client(number, certificates=str(certificate[1])) as client:
             with pytest.raises(ModelError, match="(?i)hostname|IP ") as e:
@@ -364,8 +364,8 @@ def test_a_certificate_for_another_name_is_final(protocol, certificate):
 
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
-def test_a_handshake_that_was_cut_short_may_work_later(scheme):
-    """As of a proxy that is restarted."""
+def test_an_interrupted_handshake_is_transient(scheme):
+    """A proxy that restarts causes it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up():
@@ -393,7 +393,7 @@ def test_a_handshake_that_was_cut_short_may_work_later(scheme):
     ],
     ids=["empty", "malformed"],
 )
-def test_certificates_that_are_none(scheme, content, tmp_path):
+def test_invalid_certificates_are_rejected(scheme, content, tmp_path):
     path = tmp_path / "authority.pem"
     path.write_text(content)
     with pytest.raises(UserError, match=f"^Expected a PEM .*{path}"):

@@ -481,7 +481,7 @@ def test_a_run_and_its_export_give_equal_rows(exported):
         open_encoder(exported.workdir, ["nothing_such"])
 
 
-def test_certificates_are_for_servers(tmp_path):
+def test_certificates_are_rejected_for_local_models(tmp_path):
     model = write_lengths(tmp_path / "model")
     assert open_encoder(model).widths
     with pytest.raises(UserError, match="--ca_certificates=ca.pem.*/model'"):

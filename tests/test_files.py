@@ -6,7 +6,7 @@ import pytest
 from clsa_tf import files
 
 
-def test_a_draft_directory_is_gone_afterwards_whatever_happens(tmp_path):
+def test_a_draft_directory_is_always_removed(tmp_path):
     with files.draft_directory(tmp_path) as draft:
         name = os.path.relpath(draft, tmp_path)
         assert os.sep not in name and name.startswith(".draft-")
@@ -20,13 +20,13 @@ def test_a_draft_directory_is_gone_afterwards_whatever_happens(tmp_path):
             (tmp_path / draft / "half").touch()
             raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["kept"]
-    # The directory itself may be what is published.
+    # The block may rename the directory itself.
     with files.draft_directory(tmp_path) as draft:
         os.rename(draft, tmp_path / "1")
     assert sorted(os.listdir(tmp_path)) == ["1", "kept"]
 
 
-def test_a_draft_directory_needs_its_parent(tmp_path):
+def test_a_draft_directory_needs_a_parent(tmp_path):
     with pytest.raises(FileNotFoundError):
         with files.draft_directory(tmp_path / "none"):
             pass

@@ -1,8 +1,7 @@
-"""An export that version 0.1.0 wrote can be loaded and served.
+"""An export of version 0.1.0 can be loaded, served and deployed.
 
-`tests/data/export_0.1.0.zip` is what `export.savedmodel` of the last commit
-of that version wrote for the run in `tests/data/workdir_0.1.0`. Its graph
-computes as that version did.
+`tests/data/export_0.1.0.zip` holds the export of `tests/data/workdir_0.1.0` by
+the last commit of version 0.1.0. Its graph computes as that version did.
 """
 
 import pathlib
@@ -22,7 +21,7 @@ from tests import exports
 
 DATA = pathlib.Path(__file__).parent / "data"
 PIXELS = exports.noise(2)
-# What that version named in the parts of embeddings that it left.
+# Identity of the model in `.parts` directories of version 0.1.0.
 IDENTITY = (
     "sha256:a1fac7f724ea76b90f8e83ddaa7ef7212d36e5a71da8a1b8af137b70557b7620"
 )
@@ -49,14 +48,14 @@ def test_the_embedded_server_loads_it(served):
         "embedding": (2, 32),
         "projection": (2, 16),
     }
-    # The size of the images of the run, so they are not resized.
+    # Images of --image_size are not resized.
     encoded = np.array([exports.encode(x) for x in PIXELS], object)
     others = served.run("serving_default", {"image_bytes": encoded})
     for name, row in rows.items():
         np.testing.assert_allclose(others[name], row, rtol=0, atol=1e-5)
 
 
-def test_the_loaded_encoder_computes_what_it_computes(base, served):
+def test_the_loaded_encoder_equals_the_served_one(base, served):
     expected = served.run("images_uint8", {"images": PIXELS})
     found = clsa_tf.load_encoder(base, outputs="both")(PIXELS)
     for name, rows in expected.items():
@@ -66,7 +65,7 @@ def test_the_loaded_encoder_computes_what_it_computes(base, served):
     assert clsa_tf.image_size(base) == 32
 
 
-def test_it_is_the_encoder_of_its_run(base):
+def test_fingerprints_are_unchanged(base):
     encoder = load_trained(str(DATA / "workdir_0.1.0")).encoder
     text = (base / "1" / "model_card.json").read_text()
     assert f'"{card.fingerprint(encoder.variables)}"' in text
@@ -80,7 +79,7 @@ def test_it_can_be_deployed(base):
     assert published.warmup_images(model) == 1
 
 
-def test_its_version_is_named_where_it_is_damaged(base, tmp_path):
+def test_errors_name_its_version(base, tmp_path):
     damaged = tmp_path / "1"
     damaged.mkdir()
     for name in ("model_card.json", "saved_model.pb"):

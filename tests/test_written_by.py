@@ -30,7 +30,7 @@ def message(use, *arguments, **options):
 
 
 def assert_names(text, *written):
-    """That it ends with the versions that wrote it, and the present one."""
+    """Asserts that a message ends with these versions and the present one."""
     assert text.endswith(
         f" was written by clsa_tf {', then '.join(written)}; this is clsa_tf "
         f"{PRESENT}."
@@ -64,7 +64,7 @@ def unreadable_checkpoint(directory):
 # ---- Runs
 
 
-def test_flags_that_do_not_go_together(begun):
+def test_contradicting_flags(begun):
     path = begun / "run.flags"
     text = path.read_text()
     path.write_text(
@@ -78,7 +78,7 @@ def test_flags_that_do_not_go_together(begun):
     assert_names(message(config_lib.load, str(begun)), "0.1.0 or earlier")
 
 
-def test_checkpoints(config, begun):
+def test_unreadable_checkpoints(config, begun):
     unreadable_checkpoint(begun)
     assert_names(message(load_trained, str(begun)), "7.8.9")
     checkpoints = Checkpoints(tiny.make(tiny.config()), str(begun), keep=1)
@@ -89,14 +89,14 @@ def test_checkpoints(config, begun):
     assert config_lib.load(str(begun)) == config
 
 
-def test_checkpoints_that_are_gone(begun):
+def test_missing_checkpoints(begun):
     (unreadable_checkpoint(begun) / "step-4.index").unlink()
     found = message(load_trained, str(begun))
     assert "without its index" in found
     assert_names(found, "7.8.9")
 
 
-def test_checkpoints_of_which_the_newest_are_damaged(config, begun):
+def test_an_unreadable_newest_checkpoint(config, begun):
     shortened = mock.Mock(
         _config=config.replace(total_epochs=2),
         _claim=mock.Mock(shorter=True),
@@ -107,12 +107,12 @@ def test_checkpoints_of_which_the_newest_are_damaged(config, begun):
     assert_names(found, "7.8.9")
 
 
-def test_the_record_of_the_dataset(config, begun):
+def test_an_invalid_record_of_the_dataset(config, begun):
     (begun / "dataset.json").write_text('{"pictures": 64}')
     assert_names(message(workdir.claim, config, images=64), "7.8.9")
 
 
-def test_all_versions_of_a_run_are_kept(config, begun):
+def test_run_flags_list_all_versions(config, begun):
     path = begun / "run.flags"
     lines = path.read_text().split("\n")[1:]
     for before, after in (
@@ -145,21 +145,21 @@ def deployed(path):
     [clsa_tf.load_encoder, embed_encoder, open_version, deployed],
     ids=lambda use: use.__name__,
 )
-def test_exports(use, tmp_path):
+def test_unreadable_exports(use, tmp_path):
     version = tmp_path / "3"
     (version / "variables").mkdir(parents=True)
     (version / "variables" / "variables.index").touch()
     (version / "saved_model.pb").write_bytes(b"of another format")
     (version / "model_card.json").write_text(json.dumps(CARD))
     assert_names(message(use, str(version)), "7.8.9")
-    # Models of other programs are read, too.
+    # Models of other programs have no such record.
     (version / "model_card.json").write_text('{"made_with": "love"}')
     assert PRESENT not in message(use, str(version))
     (version / "model_card.json").unlink()
     assert PRESENT not in message(use, str(version))
 
 
-def test_limits_and_warm_ups_of_exports(tmp_path):
+def test_unreadable_limits_and_warm_up_requests(tmp_path):
     (tmp_path / "model_card.json").write_text(json.dumps(CARD))
     (tmp_path / "assets.extra").mkdir()
     (tmp_path / warmup_requests.PATH).write_bytes(b"of another format")
@@ -176,7 +176,7 @@ def test_limits_and_warm_ups_of_exports(tmp_path):
     assert_names(found, "7.8.9")
 
 
-def test_keras_files(tmp_path):
+def test_unreadable_keras_files(tmp_path):
     (tmp_path / "encoder.keras").write_bytes(b"of another format")
     (tmp_path / "formats.json").write_text(json.dumps({"encoder.keras": CARD}))
     for path in (tmp_path, tmp_path / "encoder.keras"):
