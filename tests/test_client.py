@@ -338,8 +338,8 @@ def test_tls_needs_a_trusted_certificate(protocol, certificate, tmp_path):
 def test_a_failed_handshake_is_not_retried(
     protocol, certificate, trusts, speaks_tls, words
 ):
-    asked = Service()
-    with serving(protocol, asked, tls=speaks_tls and certificate) as server:
+    service = Service()
+    with serving(protocol, service, tls=speaks_tls and certificate) as server:
         scheme = {"grpc": "grpcs", "http": "https"}[protocol]
         client = Client(
             f"{scheme}://localhost:{server.rpartition(':')[2]}",
@@ -350,7 +350,7 @@ def test_a_failed_handshake_is_not_retried(
     assert not e.value.transient and not e.value.rejected
     for word in ("expected TLS", "--ca_certificates", "localhost"):
         assert word in str(e.value)
-    assert not asked.asked
+    assert not service.calls_received
 
 
 def test_a_certificate_for_another_name_is_not_retried(protocol, certificate):
