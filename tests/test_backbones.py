@@ -1,7 +1,5 @@
 """Backbones by name: the registry, and those of two libraries."""
 
-import runpy
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,6 +17,7 @@ from clsa_tf.training import initial_weights
 from export import formats, savedmodel
 from tests import exports, runs, tiny
 from tests.marks import slow_but
+from tests.modules import copied
 
 # One of each library; the smallest that keras.applications has.
 LIBRARIES = ("keras_applications:MobileNetV2", "keras_cv:ResNet18V2")
@@ -160,8 +159,8 @@ def test_a_function_that_returns_no_features_is_said(make, monkeypatch):
 
 
 def test_help_names_the_registry(registered):
-    fields = runpy.run_path(config_fields.__file__)["Config"]
-    words = fields.__dataclass_fields__["backbone"].metadata["help"]
+    fields = copied(config_fields).Config.__dataclass_fields__
+    words = fields["backbone"].metadata["help"]
     for name in (*backbones.BACKBONES, *libraries.LIBRARIES):
         assert name in words
 
