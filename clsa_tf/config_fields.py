@@ -173,9 +173,8 @@ class Config:
     )
     backbone: str = option(
         "resnet50",
-        "architecture of the encoder: resnet18, resnet34, resnet50, or one of "
-        "a library with random weights, keras_applications:NAME (such as "
-        "MobileNetV2) or keras_cv:NAME (such as DenseNet121)",
+        f"architecture of the encoder, which starts with random weights: "
+        f"{backbones.known()}, such as keras_applications:MobileNetV2",
         problem=backbones.problem,
         group="network",
     )

@@ -1,11 +1,15 @@
+import dataclasses
+import importlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageFilter
 
 from benchmarks import pillow_chain
-from clsa_tf.augment import primitives, strong
-from clsa_tf.augment.strong_ops import STRONG_OPS
+from clsa_tf import config as config_lib
+from clsa_tf.augment import chain, primitives, strong, views
+from clsa_tf.augment.strong_ops import ARITHMETIC, STRONG_OPS, Op
 from tests.marks import slow_but
 
 SIZES = [(1, 1), (2, 3), (33, 20), (3, 2), (5, 1), (16, 17), (64, 64)]
@@ -479,3 +483,51 @@ def test_describe_lists_applied_ops_with_their_values():
         "Rotate +13.11°",
         "Invert",
     ]
+
+
+@pytest.fixture
+def halve(monkeypatch):
+    """Another operation in the registry, alone in a pool of its own."""
+
+    def function(images, level):
+        del level
+        return images // 2
+
+    op = Op(ARITHMETIC, function, lambda level, _: f"{level}", ("halves",))
+    monkeypatch.setitem(STRONG_OPS, "Halve", op)
+    importlib.reload(strong)
+    yield
+    monkeypatch.undo()
+    importlib.reload(strong)
+
+
+def test_an_entry_in_the_registry_is_an_operation(halve):
+    config = config_lib.parse(
+        [
+            "--method=clsa",
+            "--ddm_weight=1",
+            "--strong_pool=halves",
+            "--strong_ops=3",
+            "--strong_crops=9:1:1",
+            "--blur=0",
+        ]
+    )
+    (view,) = config.options.strong_views()
+    weak = dataclasses.replace(view, name="weak", strong_ops=0)
+    drawn = views.draw([1, 2], [9, 9], views=[view])[view.name]
+    cut = pillow_chain.photograph(9, 9).transpose(0, 2, 1)
+
+    def completed(view, params):
+        packed = views.pack({view.name: params})
+        crops, packed = {view.name: cut[np.newaxis]}, {view.name: [packed]}
+        return chain.complete(crops, packed, views=[view])[view.name]
+
+    sequence = drawn.pop("strong")
+    times = int(np.sum(sequence["apply"]))
+    assert 0 < times < 3
+    np.testing.assert_array_equal(
+        completed(view, drawn | {"strong": sequence}),
+        completed(weak, drawn) // 2**times,
+    )
+    words = strong.describe(sequence)
+    assert len(words) == times and words[0].startswith("Halve ")

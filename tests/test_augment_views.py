@@ -1,5 +1,7 @@
 import dataclasses
 import functools
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from benchmarks import pillow_chain
 from clsa_tf.augment import chain, strong, views
 from clsa_tf.augment.views import View
 from clsa_tf.errors import UserError
+from tests.modules import copied
 
 # The accelerator completes two pairs of these views together.
 VIEWS = (
@@ -409,6 +412,21 @@ def test_draws_equal_golden_values():
     factors = [[1.1279479, 1.3355881, 1.1275275, -0.09174936]]
     np.testing.assert_allclose(params["factors"], factors, atol=1e-6)
     np.testing.assert_array_equal(params["strong"]["op"], [[5, 1, 9, 5, 0]])
+
+
+def test_programs_of_earlier_views_are_freed():
+    fresh = copied(chain)  # with empty caches
+    view = View("", 8, 0.2, 1.0)
+    many = [dataclasses.replace(view, name=str(i)) for i in range(65)]
+    for compiled, arguments in (
+        (fresh.compiled_draw, [((x,),) for x in many]),
+        (fresh._compiled_view, [(view, count) for count in range(65)]),
+        (fresh._compiled_complete, [((x,),) for x in many]),
+    ):
+        first, *_ = [weakref.ref(compiled(*x)) for x in arguments]
+        assert compiled.cache_info().currsize == 64
+        gc.collect()
+        assert first() is None
 
 
 # --- rejected views ----------------------------------------------------------

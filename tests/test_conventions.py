@@ -1,5 +1,6 @@
 """Conventions of the code."""
 
+import ast
 import inspect
 import pathlib
 import re
@@ -47,6 +48,23 @@ def test_nothing_is_random_without_a_seed(path):
         re.MULTILINE,
     )
     assert stateful == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_random_numbers_name_their_algorithm(path):
+    """TensorFlow's default depends on the device."""
+    unnamed = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and re.search(r"\brandom\..*stateless_", ast.unparse(node.func))
+        and "'philox'" not in map(ast.unparse, _arguments(node))
+    ]
+    assert unnamed == []
+
+
+def _arguments(call):
+    return [*call.args, *(keyword.value for keyword in call.keywords)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

@@ -1,6 +1,8 @@
 """Decoding, batches as a function of (seed, step), and unreadable images."""
 
+import gc
 import io
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from PIL import Image
 
 from clsa_tf.augment.chain import complete_batch
 from clsa_tf.augment.views import View, params_key, unpack
-from clsa_tf.data import decode, headers
+from clsa_tf.data import batch_parts, decode, headers
+from clsa_tf.data.batch_rows import arrange
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_source
@@ -19,6 +22,7 @@ from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from tests.marks import slow_but
+from tests.modules import copied
 
 WEAK = View("query", 8, 0.2, 1.0)
 KEY = View("key", 8, 0.2, 1.0, shuffle=True)
@@ -331,6 +335,26 @@ def test_shuffled_rows_can_be_put_back_in_order(source):
     assert_same(batches(source, 1, start=3, views=views), steps[3:])
 
 
+def test_permutations_stay_what_they_were():
+    """Golden values: with others, runs could not be repeated."""
+    views = [View(name, 8, 0.2, 1.0, shuffle=True) for name in "ab"]
+    batch = {name: tf.range(12) for name in ("a", "b", "index", "label")}
+    found = arrange(
+        batch | {"valid": tf.fill([12], True)},
+        tf.range(12),
+        views,
+        seed=3,
+        step=7,
+        worker=Worker(),
+        copies=False,
+    )
+    a = [3, 11, 8, 2, 7, 5, 6, 1, 4, 0, 9, 10]
+    b = [9, 4, 8, 6, 11, 3, 2, 1, 10, 0, 5, 7]
+    for name, order in (("a", a), ("b", b)):
+        np.testing.assert_array_equal(found[f"{name}_order"], order)
+        np.testing.assert_array_equal(found[name], order)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_records_after_a_restart_are_the_same(tmp_path, limit):
@@ -369,6 +393,15 @@ def test_all_kinds_of_files_can_be_mixed(tmp_path):
     steps = batches(source, 8, batch_size=12, unreadable=unreadable)
     assert len(steps) == 8  # four epochs
     assert unreadable.count == len(UNREADABLE) and unreadable.error() is None
+
+
+def test_programs_of_earlier_views_are_freed():
+    fresh = copied(batch_parts)  # with an empty cache
+    fresh.compiled_draw = lambda views: views
+    first, *_ = [weakref.ref(fresh._draw((), seed)) for seed in range(17)]
+    assert fresh._draw.cache_info().currsize == 16
+    gc.collect()
+    assert first() is None
 
 
 def test_bad_rows_are_replaced_by_the_next_readable_one(tmp_path):

@@ -11,6 +11,18 @@ def test_starts_with_unit_keys_that_depend_on_the_seed():
     assert not np.allclose(one, other)
 
 
+def test_it_starts_as_it_did():
+    """Golden values: with others, runs could not be repeated."""
+    np.testing.assert_allclose(
+        KeyQueue(2, 3, seed=1).keys,
+        [
+            [0.15619098, -0.6080107, 0.7784134],
+            [-0.42974502, 0.3096013, -0.8482135],
+        ],
+        atol=1e-6,
+    )
+
+
 def test_the_queue_is_first_in_first_out_over_three_wraps():
     size, batch, dimension = 10, 4, 3
     queue = KeyQueue(size, dimension, seed=0)

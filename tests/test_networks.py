@@ -61,6 +61,49 @@ def test_the_3x3_convolution_has_the_stride_and_symmetric_padding():
     assert out.shape[1:3] == [2, 2]
 
 
+@pytest.mark.parametrize("width", [0.125, 0.0625])
+def test_no_convolution_of_one_pixel_skips_pixels_of_few_channels(width):
+    """Its gradient corrupts memory in oneDNN of TensorFlow 2.15.1."""
+    model = resnet("resnet18", width=width, stem="small")
+    shortcuts = 0
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.layers.Conv2D):
+            *kernel, channels, _ = layer.kernel.shape
+            shortcuts += ".downsample." in layer.name
+            if kernel == [1, 1] and layer.strides != (1, 1):
+                assert channels >= 16, layer.name
+    assert shortcuts == 3
+
+
+@pytest.mark.parametrize("side", [6, 7])
+def test_the_way_around_equals_the_convolution_with_a_stride(side):
+    model = resnet("resnet18", width=0.125, stem="small")
+    convolution = model.get_layer("layer2.0.downsample.0")
+    assert convolution.kernel.shape == [1, 1, 8, 16]
+    pixels = model.get_layer("layer2.0.downsample.stride")
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=[2, side, side, 8]), tf.float32)
+
+    def both(function, *inputs):
+        """Output and gradients of a random multiple of it."""
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            output = function(*inputs)
+            ups = np.random.default_rng(1).normal(size=output.shape)
+            total = tf.reduce_sum(output * tf.cast(ups, output.dtype))
+        return output, *tape.gradient(total, inputs)
+
+    found = both(lambda x, _: convolution(pixels(x)), x, convolution.kernel)
+    # In float64, which oneDNN leaves to others.
+    expected = both(
+        lambda x, kernel: tf.nn.conv2d(x, kernel, strides=2, padding="VALID"),
+        *(tf.cast(value, tf.float64) for value in (x, convolution.kernel)),
+    )
+    for mine, other in zip(found, expected):
+        assert mine.shape == other.shape
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
 def test_initial_weights_follow_torch():
     model = resnet("resnet18")
     for name, kernel in (("layer1.0.conv1", 3), ("layer2.0.downsample.0", 1)):

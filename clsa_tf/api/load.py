@@ -13,6 +13,7 @@ from tensorflow import keras
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
 from clsa_tf.files import MODEL_CARD, newest_savedmodel
+from clsa_tf.networks.backbones import LAYER
 from clsa_tf.networks.functional import (
     NORMALISE,
     PIXELS,
@@ -50,9 +51,13 @@ def load_encoder(
     deviation of about 1; with the wrong range it is near 0 or in the hundreds.
 
     The model consists of Keras' own layers. A model that is built on it can be
-    saved by `model.save("model.keras")` and loaded without clsa_tf. The layers
-    are not nested: `encoder.get_layer("layer2.1.relu").output` is the feature
-    map of a block, see `stages`.
+    saved by `model.save("model.keras")` and loaded without clsa_tf.
+
+    The layers of a ResNet are not nested:
+    `encoder.get_layer("layer2.1.relu").output` is the feature map of a block,
+    see `stages`. Any other backbone is one layer,
+    `encoder.get_layer("backbone")`: a functional model from normalised images
+    to features.
 
     Args:
         path: the directory of a run (loads its newest checkpoint), of an
@@ -142,16 +147,26 @@ def stages(encoder):
     """Names the layers with the feature maps of the four stages.
 
     Args:
-        encoder: model returned by `load_encoder`.
+        encoder: model returned by `load_encoder`, whose backbone is a ResNet.
 
     Returns:
         list of four names for `encoder.get_layer`, finest first. Their strides
         are 4, 8, 16 and 32 px with the stem "imagenet", otherwise 1, 2, 4 and
         8 px.
+
+    Raises:
+        UserError: the backbone is not a ResNet. Its layers are those of
+            `encoder.get_layer("backbone")`.
     """
     ends = {}
     for layer in encoder.layers:
         match = re.fullmatch(r"layer(\d)\.\d+\.relu", layer.name)
         if match:
             ends[match[1]] = layer.name  # the last block overwrites others
+    if not ends:
+        raise UserError(
+            "Expected an encoder whose backbone is a ResNet, received one "
+            "without layers such as layer1.0.relu; choose feature maps of "
+            f'encoder.get_layer("{LAYER}") yourself.'
+        )
     return [ends[stage] for stage in sorted(ends)]

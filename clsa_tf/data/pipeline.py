@@ -5,28 +5,23 @@ the examples with counters `s * G` to `s * G + G - 1`. Neither the number of
 threads nor the step at which the dataset starts changes it.
 """
 
-import functools
 import math
 import os
 from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from clsa_tf.augment.chain import compiled_draw, make_views
-from clsa_tf.augment.views import View, params_key, split_packed
+from clsa_tf.augment.views import View
 from clsa_tf.data import headers
+from clsa_tf.data.batch_parts import BatchParts
 from clsa_tf.data.batch_rows import arrange, next_valid
 from clsa_tf.data.checks import check_readable_elsewhere
-from clsa_tf.data.decode import REDUCIBLE, try_decode_boxes, try_open
-from clsa_tf.data.order import ALONE, VIEWS, Worker, key, prefetch_in_order
+from clsa_tf.data.order import ALONE, Worker, prefetch_in_order
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 
-# Largest number of images per call. A call of a compiled program has a fixed
-# cost of about 0.1 ms on a host, and so has a guard against damaged files.
-_MAX_GROUP = 4
 # Largest number of images per message of a service. TensorFlow keeps about
 # fifteen messages of each service ready.
 _MAX_SENT = 16
@@ -111,112 +106,31 @@ def training_batches(
             that it cannot share, a service does not take its dataset, or the
             source cannot be read by services.
     """
-    views = tuple(views)
-    keep_params = keep_params or not completed
     if batch_size > source.size:
         raise UserError(
             f"Expected a batch of at most {source.size} images, the size of "
             f"{source.name}, received {batch_size}; lower --batch_size or add "
             "images."
         )
-
-    share = batch_size // worker.count  # rows that this process makes
-    group_size = math.gcd(share, _MAX_GROUP)
-    calls = parallel_calls
-    if not (calls or services):
-        cores = _cores()
-        # A call sometimes waits for the threads of XLA and of the guard. With
-        # one call per core, two cores were idle for a fifth of the time. A
-        # single core is never idle.
-        calls = 2 * cores if cores > 1 else 1
-
-    def records(rows, first, stride):
-        """Records of a stream that one of `stride` services reads.
-
-        The parts of all steps are numbered, and each service makes every
-        `stride`-th part. So each service reads its own files, at whatever step
-        it starts.
-        """
-        before = start_step * (share // rows)  # parts of earlier steps
-        owner = (first + before) % stride
-        reader = Worker(worker.index * stride + owner, worker.count * stride)
-        size = source.epoch_size(batch_size, whole_epochs)
-        read = max(0, -(-(before - owner) // stride)) * rows
-        return source.stream_of(reader, start=read, seed=seed, size=size)
-
-    def parts(rows, first=0, stride=1):
-        """Dataset of the parts first, first + stride, … of `rows` rows each."""
-
-        def belongs(counter, _=None):
-            step, row = counter // batch_size, counter % share
-            number = ((step - start_step) * share + row) // rows
-            return tf.equal(number % stride, first)
-
-        start = start_step * batch_size
-        if stride > 1 and not source.random_access:
-            counters = tf.data.Dataset.counter(start).filter(
-                lambda c: (c % batch_size) // share == worker.index
-            )
-            items = tf.data.Dataset.zip(
-                (counters.filter(belongs), records(rows, first, stride))
-            )
-        else:
-            items = source.items_of(
-                worker,
-                start=start,
-                seed=seed,
-                batch_size=batch_size,
-                whole_epochs=whole_epochs,
-            )
-            items = items.filter(belongs) if stride > 1 else items
-        groups = items.batch(group_size, drop_remainder=True).map(
-            _views_of_items(
-                source, views, seed, group_size, completed, keep_params
-            ),
-            num_parallel_calls=calls or tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        options = tf.data.Options()
-        if calls:
-            options.threading.private_threadpool_size = max(2, calls)
-        else:  # one call per core of the service, at most 16
-            options.autotune.enabled = False
-        return groups.batch(
-            rows // group_size, drop_remainder=True
-        ).with_options(options)
-
-    def finish(batch):
-        # Flattens (parts of) groups of examples to examples.
-        outer = batch["code"].shape.rank
-        batch = {
-            name: tf.reshape(x, [-1, *x.shape[outer:]])
-            for name, x in batch.items()
-        }
-        step = batch["counter"][0] // batch_size
-        batch["valid"] = batch["code"] == headers.OK
-        with tf.control_dependencies(
-            [_report(batch, step - start_step + 1, source, unreadable)]
-        ):
-            donors = next_valid(batch["valid"])  # [G]
-        result = arrange(
-            batch, donors, views, seed, step, worker, copies=replicas > 1
-        )
-        return tf.nest.map_structure(_in_parts(replicas), result)
-
+    parts = BatchParts(
+        source=source,
+        views=tuple(views),
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        worker=worker,
+        completed=completed,
+        keep_params=keep_params or not completed,
+        whole_epochs=whole_epochs,
+    )
     if services:
         check_readable_elsewhere(
             source, "with --data_service", "leave --data_service out"
         )
-        rows = math.gcd(share, _MAX_SENT)
-        batches = services.distribute(functools.partial(parts, rows))
-        batches = batches.batch(share // rows, drop_remainder=True)
-        steps = tf.data.Dataset.counter(start_step)
-        batches = tf.data.Dataset.zip((steps, batches)).map(
-            _expected(batch_size, worker)
-        )
+        batches = _from_services(parts, services, parallel_calls)
     else:
-        batches = parts(share)
-    batches = batches.map(finish)
+        batches = parts.make(parts.share, calls=parallel_calls or _calls())
+    batches = batches.map(_finish(parts, unreadable, replicas))
     if replicas > 1:
         batches = batches.unbatch()
     # Without this, several workers prepare for the end of the data, with
@@ -231,50 +145,47 @@ def training_batches(
     )
 
 
-def _views_of_items(source, views, seed, group_size, completed, keep_params):
-    """Returns a function from `group_size` items to their views."""
-    sizes = [view.size for view in views]
-    draw = _draw(views, seed)
+def _from_services(parts, services, calls):
+    """Dataset of batches, of parts that services make in turn."""
+    rows = math.gcd(parts.share, _MAX_SENT)
+    batches = services.distribute(
+        lambda first, stride: parts.make(rows, first, stride, calls=calls)
+    ).batch(parts.share // rows, drop_remainder=True)
+    steps = tf.data.Dataset.counter(parts.start_step)
+    return tf.data.Dataset.zip((steps, batches)).map(
+        _expected(parts.batch_size, parts.worker)
+    )
 
-    def views_of_items(counters, items):
-        columns = [
-            tf.unstack(x, num=group_size) for x in tf.nest.flatten(items)
-        ]
-        rows = [tf.nest.pack_sequence_as(items, row) for row in zip(*columns)]
-        examples = [source.read(row) for row in rows]
-        opened = try_open(
-            [example["bytes"] for example in examples],
-            rules=source.rules,
-            load=source.load,
-            whole_below=REDUCIBLE * max(sizes),
-        )
-        boxes, drawn = draw(counters, tf.stack([x.size for x in opened]))
-        decoded = [
-            try_decode_boxes(x, boxes[i], sizes=sizes)
-            for i, x in enumerate(opened)
-        ]
-        codes, images, boxes = zip(*decoded)
-        packed = split_packed(drawn, views=views)
-        result = make_views(
-            images, tf.stack(boxes), packed, views=views, completed=completed
-        )
-        if keep_params:
-            for view in views:
-                result[params_key(view)] = packed[view.name]
-        if source.random_access:
-            result["index"] = items
-        if source.class_names:
-            result["label"] = tf.stack(
-                [example["label"] for example in examples]
-            )
-        return {
-            "code": tf.stack(codes),
-            "name": tf.stack([example["name"] for example in examples]),
-            "counter": counters,
-            **result,
+
+def _finish(parts, unreadable, replicas):
+    """Returns a function from the parts of a batch to the batch."""
+
+    def finish(batch):
+        # Flattens (parts of) groups of examples to examples.
+        outer = batch["code"].shape.rank
+        batch = {
+            name: tf.reshape(x, [-1, *x.shape[outer:]])
+            for name, x in batch.items()
         }
+        step = batch["counter"][0] // parts.batch_size
+        seen = step - parts.start_step + 1
+        batch["valid"] = batch["code"] == headers.OK
+        with tf.control_dependencies(
+            [_report(batch, seen, parts.source, unreadable)]
+        ):
+            donors = next_valid(batch["valid"])  # [G]
+        result = arrange(
+            batch,
+            donors,
+            parts.views,
+            parts.seed,
+            step,
+            parts.worker,
+            copies=replicas > 1,
+        )
+        return tf.nest.map_structure(_in_parts(replicas), result)
 
-    return views_of_items
+    return finish
 
 
 def _expected(batch_size, worker):
@@ -297,35 +208,15 @@ def _expected(batch_size, worker):
     return expected
 
 
-def _cores():
-    """Returns the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-# Compiles once per key. The bound lets programs of other views be freed.
-@functools.lru_cache(maxsize=16)
-def _draw(views, seed):
-    """Returns a function that draws parameters from counters i64[K].
-
-    Its second argument is sizes i32[K, 2]. See `compiled_draw` for the result.
-    """
-    program = compiled_draw(views)
-
-    def view_seed(counter):
-        """Returns i32[2] whose 64 bits all depend on all arguments."""
-        bits = tf.random.stateless_uniform(
-            [], key(seed, VIEWS, counter), None, None, tf.int64, alg="philox"
-        )
-        return tf.bitcast(bits, tf.int32)
-
-    @tf.function(jit_compile=True, autograph=False)
-    def draw(counters, sizes):
-        seeds = tf.map_fn(view_seed, counters, fn_output_signature=tf.int32)
-        return program(seeds, sizes)
-
-    return draw
+def _calls():
+    """Number of groups of images that this process makes at the same time."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux: cores it may use
+        cores = len(os.sched_getaffinity(0))
+    # A call sometimes waits for the threads of XLA and of the guard. With one
+    # call per core, two cores were idle for a fifth of the time. A single core
+    # is never idle.
+    return 2 * cores if cores > 1 else 1
 
 
 def _in_parts(count):

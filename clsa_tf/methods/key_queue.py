@@ -23,7 +23,9 @@ class KeyQueue(tf.Module):
     def __init__(self, size, dimension, *, seed, name="queue"):
         """Creates a queue of `size` random unit keys of width `dimension`."""
         super().__init__(name=name)
-        start = tf.random.stateless_normal([size, dimension], seed=[seed, 0])
+        start = tf.random.stateless_normal(
+            [size, dimension], seed=[seed, 0], alg="philox"
+        )
         self.keys = tf.Variable(
             tf.math.l2_normalize(start, axis=1), trainable=False, name="keys"
         )

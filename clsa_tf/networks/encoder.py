@@ -4,7 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from clsa_tf.networks import backbones
-from clsa_tf.networks.backbones.libraries import NAME
+from clsa_tf.networks.backbones import NAME
 from clsa_tf.networks.batchnorm import splits_on_replica
 from clsa_tf.networks.heads import PLAIN, build, hidden
 

@@ -16,7 +16,8 @@ from clsa_tf.networks.heads import PLAIN, Head, hidden
 PIXELS = (0, 255)
 
 
-# Names of layers. The layers between the first two have torchvision's names.
+# Names of layers. Between the first two are the layers of a ResNet, with
+# torchvision's names, or one layer, `backbones.LAYER`.
 NORMALISE, FEATURES, PROJECTION = "normalise", "avgpool", "projection"
 
 
@@ -55,9 +56,9 @@ def functional(
     images = keras.Input([image_size, image_size, 3], name=input_name(PIXELS))
     scale, offset = affine(PIXELS)
     x = keras.layers.Rescaling(scale, offset, name=NORMALISE)(images)
-    if backbone in backbones.BACKBONES:
+    if backbones.has_torchvision_names(backbone):
         features = _replay(trunk, x)[id(trunk.output)]
-    else:  # the library's backbone becomes one layer
+    else:  # the backbone becomes one layer
         features = keras.layers.Activation("linear", name=FEATURES)(trunk(x))
     parts, rows = [], []
     for model in make_heads(head, heads, features.shape[-1]):
@@ -194,9 +195,9 @@ def _replay(model, x):
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        inputs = [tensors[id(t)] for t in tf.nest.flatten(layer.input)]
+        # `input` and `output` of a backbone that is one layer are its own.
+        before, after = layer.get_input_at(0), layer.get_output_at(0)
+        inputs = [tensors[id(t)] for t in tf.nest.flatten(before)]
         copy = type(layer).from_config(layer.get_config())
-        tensors[id(layer.output)] = copy(
-            inputs if len(inputs) > 1 else inputs[0]
-        )
+        tensors[id(after)] = copy(inputs if len(inputs) > 1 else inputs[0])
     return tensors

@@ -226,7 +226,7 @@ class Divergence:
         "pool of the strong operations: 14 operations with whole levels "
         "(released code), or Invert instead of Identity with continuous levels "
         "(paper)",
-        choices=tuple(strong.POOLS),
+        choices=lambda: tuple(strong.POOLS),
         group="views",
     )
     strong_level: int = option(

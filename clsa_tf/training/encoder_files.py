@@ -11,7 +11,6 @@ from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError, first_line
 from clsa_tf.files import MODEL_CARD, export_written_by, newest_savedmodel
 from clsa_tf.networks import backbones
-from clsa_tf.networks.backbones.libraries import name_variables
 from clsa_tf.networks.backbones.resnet import STEMS
 from clsa_tf.networks.encoder import weight_name
 from clsa_tf.networks.functional import (
@@ -101,8 +100,8 @@ def _from_keras(path):
         for name in (NORMALISE, FEATURES, PROJECTION):
             model.get_layer(name)
         for layer in model.layers:
-            if isinstance(layer, keras.Model):  # a backbone of a library
-                name_variables(layer)
+            if isinstance(layer, keras.Model):  # not a ResNet
+                backbones.name_variables(layer)
     # The type of the exception depends on the damage.
     except Exception as e:
         folder, name = os.path.split(path)

@@ -19,9 +19,6 @@ from clsa_tf.networks.backbones.resnet import layer_seed
 from clsa_tf.networks.batchnorm import SplitBatchNormalization
 
 LIBRARIES = ("keras_applications", "keras_cv")
-# Attribute of their variables with a name that is the same in every build.
-# Keras' own names depend on how many layers the process has created.
-NAME = "_clsa_tf_name"
 
 # Names of arguments of layers that set a dropout rate, in both libraries.
 _RATES = ("rate", "drop_path_rate", "dropout", "dropout_rate", "drop_rate")
@@ -145,16 +142,7 @@ def build(
     x = model.output
     if x.shape.rank == 4:
         x = keras.layers.GlobalAveragePooling2D(dtype="float32")(x)
-    x = keras.layers.Activation("linear", dtype="float32")(x)
-    model = keras.Model(model.input, x, name="backbone")
-    name_variables(model)
-    return model
-
-
-def name_variables(model):
-    """Names the variables of a library's backbone by their order."""
-    for number, variable in enumerate(model.variables):
-        setattr(variable, NAME, f"backbone/{number:04d}")
+    return keras.Model(model.input, x)
 
 
 def check_sizes(name, sizes):
@@ -266,16 +254,20 @@ def _seed(model, seed):
         )
         if holds_others or not layer.weights:
             continue
+        # None if another layer called its `build`.
+        built = layer.get_build_config() or {}
+        if "input_shape" not in built:
+            continue
         config = _seeded(
             layer.get_config(), f"{seed}/{number}/{type(layer).__name__}"
         )
         twin = type(layer).from_config(config)
-        twin.build(layer.get_build_config()["input_shape"])
+        twin.build(built["input_shape"])
         layer.set_weights(twin.get_weights())
         done |= {v.ref() for v in layer.weights}
     for number, variable in enumerate(model.trainable_variables):
         if variable.ref() not in done and variable.shape.rank > 1:
-            # Variables of a layer with sublayers: the initializer is unknown.
+            # The layer was left out above: the initializer is unknown.
             initial = keras.initializers.TruncatedNormal(
                 0.02, seed=layer_seed(seed, f"variable {number}")
             )
