@@ -92,7 +92,7 @@ def test_resolved_values_can_be_run(method, replicas, micro, images):
         num_replicas_in_sync=replicas,
         extended=types.SimpleNamespace(worker_devices=()),
     )
-    checks.check_batch(resolved, max(images, 64), strategy)
+    checks.check_batch(resolved, strategy)
     # No resolved value causes a warning.
     warned = " ".join(advice.advice(resolved, **data))
     for flag in ("--batch_norm", "longer than the data", "--key_momentum"):

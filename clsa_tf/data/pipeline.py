@@ -16,13 +16,12 @@ from clsa_tf.augment.chain import compiled_draw, make_views
 from clsa_tf.augment.views import View, params_key, split_packed
 from clsa_tf.data import headers
 from clsa_tf.data.batch_rows import arrange, next_valid
-from clsa_tf.data.checks import check_readable_elsewhere
+from clsa_tf.data.checks import check_batch_size, check_readable_elsewhere
 from clsa_tf.data.decode import REDUCIBLE, try_decode_boxes, try_open
 from clsa_tf.data.order import ALONE, VIEWS, Worker, key, prefetch_in_order
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
-from clsa_tf.errors import UserError
 
 # Largest number of images per call. A call of a compiled program has a fixed
 # cost of about 0.1 ms on a host, and so has a guard against damaged files.
@@ -113,13 +112,7 @@ def training_batches(
     """
     views = tuple(views)
     keep_params = keep_params or not completed
-    if batch_size > source.size:
-        raise UserError(
-            f"Expected a batch of at most {source.size} images, the size of "
-            f"{source.name}, received {batch_size}; lower --batch_size or add "
-            "images."
-        )
-
+    check_batch_size(source, batch_size)
     share = batch_size // worker.count  # rows that this process makes
     group_size = math.gcd(share, _MAX_GROUP)
     calls = parallel_calls

@@ -34,6 +34,22 @@ class RunInfo:
     steps_per_epoch: int = 1
     total_steps: int = 1
 
+    @classmethod
+    def of(cls, config, *, images, classes):
+        """Returns the `RunInfo` of a run.
+
+        Args:
+            config: `clsa_tf.config.Config`.
+            images: number of training images.
+            classes: number of their classes; 0 without labels.
+        """
+        return cls(
+            num_images=images,
+            num_classes=classes,
+            steps_per_epoch=config.steps_per_epoch(images),
+            total_steps=config.total_steps(images),
+        )
+
 
 class Method(keras.Model):
     """Base class of the methods; each subclass trains an encoder in one way.

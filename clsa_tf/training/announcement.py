@@ -65,7 +65,7 @@ def announce(
             config,
             images=source.size,
             replicas=replicas,
-            bank=_bank_size(evaluation),
+            bank=evaluation.bank_size if evaluation else 0,
             accelerated=accelerated,
         )
         for sentence in warnings:
@@ -92,13 +92,6 @@ def announce(
     for change in claim.changes:
         consequence = _consequence(config, change, step, steps_per_epoch)
         print(f"  changed: {change}{consequence}")
-
-
-def _bank_size(evaluation):
-    """Images that neighbours come from; 0 if there is no kNN accuracy."""
-    if not evaluation or evaluation.no_accuracy:
-        return 0
-    return evaluation.bank.size
 
 
 def _consequence(config, change, step, steps_per_epoch):

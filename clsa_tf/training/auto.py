@@ -171,7 +171,7 @@ def _queue_size(config, images):
 
 
 def _key_momentum(config, images):
-    most = 1 - TIMES / total_steps(config, images)
+    most = 1 - TIMES / config.total_steps(images)
     usual = _published(config)["key_momentum"]
     return min(usual, max(LEAST_MOMENTUM, round(most, 3)))
 
@@ -180,11 +180,6 @@ def _published(config):
     """Published values of the method's options, dict: name -> value."""
     fields = type(config.options).__dataclass_fields__
     return {n: f.metadata.get("published") for n, f in fields.items()}
-
-
-def total_steps(config, images):
-    """Number of steps of a run on `images` images, at least 1."""
-    return max(1, images // config.batch_size * config.total_epochs)
 
 
 # ---- Words
@@ -240,7 +235,7 @@ def _why_momentum(config, images):
     if config.options.key_momentum == usual:
         return "as published"
     return (
-        f"for a run of {total_steps(config, images):,} steps (published: "
+        f"for a run of {config.total_steps(images):,} steps (published: "
         f"{usual}), within which the momentum encoder has to leave its initial "
         "weights"
     )

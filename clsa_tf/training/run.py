@@ -9,6 +9,7 @@ import clsa_tf.config
 from clsa_tf import methods
 from clsa_tf.augment.chain import complete_batch
 from clsa_tf.data.checks import (
+    check_batch_size,
     check_drawn_sizes,
     check_readable_elsewhere,
     check_sizes,
@@ -93,8 +94,9 @@ class _Run:
         )
         self._source = open_train_source(config)
         config = self._config = self._resolve(config)
-        self._steps_per_epoch = self._source.size // config.batch_size
-        check_batch(config, self._source.size, self._strategy)
+        self._steps_per_epoch = config.steps_per_epoch(self._source.size)
+        check_batch_size(self._source, config.batch_size)
+        check_batch(config, self._strategy)
         check_needs(config, self._source)
         check_sizes(
             self._source, self._views, allow_upscaling=config.allow_upscaling
@@ -132,10 +134,6 @@ class _Run:
             initial_weights.check(config)
             if not newest_step(config.workdir):
                 self._weights = initial_weights.read(config)
-
-    def _has_accuracy(self):
-        """Whether the kNN accuracy is measured during training."""
-        return bool(self._evaluation and not self._evaluation.no_accuracy)
 
     def _resolve(self, config):
         """Returns `config` without `auto`; the reasons go to `_chosen`."""
@@ -193,11 +191,10 @@ class _Run:
             method = make_method(
                 config,
                 schedule,
-                RunInfo(
-                    num_images=self._source.size,
-                    num_classes=len(self._source.class_names or ()),
-                    steps_per_epoch=self._steps_per_epoch,
-                    total_steps=config.total_epochs * self._steps_per_epoch,
+                RunInfo.of(
+                    config,
+                    images=self._source.size,
+                    classes=len(self._source.class_names or ()),
                 ),
             )
             checkpoints = Checkpoints(
@@ -292,7 +289,7 @@ class _Run:
             stop_signal=self._stop_signal,
         )
         callbacks += [log, save]
-        if not self._has_accuracy():
+        if not (self._evaluation and self._evaluation.has_accuracy):
             return callbacks
         monitor = Monitor(
             log,
