@@ -95,6 +95,7 @@ class _Run:
         self._source = open_train_source(config)
         config = self._config = self._resolve(config)
         self._steps_per_epoch = config.steps_per_epoch(self._source.size)
+        self._classes = len(self._source.class_names or ())
         check_batch_size(self._source, config.batch_size)
         check_batch(config, self._strategy)
         check_needs(config, self._source)
@@ -177,6 +178,7 @@ class _Run:
         return workdir.claim(
             self._config,
             images=self._source.size,
+            classes=self._classes,
             step=newest_step(self._config.workdir),
             steps_per_epoch=self._steps_per_epoch,
             fingerprints={n: f() for n, f in fingerprints.items() if f},
@@ -194,7 +196,7 @@ class _Run:
                 RunInfo.of(
                     config,
                     images=self._source.size,
-                    classes=len(self._source.class_names or ()),
+                    classes=self._classes,
                 ),
             )
             checkpoints = Checkpoints(
