@@ -5,8 +5,11 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +18,10 @@ import tensorflow_datasets as tfds
 
 from clsa_tf import methods, train
 from clsa_tf.data.open import open_train_source
-from clsa_tf.errors import UserError
+from clsa_tf.data.unreadable import UnreadableImages
+from clsa_tf.distributed import collectives
+from clsa_tf.errors import Stopped, UserError
+from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.training import checks
 from tests import runs, tiny, toy
 from tests.photos import write_folder
@@ -95,13 +101,71 @@ def test_resuming_within_an_epoch_is_exact(straight, folder, tmp_path):
             path.unlink()
     train.run(config(workdir, folder))
     assert toy.EPOCHS == []
-    for (mine, one), (name, other) in zip(
-        [runs.final_state(workdir)], [runs.final_state(straight[0])]
-    ):
-        assert mine == name and one.keys() == other.keys()
-        for key in one:
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
-    assert runs.lines(workdir) == runs.lines(straight[0])
+    assert_same_run(workdir, straight[0])
+
+
+def assert_same_run(workdir, straight):
+    """The same last state and the same metrics."""
+    (mine, one), (name, other) = map(runs.final_state, (workdir, straight))
+    assert mine == name and one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+    assert runs.lines(workdir) == runs.lines(straight)
+
+
+@pytest.mark.slow
+def test_stopped_before_an_epoch(straight, folder, tmp_path, monkeypatch):
+    """At once; the next start repeats it with the same weights."""
+    before = toy.METHOD.on_epoch_begin
+
+    def interrupted(self, epoch, features):
+        before(self, epoch, features)
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(toy.METHOD, "on_epoch_begin", interrupted)
+        train.run(config(workdir, folder))
+    assert runs.final_state(workdir)[0] == "step-3"
+    train.run(config(workdir, folder))
+    assert toy.EPOCHS == [0, 1, 1]
+    assert_same_run(workdir, straight[0])
+
+
+@pytest.fixture(scope="module")
+def features(folder):
+    """Features of all images, and the function that may stop a pass."""
+    config_ = tiny.config("simclr", dataset=folder, image_size=16)
+    asked = mock.Mock(return_value=0)
+    return asked, DatasetFeatures(
+        tiny.make(config_),
+        open_train_source(config_),
+        tf.distribute.get_strategy(),
+        UnreadableImages(max_bad_share=0.0),
+        stop_signal=asked,
+    )
+
+
+def test_features_are_traced_once(features, monkeypatch):
+    traced = mock.Mock(side_effect=collectives.gather)
+    monkeypatch.setattr(collectives, "gather", traced)
+    method = features[1]._method
+    first = features[1].once()()
+    traced.reset_mock()
+    for variable in method.encoder.trainable_variables:
+        variable.assign(1.1 * variable)
+    assert not np.allclose(features[1].once()(), first)  # newer weights
+    assert traced.call_count == 0
+
+
+def test_a_pass_over_the_dataset_is_stopped(features):
+    asked, dataset_features = features
+    asked.return_value = signal.SIGTERM
+    with pytest.raises(Stopped) as stopped:
+        dataset_features.once()()
+    assert stopped.value.signal == signal.SIGTERM
 
 
 @pytest.mark.slow

@@ -50,7 +50,8 @@ from clsa_tf.training.callbacks import EpochBegin, Log, Monitor, Save
 from clsa_tf.training.checkpoint import Checkpoints, newest_step
 from clsa_tf.training.checks import check_batch, check_needs
 
-# Steps after which several workers compare the signals that they received.
+# Steps, or batches of a pass over the dataset, after which several workers
+# compare the signals that they received.
 _STEPS_BETWEEN_TALKS = 10
 
 # Printed when a signal arrives before the first step.
@@ -245,9 +246,9 @@ class _Run:
             ),
             chief=workers.chief,
         )
-        if workers.chief:
-            self._draw_views(step, log)
         with contextlib.closing(log):
+            if workers.chief:
+                self._draw_views(step, log)
             callbacks = self._callbacks(log, checkpoints, method)
             segments = fit_segments(
                 step, self._steps_per_epoch, config.total_epochs
@@ -281,9 +282,17 @@ class _Run:
         callbacks = []
         if type(method).on_epoch_begin is not Method.on_epoch_begin:
             features = DatasetFeatures(
-                method, self._source, self._strategy, self._unreadable
+                method,
+                self._source,
+                self._strategy,
+                self._unreadable,
+                stop_signal=self._agreed_signal,
             )
-            callbacks.append(EpochBegin(log, method, features))
+            alone = self._workers.count == 1
+            interruption = self._interruption if alone else None
+            callbacks.append(
+                EpochBegin(log, method, features, interruption=interruption)
+            )
         save = Save(
             checkpoints,
             log,
@@ -305,11 +314,12 @@ class _Run:
         return [*callbacks, monitor]
 
     def _stop_signal(self, step):
-        """Returns the signal that asks to stop after `step`; 0: none.
-
-        The signal may have reached any of the workers.
-        """
+        """Returns the signal that asks to stop after `step`; 0: none."""
         self._interruption.lose_nothing("")
+        return self._agreed_signal(step)
+
+    def _agreed_signal(self, step):
+        """Returns the signal that has reached any of the workers; 0: none."""
         if self._workers.count > 1 and step % _STEPS_BETWEEN_TALKS:
             return 0
         return self._workers.maximum(self._interruption.signal)
