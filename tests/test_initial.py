@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from clsa_tf import config as config_lib
-from clsa_tf import methods
 from clsa_tf.api import pretrain
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import RunInfo
 from clsa_tf.training import initial_weights, workdir
 from clsa_tf.training.checkpoint import Checkpoints
 from export import formats
-from tests import tiny, toy
+from tests import tiny
 from tests.marks import slow_but
 
 
@@ -85,14 +84,7 @@ def test_a_queue_of_another_length_is_left_out(source):
     assert "[40, 16]" in left_out["queue"] and "[48, 16]" in left_out["queue"]
 
 
-@pytest.fixture
-def toys():
-    toy.register()
-    yield
-    methods.METHODS.pop("toy")
-
-
-def test_variables_whose_shapes_depend_on_the_data(toys, tmp_path):
+def test_variables_whose_shapes_depend_on_the_data(toy_method, tmp_path):
     """A bank with a row per image, and prototypes and means per class."""
     config = make("toy", workdir=str(tmp_path / "run"))
     run = RunInfo.of(config, images=50, classes=3)

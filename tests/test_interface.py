@@ -16,12 +16,13 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from clsa_tf import methods, train
+from clsa_tf import train
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.distributed import collectives
 from clsa_tf.errors import Stopped, UserError
 from clsa_tf.evaluation.dataset_features import DatasetFeatures
+from clsa_tf.options.fields import AUTO
 from clsa_tf.training import checks
 from tests import runs, tiny, toy
 from tests.photos import write_folder
@@ -30,11 +31,8 @@ from tests.test_distribution import assert_same_state, state, train_all
 
 
 @pytest.fixture(autouse=True)
-def registered():
-    toy.register()
-    toy.EPOCHS.clear()
-    yield
-    methods.METHODS.pop("toy")
+def registered(toy_method):
+    toy_method.EPOCHS.clear()
 
 
 def config(workdir, data, **changes):
@@ -52,6 +50,7 @@ def config(workdir, data, **changes):
         knn_epochs=0,
         image_size=16,
         l2=0.0,  # would move frozen prototypes
+        frozen_steps=AUTO,
     )
     return tiny.config("toy", **settings | changes)
 

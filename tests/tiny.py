@@ -43,6 +43,7 @@ def config(method="clsa", **changes):
         crops=(Crop(16, 0.2, 1.0),) * 3,
         strong_crops=(Crop(12, 0.1, 0.6),),
         ddm_weight=1.0,
+        frozen_steps=2,
     )
     # Only the options that the method has.
     known = methods.load(method).Options.__dataclass_fields__

@@ -14,9 +14,7 @@ from clsa_tf.losses.products import all_pairs
 from clsa_tf.methods.base import Method
 from clsa_tf.networks.encoder import unit
 from clsa_tf.options import groups
-from clsa_tf.options.fields import Crop, option
-
-FROZEN_STEPS = 2  # in which the prototypes are frozen
+from clsa_tf.options.fields import AUTO, Crop, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +23,9 @@ class Options(groups.Projection, groups.AugmentationOptions):
 
     crop: Crop = option(Crop(224, 0.2, 1.0), "crop of both views")
     as_a_whole: bool = option(False, "the loss sees the whole batch at once")
+    frozen_steps: int = option(
+        AUTO, "steps in which the prototypes are frozen", minimum=0, published=2
+    )
 
 
 def check(config):
@@ -68,6 +69,12 @@ class Toy(Method):
     def chance_loss(cls, config):
         return 0.0
 
+    @classmethod
+    def resolve_auto(cls, config, run):
+        published = type(config.options).__dataclass_fields__["frozen_steps"]
+        published = published.metadata["published"]
+        return {"frozen_steps": min(published, run.total_steps - 1)}
+
     def targets(self, batch):
         return tf.gather(self.bank, batch["index"])
 
@@ -95,7 +102,7 @@ class Toy(Method):
         return tf.stop_gradient(tf.convert_to_tensor(self.means))
 
     def transform_gradients(self, gradients, step):
-        free = tf.cast(step >= FROZEN_STEPS, tf.float32)
+        free = tf.cast(step >= self.options.frozen_steps, tf.float32)
         return [
             gradient * free if variable is self.prototypes else gradient
             for variable, gradient in zip(self.learned, gradients)

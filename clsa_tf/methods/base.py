@@ -154,6 +154,23 @@ class Method(keras.Model):
         """Returns the chance-level loss, of an encoder that learned nothing."""
         raise NotImplementedError
 
+    @classmethod
+    def resolve_auto(cls, config, run):
+        """Chooses values of the method's own options that are `auto`.
+
+        `clsa_tf.training.auto` resolves all others, `queue_size` and
+        `key_momentum`, before it calls this.
+
+        Args:
+            config: `Config`; only the method's own options may be `auto`.
+            run: `RunInfo`.
+
+        Returns:
+            dict, name of an option -> value. Values of options that are not
+            `auto` are ignored.
+        """
+        return {}
+
     def targets(self, batch):
         """Computes the targets of `loss`, outside the gradient tape.
 

@@ -94,9 +94,9 @@ class _Run:
             config.dataset, self._views, allow_upscaling=config.allow_upscaling
         )
         self._source = open_train_source(config)
+        self._classes = len(self._source.class_names or ())
         config = self._config = self._resolve(config)
         self._steps_per_epoch = config.steps_per_epoch(self._source.size)
-        self._classes = len(self._source.class_names or ())
         check_batch_size(self._source, config.batch_size)
         check_batch(config, self._strategy)
         check_needs(config, self._source)
@@ -142,6 +142,7 @@ class _Run:
         known = dict(
             images=self._source.size,
             replicas=self._strategy.num_replicas_in_sync,
+            classes=self._classes,
             recorded=auto.recorded(config),
         )
         resolved = auto.resolve(config, **known)
