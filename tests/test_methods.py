@@ -14,6 +14,7 @@ from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.shapes.dataset import encoded_example
 from clsa_tf.data.unreadable import UnreadableImages
+from clsa_tf.methods import base
 from clsa_tf.methods.moco import MoCo
 from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.networks import functional
@@ -351,6 +352,14 @@ def incomplete_batch(method, config):
             [config.batch_size, packed_width(view)]
         )
     return batch
+
+
+@pytest.mark.parametrize("rows", [8, 4])
+def test_own_rows_of_a_micro_batch(rows):
+    """Of the global batch of two replicas, and of the second one's batch."""
+    batch = tf.range(8)[-rows:, tf.newaxis]
+    own = base.own_rows(batch, tf.constant([6, 7]))
+    np.testing.assert_array_equal(own, [[6], [7]])
 
 
 @clsa_first

@@ -11,7 +11,7 @@ import tensorflow as tf
 from clsa_tf import methods
 from clsa_tf.distributed import collectives
 from clsa_tf.losses.products import all_pairs
-from clsa_tf.methods.base import Method
+from clsa_tf.methods.base import Method, own_rows
 from clsa_tf.networks.encoder import unit
 from clsa_tf.options import groups
 from clsa_tf.options.fields import AUTO, Crop, option
@@ -87,8 +87,7 @@ class Toy(Method):
 
     def loss(self, outputs, targets, batch):
         rows, (features, mean) = outputs["projection"], outputs["other"]
-        # Targets are of the replica; outputs may be of a micro-batch.
-        own = tf.gather(targets, batch["example_ids"] % targets.shape[0])
+        own = own_rows(targets, batch["example_ids"])
         logits = all_pairs(rows, self.prototypes)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
             batch["label"], logits

@@ -178,7 +178,10 @@ class Method(keras.Model):
             batch: the replica's batch, see the class.
 
         Returns:
-            any structure of tensors, usually of the global batch.
+            any structure of tensors. `loss` finds the rows of its examples with
+            `own_rows` if they are those of the global batch, `[G, ...]`
+            (`collectives.gather`), or of the replica's batch, `[N, ...]`, in
+            the order of the batch.
         """
         return None
 
@@ -204,7 +207,9 @@ class Method(keras.Model):
         Args:
             outputs: result of `forward`, for a micro-batch or, with
                 `whole_batch`, for the replica's whole batch.
-            targets: result of `targets`.
+            targets: result of `targets`, of the whole batch even if `outputs`
+                are those of a micro-batch. `own_rows(rows,
+                batch["example_ids"])` are the rows that belong to `outputs`.
             batch: the same examples as `outputs`.
 
         Returns:
@@ -397,6 +402,22 @@ class Method(keras.Model):
             batch = complete_batch(batch, views=present)
         size = batch[views[0].name].shape[0]
         return batch | {"example_ids": collectives.example_ids(size)}
+
+
+def own_rows(rows, example_ids):
+    """Rows of a batch that belong to some of its examples.
+
+    Args:
+        rows: `[G, ...]` of the global batch, or `[N, ...]` of the replica's
+            batch, in the order of the batch.
+        example_ids: int32 `[n]`, position of each example in the global batch:
+            `"example_ids"` of a batch or micro-batch of this replica.
+
+    Returns:
+        `[n, ...]`.
+    """
+    # A replica's batch begins at a multiple of its size.
+    return tf.gather(rows, example_ids % rows.shape[0])
 
 
 def contrast_top1(queries, keys, example_ids):
