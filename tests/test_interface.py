@@ -23,7 +23,8 @@ from clsa_tf.distributed import collectives
 from clsa_tf.errors import Stopped, UserError
 from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.options.fields import AUTO
-from clsa_tf.training import checks
+from clsa_tf.plots import curves
+from clsa_tf.training import announcement, checks, metrics_log, summary
 from tests import runs, tiny, toy
 from tests.photos import write_folder
 from tests.test_data_service import record
@@ -238,6 +239,33 @@ def prepared(folder, files, labels):
     builder = Photos(data_dir=str(folder / "tfds"))
     builder.download_and_prepare()
     return str(builder.data_dir)
+
+
+def test_a_level_that_is_unknown_is_not_shown(folder, tmp_path, capsys):
+    config_ = config(tmp_path / "run", folder, frozen_steps=2)
+    announcement.announce(
+        config_,
+        source=open_train_source(config_),
+        evaluation=None,
+        claim=mock.Mock(notes=[], changes=[]),
+        step=0,
+        steps_per_epoch=3,
+        replicas=1,
+        chosen=[],
+        taken=[],
+        remote=False,
+        accelerated=True,
+    )
+    entry = {"step": 6, "epoch": 2.0, "loss": 1.5}
+    metrics_log.append(config_.workdir, entry)
+    print(summary.of_run(config_, step=6, steps_per_epoch=3, seconds=9.0))
+    printed = capsys.readouterr().out
+    assert "1.500 nats\n" in printed and "chance" not in printed
+    picture = str(tmp_path / "curves.png")
+    curves.curves(
+        [entry], picture, title="", chance_loss=None, unit="", baselines={}
+    )
+    assert os.path.exists(picture)
 
 
 def test_sources_without_indices_or_labels_are_rejected(folder, tmp_path):

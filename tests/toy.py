@@ -66,10 +66,6 @@ class Toy(Method):
         return [options.view(f"view_{i}", options.crop) for i in (0, 1)]
 
     @classmethod
-    def chance_loss(cls, config):
-        return 0.0
-
-    @classmethod
     def resolve_auto(cls, config, run):
         published = type(config.options).__dataclass_fields__["frozen_steps"]
         published = published.metadata["published"]
@@ -106,6 +102,9 @@ class Toy(Method):
             gradient * free if variable is self.prototypes else gradient
             for variable, gradient in zip(self.learned, gradients)
         ]
+
+    def collapse_embeddings(self, targets, outputs):
+        return collectives.gather(outputs["projection"])
 
     def update(self, batch, targets, outputs):
         index = collectives.gather(tf.cast(batch["index"], tf.int32))

@@ -14,7 +14,7 @@ from clsa_tf.methods import gradients, statistics
 from clsa_tf.methods.gradients import flat, in_parts
 from clsa_tf.networks import precision
 from clsa_tf.networks.batchnorm import splits_on_replica
-from clsa_tf.networks.encoder import make_encoder
+from clsa_tf.networks.encoder import make_encoder, unit
 from clsa_tf.options.fields import unresolved
 
 
@@ -62,11 +62,12 @@ class Method(keras.Model):
     4. `transform_gradients(gradients, step)`, then the optimizer;
     5. `update(batch, targets, outputs)`.
 
-    A subclass must define `views`, `chance_loss`, `forward` and `loss`; all
-    other members have defaults. If the method has a measure of success in
-    [0, 1], such as the share of queries that recognise their key, `loss` must
-    report it as `contrast_accuracy`. All state that must survive a restart has
-    to be in variables of the method.
+    A subclass must define `views`, `forward` and `loss`, and
+    `collapse_embeddings` if its default does not find projections in the
+    outputs. All other members have defaults. If the method has a measure of
+    success in [0, 1], such as the share of queries that recognise their key,
+    `loss` must report it as `contrast_accuracy`. All state that must survive a
+    restart has to be in variables of the method.
 
     A batch is a dictionary:
 
@@ -97,7 +98,8 @@ class Method(keras.Model):
     # Batch statistics that the method needs: of the "whole" batch, or of
     # "parts" of it, if a query must not share them with its key.
     batch_statistics = "whole"
-    # Unit of the loss; text that prints `chance_loss` when training starts.
+    # Unit of the loss; text that prints `chance_loss`, if it is known, when
+    # training starts.
     unit = "nats"
     chance_text = "chance-level loss: {:.2f} nats"
     # Variables that `loss` itself uses and trains, such as prototypes.
@@ -151,8 +153,11 @@ class Method(keras.Model):
 
     @classmethod
     def chance_loss(cls, config):
-        """Returns the chance-level loss, of an encoder that learned nothing."""
-        raise NotImplementedError
+        """Returns the chance-level loss, of an encoder that learned nothing.
+
+        None, the default, means unknown; no message or picture shows it then.
+        """
+        return None
 
     @classmethod
     def resolve_auto(cls, config, run):
@@ -259,7 +264,8 @@ class Method(keras.Model):
     def collapse_embeddings(self, targets, outputs):
         """Returns the projections in which a collapse is looked for.
 
-        They must come from one encoder. The default uses the first output.
+        They must come from one encoder. The default uses the outputs if they
+        are a tensor `[n, D]`, or those of the first of `views` in a dictionary.
 
         Args:
             targets: result of `targets`.
@@ -267,8 +273,20 @@ class Method(keras.Model):
 
         Returns:
             float32 `[G, D]`, unit rows, of the global batch.
+
+        Raises:
+            NotImplementedError: the default finds no projections.
         """
-        return collectives.gather(tf.nest.flatten(outputs)[0])
+        rows = outputs
+        if isinstance(outputs, dict):
+            rows = outputs.get(self.view_names()[0])
+        if not tf.is_tensor(rows) or rows.shape.rank != 2:
+            raise NotImplementedError(
+                f"Expected projections [n, D] of {self.view_names()[0]} from "
+                f"`forward` of {type(self).__name__}, received {outputs}; "
+                "define `collapse_embeddings`."
+            )
+        return collectives.gather(unit(rows))
 
     # ---- Tools for subclasses
 

@@ -57,7 +57,8 @@ def announce(
         print(f"  begun by an earlier version, so it keeps {flags_then}")
     method_class = methods.load(config.method).METHOD
     chance = method_class.chance_loss(config)
-    print(f"  {method_class.chance_text.format(chance)}")
+    if chance is not None:
+        print(f"  {method_class.chance_text.format(chance)}")
     for sentence in chosen:
         print(f"  auto: {sentence}")
     if step < total:
