@@ -84,7 +84,9 @@ def test_a_queue_of_another_length_is_left_out(source):
     assert "[40, 16]" in left_out["queue"] and "[48, 16]" in left_out["queue"]
 
 
-def test_variables_whose_shapes_depend_on_the_data(toy_method, tmp_path):
+def test_variables_whose_shapes_depend_on_the_data_are_loaded(
+    toy_method, tmp_path
+):
     """A bank with a row per image, and prototypes and means per class."""
     config = make("toy", workdir=str(tmp_path / "run"))
     run = RunInfo.of(config, images=50, classes=3)

@@ -114,7 +114,9 @@ def assert_same_run(workdir, straight):
 
 
 @pytest.mark.slow
-def test_stopped_before_an_epoch(straight, folder, tmp_path, monkeypatch):
+def test_a_run_stopped_before_an_epoch_resumes_exactly(
+    straight, folder, tmp_path, monkeypatch
+):
     """At once; the next start repeats it with the same weights."""
     before = toy.METHOD.on_epoch_begin
 
@@ -241,7 +243,7 @@ def prepared(folder, files, labels):
     return str(builder.data_dir)
 
 
-def test_a_level_that_is_unknown_is_not_shown(folder, tmp_path, capsys):
+def test_an_unknown_level_is_not_shown(folder, tmp_path, capsys):
     config_ = config(tmp_path / "run", folder, frozen_steps=2)
     announcement.announce(
         config_,

@@ -355,7 +355,7 @@ def incomplete_batch(method, config):
     return batch
 
 
-def test_collapse_is_looked_for_in_unit_projections_of_one_view():
+def test_collapse_is_measured_on_unit_projections_of_one_view():
     method = tiny.make(tiny.config("simclr"))
     rows = np.random.default_rng(0).normal(0, 9, [4, 16]).astype(np.float32)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -249,7 +249,8 @@ class Method(keras.Model):
         """Runs before the first step of each epoch, outside the graph.
 
         Results must be stored in variables. A run that resumes within an epoch
-        restores them and does not call this again.
+        restores them and does not call this again. A signal cancels the call,
+        and the next start repeats it with the same weights.
 
         Args:
             epoch: int, from 0.
