@@ -297,7 +297,9 @@ def test_a_method_is_one_file_and_one_flagfile(tmp_path):
     text = text.replace("SimCLR", "Added")
     (tmp_path / "clsa_tf" / "methods" / "added.py").write_text(text)
     flags = pathlib.Path("configs/simclr.flags").read_text()
-    flags = flags.replace("--method=simclr", "--method=added")
+    # Method, directory, and the command in the first comment.
+    for setting in ("--method=", "--workdir=runs/", "configs/"):
+        flags = flags.replace(f"{setting}simclr", f"{setting}added")
     (tmp_path / "configs" / "added.flags").write_text(flags)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow"]
