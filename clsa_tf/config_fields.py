@@ -452,6 +452,14 @@ class Config:
             options=dataclasses.replace(self.options, **options),
         )
 
+    def steps_per_epoch(self, images):
+        """Number of steps of an epoch of `images` images, at least 1."""
+        return max(1, images // self.batch_size)
+
+    def total_steps(self, images):
+        """Number of steps of the whole run on `images` images."""
+        return self.total_epochs * self.steps_per_epoch(images)
+
 
 def flag_fields(dataclass):
     """Returns the fields of a dataclass that are flags, see `option`."""

@@ -258,7 +258,7 @@ def _knn(trained, limit):
     except UserError as e:
         print(f"kNN accuracy is not measured: {e}")
         return None
-    if evaluation.no_accuracy:
+    if not evaluation.has_accuracy:
         print(f"kNN accuracy is not measured: {evaluation.no_accuracy}")
         return None
     task = evaluation.task(unreadable)

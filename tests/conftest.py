@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from tests import exports, runs
+from clsa_tf import methods
+from tests import exports, runs, toy
 from tests.photos import write_folder
 
 
@@ -18,6 +19,14 @@ def signals():
     for number, handler in usual.items():
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.fixture
+def toy_method():
+    """The module of the method that only the tests know."""
+    toy.register()
+    yield toy
+    methods.METHODS.pop("toy")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from clsa_tf import config as config_lib
 from clsa_tf import methods, train
 from clsa_tf.errors import UserError
+from clsa_tf.methods.base import RunInfo
 from clsa_tf.training import advice, auto, checks
 from tests import tiny
 from tests.photos import TINY_FLAGS
@@ -92,7 +93,7 @@ def test_resolved_values_can_be_run(method, replicas, micro, images):
         num_replicas_in_sync=replicas,
         extended=types.SimpleNamespace(worker_devices=()),
     )
-    checks.check_batch(resolved, max(images, 64), strategy)
+    checks.check_batch(resolved, strategy)
     # No resolved value causes a warning.
     warned = " ".join(advice.advice(resolved, **data))
     for flag in ("--batch_norm", "longer than the data", "--key_momentum"):
@@ -341,6 +342,23 @@ def test_a_run_keeps_its_recorded_values():
     # Values of another method are ignored.
     other = config_lib.default("byol", key_momentum=0.5, batch_norm="local")
     assert auto.resolve(config, **PHOTOS, recorded=other) == begun
+
+
+def test_a_method_resolves_options_of_its_own(toy_method, monkeypatch):
+    config = tiny.config("toy", frozen_steps="auto", total_epochs=1)
+    for images, steps in ((60, 2), (32, 1)):
+        data = dict(images=images, replicas=1, classes=2)
+        resolved = auto.resolve(config, **data)
+        assert resolved == config.replace(frozen_steps=steps)
+        (reason,) = auto.reasons(config, resolved, **data)
+        assert reason.startswith(f"--frozen_steps={steps}: ")
+        assert "toy" in reason and f"{images} images" in reason
+    method = toy_method.METHOD(resolved, RunInfo(num_classes=2))
+    assert method.options.frozen_steps == 1
+    # The base class chooses nothing.
+    monkeypatch.delattr(toy_method.METHOD, "resolve_auto")
+    with pytest.raises(ValueError, match="frozen_steps from resolve_auto"):
+        auto.resolve(config, **data)
 
 
 def test_only_flags_with_auto_accept_it():

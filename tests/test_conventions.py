@@ -50,6 +50,16 @@ def test_nothing_is_random_without_a_seed(path):
     assert stateful == []
 
 
+def test_one_place_computes_the_steps_of_an_epoch():
+    """And one knows that a batch is larger than the dataset."""
+    for division, place in (
+        (r"// (\w+\.)*(config|self)\.batch_size", "clsa_tf/config_fields.py"),
+        (r"batch_size > (\w+\.)*size", "clsa_tf/data/checks.py"),
+    ):
+        found = [str(p) for p in SOURCES if re.search(division, p.read_text())]
+        assert found == [place]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_random_numbers_name_their_algorithm(path):
     """TensorFlow's default depends on the device."""

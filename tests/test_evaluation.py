@@ -58,7 +58,8 @@ def animals(tmp_path):
 
 def test_held_out_images_are_announced(photos):
     train, evaluation, lines = planned(f"folder:{photos}")
-    assert evaluation.bank is train and not evaluation.no_accuracy
+    assert evaluation.bank is train and evaluation.has_accuracy
+    assert evaluation.bank_size == train.size
     held = set(names_of(evaluation.queries))
     assert held and not held & set(names_of(train))
     assert lines == [
@@ -145,7 +146,7 @@ def test_images_of_other_classes_are_searched_among_each_other(
         f"folder:{flat}", eval_dataset=f"folder:{animals}", labels=labels
     )
     assert train.class_names is None and train.size == 20
-    assert evaluation.queries is None and not evaluation.no_accuracy
+    assert evaluation.queries is None and evaluation.bank_size == 10
     assert len(names_of(evaluation.bank)) == 10
     (line,) = lines
     assert f"of 10 images of folder:{animals}, each among all others" in line
@@ -199,6 +200,7 @@ def test_unlabelled_evaluation_sets_give_their_reason(photos, flat, tmp_path):
         f"folder:{photos}", eval_dataset=f"folder:{flat}"
     )
     assert f"no labels in {flat}: " in evaluation.no_accuracy
+    assert not evaluation.has_accuracy and evaluation.bank_size == 0
     dataset_writer.write(of(PIXELS), tmp_path / "written")
     files = f"tfrecord:{dataset_writer.pattern(tmp_path / 'written')}"
     _, evaluation, lines = planned(f"folder:{photos}", eval_dataset=files)

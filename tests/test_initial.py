@@ -8,7 +8,8 @@ import pytest
 from clsa_tf import config as config_lib
 from clsa_tf.api import pretrain
 from clsa_tf.errors import UserError
-from clsa_tf.training import initial_weights
+from clsa_tf.methods.base import RunInfo
+from clsa_tf.training import initial_weights, workdir
 from clsa_tf.training.checkpoint import Checkpoints
 from export import formats
 from tests import tiny
@@ -81,6 +82,30 @@ def test_a_queue_of_another_length_is_left_out(source):
     method, left_out = start(source[0], init_what="all", queue_size=48)
     assert list(left_out) == ["queue"]
     assert "[40, 16]" in left_out["queue"] and "[48, 16]" in left_out["queue"]
+
+
+def test_variables_whose_shapes_depend_on_the_data_are_loaded(
+    toy_method, tmp_path
+):
+    """A bank with a row per image, and prototypes and means per class."""
+    config = make("toy", workdir=str(tmp_path / "run"))
+    run = RunInfo.of(config, images=50, classes=3)
+    trained = tiny.make(config, run)
+    own = (trained.bank, trained.prototypes, trained.means)
+    for i, variable in enumerate(own):
+        variable.assign(np.full(variable.shape, i + 1.0))
+    with workdir.claim(config, images=50, classes=3):
+        Checkpoints(trained, config.workdir, keep=1).save()
+    wanted = make("toy", init_from=config.workdir, init_what="all")
+    weights = initial_weights.read(wanted)
+    new = tiny.make(wanted, run)
+    parts = weights.give_to(new)
+    assert {str(part).rpartition(": ")[2] for part in parts} == {"loaded"}
+    assert_equal((new.bank, new.prototypes, new.means), own)
+    # More images: their bank is another one.
+    new = tiny.make(wanted, RunInfo.of(wanted, images=60, classes=3))
+    left_out = {p.name: p.reason for p in weights.give_to(new) if p.reason}
+    assert left_out == {"bank": "[50, 16] instead of [60, 16]"}
 
 
 @pytest.mark.slow

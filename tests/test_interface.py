@@ -5,18 +5,26 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from clsa_tf import methods, train
+from clsa_tf import train
 from clsa_tf.data.open import open_train_source
-from clsa_tf.errors import UserError
-from clsa_tf.training import checks
+from clsa_tf.data.unreadable import UnreadableImages
+from clsa_tf.distributed import collectives
+from clsa_tf.errors import Stopped, UserError
+from clsa_tf.evaluation.dataset_features import DatasetFeatures
+from clsa_tf.options.fields import AUTO
+from clsa_tf.plots import curves
+from clsa_tf.training import announcement, checks, metrics_log, summary
 from tests import runs, tiny, toy
 from tests.photos import write_folder
 from tests.test_data_service import record
@@ -24,11 +32,8 @@ from tests.test_distribution import assert_same_state, state, train_all
 
 
 @pytest.fixture(autouse=True)
-def registered():
-    toy.register()
-    toy.EPOCHS.clear()
-    yield
-    methods.METHODS.pop("toy")
+def registered(toy_method):
+    toy_method.EPOCHS.clear()
 
 
 def config(workdir, data, **changes):
@@ -46,6 +51,7 @@ def config(workdir, data, **changes):
         knn_epochs=0,
         image_size=16,
         l2=0.0,  # would move frozen prototypes
+        frozen_steps=AUTO,
     )
     return tiny.config("toy", **settings | changes)
 
@@ -95,13 +101,73 @@ def test_resuming_within_an_epoch_is_exact(straight, folder, tmp_path):
             path.unlink()
     train.run(config(workdir, folder))
     assert toy.EPOCHS == []
-    for (mine, one), (name, other) in zip(
-        [runs.final_state(workdir)], [runs.final_state(straight[0])]
-    ):
-        assert mine == name and one.keys() == other.keys()
-        for key in one:
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
-    assert runs.lines(workdir) == runs.lines(straight[0])
+    assert_same_run(workdir, straight[0])
+
+
+def assert_same_run(workdir, straight):
+    """The same last state and the same metrics."""
+    (mine, one), (name, other) = map(runs.final_state, (workdir, straight))
+    assert mine == name and one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+    assert runs.lines(workdir) == runs.lines(straight)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_before_an_epoch_resumes_exactly(
+    straight, folder, tmp_path, monkeypatch
+):
+    """At once; the next start repeats it with the same weights."""
+    before = toy.METHOD.on_epoch_begin
+
+    def interrupted(self, epoch, features):
+        before(self, epoch, features)
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(toy.METHOD, "on_epoch_begin", interrupted)
+        train.run(config(workdir, folder))
+    assert runs.final_state(workdir)[0] == "step-3"
+    train.run(config(workdir, folder))
+    assert toy.EPOCHS == [0, 1, 1]
+    assert_same_run(workdir, straight[0])
+
+
+@pytest.fixture(scope="module")
+def features(folder):
+    """Features of all images, and the function that may stop a pass."""
+    config_ = tiny.config("simclr", dataset=folder, image_size=16)
+    asked = mock.Mock(return_value=0)
+    return asked, DatasetFeatures(
+        tiny.make(config_),
+        open_train_source(config_),
+        tf.distribute.get_strategy(),
+        UnreadableImages(max_bad_share=0.0),
+        stop_signal=asked,
+    )
+
+
+def test_features_are_traced_once(features, monkeypatch):
+    traced = mock.Mock(side_effect=collectives.gather)
+    monkeypatch.setattr(collectives, "gather", traced)
+    method = features[1]._method
+    first = features[1].once()()
+    traced.reset_mock()
+    for variable in method.encoder.trainable_variables:
+        variable.assign(1.1 * variable)
+    assert not np.allclose(features[1].once()(), first)  # newer weights
+    assert traced.call_count == 0
+
+
+def test_a_pass_over_the_dataset_is_stopped(features):
+    asked, dataset_features = features
+    asked.return_value = signal.SIGTERM
+    with pytest.raises(Stopped) as stopped:
+        dataset_features.once()()
+    assert stopped.value.signal == signal.SIGTERM
 
 
 @pytest.mark.slow
@@ -177,6 +243,33 @@ def prepared(folder, files, labels):
     return str(builder.data_dir)
 
 
+def test_an_unknown_level_is_not_shown(folder, tmp_path, capsys):
+    config_ = config(tmp_path / "run", folder, frozen_steps=2)
+    announcement.announce(
+        config_,
+        source=open_train_source(config_),
+        evaluation=None,
+        claim=mock.Mock(notes=[], changes=[]),
+        step=0,
+        steps_per_epoch=3,
+        replicas=1,
+        chosen=[],
+        taken=[],
+        remote=False,
+        accelerated=True,
+    )
+    entry = {"step": 6, "epoch": 2.0, "loss": 1.5}
+    metrics_log.append(config_.workdir, entry)
+    print(summary.of_run(config_, step=6, steps_per_epoch=3, seconds=9.0))
+    printed = capsys.readouterr().out
+    assert "1.500 nats\n" in printed and "chance" not in printed
+    picture = str(tmp_path / "curves.png")
+    curves.curves(
+        [entry], picture, title="", chance_loss=None, unit="", baselines={}
+    )
+    assert os.path.exists(picture)
+
+
 def test_sources_without_indices_or_labels_are_rejected(folder, tmp_path):
     config_ = config(tmp_path / "run", folder)
     source = open_train_source(config_)
@@ -204,7 +297,9 @@ def test_a_method_is_one_file_and_one_flagfile(tmp_path):
     text = text.replace("SimCLR", "Added")
     (tmp_path / "clsa_tf" / "methods" / "added.py").write_text(text)
     flags = pathlib.Path("configs/simclr.flags").read_text()
-    flags = flags.replace("--method=simclr", "--method=added")
+    # Method, directory, and the command in the first comment.
+    for setting in ("--method=", "--workdir=runs/", "configs/"):
+        flags = flags.replace(f"{setting}simclr", f"{setting}added")
     (tmp_path / "configs" / "added.flags").write_text(flags)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow"]

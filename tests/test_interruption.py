@@ -87,6 +87,16 @@ def test_at_once_stops_immediately():
         raise AssertionError("It was asked to stop before.")
 
 
+def test_an_inner_block_leaves_the_outer_one_in_force():
+    with Interruption() as interruption, pytest.raises(Stopped):
+        with interruption.at_once("leaving"):
+            with interruption.at_once("leaving something else"):
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+            raise AssertionError("It went on.")
+
+
 def test_handlers_of_exception_do_not_catch_a_stop():
     with pytest.raises(Stopped) as stopped:
         with Interruption("stopping", stop=True):

@@ -139,7 +139,7 @@ def test_batches_that_do_not_suit_the_devices_are_rejected(
 ):
     config = tiny.config(**changes)
     with pytest.raises(UserError) as error:
-        checks.check_batch(config, 100, Replicas(replicas))
+        checks.check_batch(config, Replicas(replicas))
     for word in words:
         assert word in str(error.value)
 
@@ -153,7 +153,7 @@ def test_batches_that_do_not_suit_the_devices_are_rejected(
     ],
 )
 def test_batches_that_suit_the_devices_are_accepted(replicas, device, changes):
-    checks.check_batch(tiny.config(**changes), 100, Replicas(replicas, device))
+    checks.check_batch(tiny.config(**changes), Replicas(replicas, device))
 
 
 @pytest.mark.parametrize(
@@ -170,10 +170,10 @@ def test_xla_on_several_machines_is_rejected_with_exchanged_images(
     monkeypatch.setattr(checks, "num_loaders", lambda _: 2)
     config = tiny.config(method, batch_norm=batch_norm, jit_compile=True)
     if accepted:
-        checks.check_batch(config, 100, Replicas(8, "GPU"))
+        checks.check_batch(config, Replicas(8, "GPU"))
     else:
         with pytest.raises(UserError, match="--jit_compile.* 2 machines"):
-            checks.check_batch(config, 100, Replicas(8, "GPU"))
+            checks.check_batch(config, Replicas(8, "GPU"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Settings that `train.run` rejects; test_end_to_end.py tests the rest."""
 
 import os
+from unittest import mock
 
 import pytest
 
@@ -68,6 +69,20 @@ def test_an_unwritable_workdir_is_rejected(photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir that can be written"):
         run(f"--dataset=folder:{photos}", f"--workdir={tmp_path}/file/run")
+
+
+def test_a_picture_that_cannot_be_drawn_closes_the_log(
+    photos, tmp_path, monkeypatch
+):
+    closed = mock.Mock()
+    monkeypatch.setattr(run_lib.Log, "close", closed)
+    full = mock.Mock(side_effect=UserError("the disk is full"))
+    monkeypatch.setattr(run_lib._Run, "_draw_views", full)
+    data, place = f"folder:{photos}", str(tmp_path / "run")
+    config = tiny.config("simclr", dataset=data, workdir=place, image_size=16)
+    with pytest.raises(UserError, match="the disk is full"):
+        train.run(config)
+    assert closed.called
 
 
 @pytest.mark.slow

@@ -202,6 +202,7 @@ def test_other_images_at_the_same_path_are_noted(config):
     # The first fingerprints stay on record.
     with open(f"{config.workdir}/dataset.json", encoding="utf-8") as file:
         assert json.load(file)["fingerprints"] == {"dataset": "a"}
+    assert workdir.images(config.workdir) == 54
 
 
 def test_a_directory_of_an_earlier_version_is_accepted(config):

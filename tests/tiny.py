@@ -15,6 +15,7 @@ from clsa_tf.options.fields import Crop
 from clsa_tf.training.run import make_method
 
 ROWS = 16
+RUN = RunInfo(total_steps=100)
 
 # Two blocks instead of eight, one with a convolution in its shortcut.
 resnet.BLOCKS["tiny"] = (False, (1, 1))
@@ -42,6 +43,7 @@ def config(method="clsa", **changes):
         crops=(Crop(16, 0.2, 1.0),) * 3,
         strong_crops=(Crop(12, 0.1, 0.6),),
         ddm_weight=1.0,
+        frozen_steps=2,
     )
     # Only the options that the method has.
     known = methods.load(method).Options.__dataclass_fields__
@@ -49,10 +51,10 @@ def config(method="clsa", **changes):
     return config_lib.default(method, **settings | changes)
 
 
-def make(config):
+def make(config, run=RUN):
     """Returns the compiled method; its rate changes every two steps."""
     schedule = make_schedule(config.replace(total_epochs=50), 2)
-    return make_method(config, schedule, RunInfo(total_steps=100))
+    return make_method(config, schedule, run)
 
 
 def batches(config, steps, *, first=0):

@@ -11,12 +11,10 @@ import tensorflow as tf
 from clsa_tf import methods
 from clsa_tf.distributed import collectives
 from clsa_tf.losses.products import all_pairs
-from clsa_tf.methods.base import Method
+from clsa_tf.methods.base import Method, own_rows
 from clsa_tf.networks.encoder import unit
 from clsa_tf.options import groups
-from clsa_tf.options.fields import Crop, option
-
-FROZEN_STEPS = 2  # in which the prototypes are frozen
+from clsa_tf.options.fields import AUTO, Crop, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +23,9 @@ class Options(groups.Projection, groups.AugmentationOptions):
 
     crop: Crop = option(Crop(224, 0.2, 1.0), "crop of both views")
     as_a_whole: bool = option(False, "the loss sees the whole batch at once")
+    frozen_steps: int = option(
+        AUTO, "steps in which the prototypes are frozen", minimum=0, published=2
+    )
 
 
 def check(config):
@@ -65,8 +66,8 @@ class Toy(Method):
         return [options.view(f"view_{i}", options.crop) for i in (0, 1)]
 
     @classmethod
-    def chance_loss(cls, config):
-        return 0.0
+    def resolve_auto(cls, config, run):
+        return {"frozen_steps": min(2, run.total_steps - 1)}
 
     def targets(self, batch):
         return tf.gather(self.bank, batch["index"])
@@ -80,8 +81,7 @@ class Toy(Method):
 
     def loss(self, outputs, targets, batch):
         rows, (features, mean) = outputs["projection"], outputs["other"]
-        # Targets are of the replica; outputs may be of a micro-batch.
-        own = tf.gather(targets, batch["example_ids"] % targets.shape[0])
+        own = own_rows(targets, batch["example_ids"])
         logits = all_pairs(rows, self.prototypes)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
             batch["label"], logits
@@ -95,11 +95,14 @@ class Toy(Method):
         return tf.stop_gradient(tf.convert_to_tensor(self.means))
 
     def transform_gradients(self, gradients, step):
-        free = tf.cast(step >= FROZEN_STEPS, tf.float32)
+        free = tf.cast(step >= self.options.frozen_steps, tf.float32)
         return [
             gradient * free if variable is self.prototypes else gradient
             for variable, gradient in zip(self.learned, gradients)
         ]
+
+    def collapse_embeddings(self, targets, outputs):
+        return collectives.gather(outputs["projection"])
 
     def update(self, batch, targets, outputs):
         index = collectives.gather(tf.cast(batch["index"], tf.int32))

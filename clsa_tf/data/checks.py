@@ -67,6 +67,21 @@ def check_drawn_sizes(dataset, views, *, allow_upscaling):
         )
 
 
+def check_batch_size(source, batch_size):
+    """Raises `UserError` if a batch is larger than the dataset.
+
+    Args:
+        source: where the images come from.
+        batch_size: number of images in a global batch.
+    """
+    if batch_size > source.size:
+        raise UserError(
+            f"Expected a batch of at most {source.size} images, the size of "
+            f"{source.name}, received --batch_size={batch_size}; lower "
+            "--batch_size or add images."
+        )
+
+
 def check_readable_elsewhere(source, where, advice):
     """Raises `UserError` for a source that only this process can read.
 

@@ -15,12 +15,11 @@ from clsa_tf.augment.views import View
 from clsa_tf.data import headers
 from clsa_tf.data.batch_parts import BatchParts
 from clsa_tf.data.batch_rows import arrange, next_valid
-from clsa_tf.data.checks import check_readable_elsewhere
+from clsa_tf.data.checks import check_batch_size, check_readable_elsewhere
 from clsa_tf.data.order import ALONE, Worker, prefetch_in_order
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
-from clsa_tf.errors import UserError
 
 # Largest number of images per message of a service. TensorFlow keeps about
 # fifteen messages of each service ready.
@@ -106,12 +105,7 @@ def training_batches(
             that it cannot share, a service does not take its dataset, or the
             source cannot be read by services.
     """
-    if batch_size > source.size:
-        raise UserError(
-            f"Expected a batch of at most {source.size} images, the size of "
-            f"{source.name}, received {batch_size}; lower --batch_size or add "
-            "images."
-        )
+    check_batch_size(source, batch_size)
     parts = BatchParts(
         source=source,
         views=tuple(views),

@@ -8,7 +8,7 @@ import tensorflow as tf
 from clsa_tf.data.evaluation_batches import indexed_batches
 from clsa_tf.data.order import Worker
 from clsa_tf.distributed import collectives
-from clsa_tf.errors import UserError
+from clsa_tf.errors import Stopped, UserError
 from clsa_tf.networks.encoder import copy_variables
 
 # Number of images that a replica encodes at once.
@@ -23,20 +23,27 @@ class DatasetFeatures:
         source: `clsa_tf.data.source.Source` of the training images.
         strategy: the strategy of the run.
         unreadable: `clsa_tf.data.unreadable.UnreadableImages`.
+        stop_signal: function of the number of batches encoded in a pass that
+            returns the number of the signal that asks to stop, or 0 to
+            continue; the same on all workers.
     """
 
-    def __init__(self, method, source, strategy, unreadable):
+    def __init__(self, method, source, strategy, unreadable, *, stop_signal):
         """See the class."""
         self._method = method
         self._source = source
         self._strategy = strategy
         self._unreadable = unreadable
+        self._stop_signal = stop_signal
         self._copy = None
+        # Made once, because each `tf.function` is traced again.
+        self._step = tf.function(self._encode_on_replicas)
 
     def once(self):
         """Returns the function `features` of `Method.on_epoch_begin`.
 
-        It computes each result once and caches it.
+        It computes each result once and caches it. It raises `Stopped` after a
+        signal.
         """
         return functools.lru_cache(maxsize=None)(self._features)
 
@@ -49,7 +56,10 @@ class DatasetFeatures:
             )
         self._take(encoder or self._method.encoder)
         found = None
-        for index, rows in self._batches(projections):
+        for done, (index, rows) in enumerate(self._batches(projections)):
+            number = self._stop_signal(done)
+            if number:
+                raise Stopped(number)
             if found is None:
                 found = np.zeros([self._source.size, rows.shape[1]], np.float32)
             known = index >= 0
@@ -84,20 +94,19 @@ class DatasetFeatures:
             )
             return batches.unbatch().batch(_BATCH, drop_remainder=True)
 
+        for batch in self._strategy.distribute_datasets_from_function(
+            of_worker
+        ):
+            yield tuple(
+                self._strategy.experimental_local_results(x)[0].numpy()
+                for x in self._step(*batch, projections=projections)
+            )
+
+    def _encode_on_replicas(self, images, index, *, projections):
         def encode(images, index):
             network = self._copy.project if projections else self._copy
             rows = network(images, training=False)
             rows = tf.where(index[:, tf.newaxis] >= 0, rows, 0.0)
             return collectives.gather(index), collectives.gather(rows)
 
-        @tf.function
-        def step(images, index):
-            return self._strategy.run(encode, args=(images, index))
-
-        for batch in self._strategy.distribute_datasets_from_function(
-            of_worker
-        ):
-            yield tuple(
-                self._strategy.experimental_local_results(x)[0].numpy()
-                for x in step(*batch)
-            )
+        return self._strategy.run(encode, args=(images, index))

@@ -31,9 +31,19 @@ class Evaluation:
     no_accuracy: str = ""
 
     @property
+    def has_accuracy(self):
+        """Whether there are labels for a kNN accuracy."""
+        return not self.no_accuracy
+
+    @property
+    def bank_size(self):
+        """Images that neighbours come from; 0 without a kNN accuracy."""
+        return self.bank.size if self.has_accuracy else 0
+
+    @property
     def fingerprint(self):
         """Fingerprint of the labelled images, see `Source`; None without."""
-        labelled = None if self.no_accuracy else self.queries or self.bank
+        labelled = (self.queries or self.bank) if self.has_accuracy else None
         return labelled and labelled.fingerprint
 
     def task(self, unreadable):
@@ -191,13 +201,13 @@ def announcement(config, train, evaluation):
     other = "the training images do not have its classes"
     if train.unlabelled:
         other = f"the training images have no labels: {train.unlabelled}"
-    if config.eval_dataset and evaluation and not evaluation.no_accuracy:
+    if config.eval_dataset and evaluation and evaluation.has_accuracy:
         lines += (evaluation.queries or evaluation.bank).notes
     if evaluation is None:
         lines.append("no kNN accuracy while training: --knn_epochs=0")
         if train.unlabelled:
             lines.append(f"no labels in {train.name}: {train.unlabelled}")
-    elif evaluation.no_accuracy:
+    elif not evaluation.has_accuracy:
         lines.append(f"no kNN accuracy: {evaluation.no_accuracy}")
     elif evaluation.queries is None:
         size = min(evaluation.bank.size, config.knn_bank)

@@ -14,7 +14,7 @@ from clsa_tf.methods import gradients, statistics
 from clsa_tf.methods.gradients import flat, in_parts
 from clsa_tf.networks import precision
 from clsa_tf.networks.batchnorm import splits_on_replica
-from clsa_tf.networks.encoder import make_encoder
+from clsa_tf.networks.encoder import make_encoder, unit
 from clsa_tf.options.fields import unresolved
 
 
@@ -34,6 +34,22 @@ class RunInfo:
     steps_per_epoch: int = 1
     total_steps: int = 1
 
+    @classmethod
+    def of(cls, config, *, images, classes):
+        """Returns the `RunInfo` of a run.
+
+        Args:
+            config: `clsa_tf.config.Config`.
+            images: number of training images.
+            classes: number of their classes; 0 without labels.
+        """
+        return cls(
+            num_images=images,
+            num_classes=classes,
+            steps_per_epoch=config.steps_per_epoch(images),
+            total_steps=config.total_steps(images),
+        )
+
 
 class Method(keras.Model):
     """Base class of the methods; each subclass trains an encoder in one way.
@@ -46,11 +62,12 @@ class Method(keras.Model):
     4. `transform_gradients(gradients, step)`, then the optimizer;
     5. `update(batch, targets, outputs)`.
 
-    A subclass must define `views`, `chance_loss`, `forward` and `loss`; all
-    other members have defaults. If the method has a measure of success in
-    [0, 1], such as the share of queries that recognise their key, `loss` must
-    report it as `contrast_accuracy`. All state that must survive a restart has
-    to be in variables of the method.
+    A subclass must define `views`, `forward` and `loss`, and
+    `collapse_embeddings` if its default does not find projections in the
+    outputs. All other members have defaults. If the method has a measure of
+    success in [0, 1], such as the share of queries that recognise their key,
+    `loss` must report it as `contrast_accuracy`. All state that must survive a
+    restart has to be in variables of the method.
 
     A batch is a dictionary:
 
@@ -81,7 +98,8 @@ class Method(keras.Model):
     # Batch statistics that the method needs: of the "whole" batch, or of
     # "parts" of it, if a query must not share them with its key.
     batch_statistics = "whole"
-    # Unit of the loss; text that prints `chance_loss` when training starts.
+    # Unit of the loss; text that prints `chance_loss`, if it is known, when
+    # training starts.
     unit = "nats"
     chance_text = "chance-level loss: {:.2f} nats"
     # Variables that `loss` itself uses and trains, such as prototypes.
@@ -135,8 +153,28 @@ class Method(keras.Model):
 
     @classmethod
     def chance_loss(cls, config):
-        """Returns the chance-level loss, of an encoder that learned nothing."""
-        raise NotImplementedError
+        """Returns the chance-level loss, of an encoder that learned nothing.
+
+        None, the default, means unknown; no message or picture shows it then.
+        """
+        return None
+
+    @classmethod
+    def resolve_auto(cls, config, run):
+        """Chooses values of the method's own options that are `auto`.
+
+        `clsa_tf.training.auto` resolves all others, `queue_size` and
+        `key_momentum`, before it calls this.
+
+        Args:
+            config: `Config`; only the method's own options may be `auto`.
+            run: `RunInfo`.
+
+        Returns:
+            dict, name of an option -> value. Values of options that are not
+            `auto` are ignored.
+        """
+        return {}
 
     def targets(self, batch):
         """Computes the targets of `loss`, outside the gradient tape.
@@ -145,7 +183,10 @@ class Method(keras.Model):
             batch: the replica's batch, see the class.
 
         Returns:
-            any structure of tensors, usually of the global batch.
+            any structure of tensors. `loss` finds the rows of its examples with
+            `own_rows` if they are those of the global batch, `[G, ...]`
+            (`collectives.gather`), or of the replica's batch, `[N, ...]`, in
+            the order of the batch.
         """
         return None
 
@@ -171,7 +212,9 @@ class Method(keras.Model):
         Args:
             outputs: result of `forward`, for a micro-batch or, with
                 `whole_batch`, for the replica's whole batch.
-            targets: result of `targets`.
+            targets: result of `targets`, of the whole batch even if `outputs`
+                are those of a micro-batch. `own_rows(rows,
+                batch["example_ids"])` are the rows that belong to `outputs`.
             batch: the same examples as `outputs`.
 
         Returns:
@@ -206,7 +249,8 @@ class Method(keras.Model):
         """Runs before the first step of each epoch, outside the graph.
 
         Results must be stored in variables. A run that resumes within an epoch
-        restores them and does not call this again.
+        restores them and does not call this again. A signal cancels the call,
+        and the next start repeats it with the same weights.
 
         Args:
             epoch: int, from 0.
@@ -221,7 +265,8 @@ class Method(keras.Model):
     def collapse_embeddings(self, targets, outputs):
         """Returns the projections in which a collapse is looked for.
 
-        They must come from one encoder. The default uses the first output.
+        They must come from one encoder. The default uses the outputs if they
+        are a tensor `[n, D]`, or those of the first of `views` in a dictionary.
 
         Args:
             targets: result of `targets`.
@@ -229,8 +274,20 @@ class Method(keras.Model):
 
         Returns:
             float32 `[G, D]`, unit rows, of the global batch.
+
+        Raises:
+            NotImplementedError: the default finds no projections.
         """
-        return collectives.gather(tf.nest.flatten(outputs)[0])
+        rows = outputs
+        if isinstance(outputs, dict):
+            rows = outputs.get(self.view_names()[0])
+        if not tf.is_tensor(rows) or rows.shape.rank != 2:
+            raise NotImplementedError(
+                f"Expected projections [n, D] of {self.view_names()[0]} from "
+                f"`forward` of {type(self).__name__}, received {outputs}; "
+                "define `collapse_embeddings`."
+            )
+        return collectives.gather(unit(rows))
 
     # ---- Tools for subclasses
 
@@ -364,6 +421,22 @@ class Method(keras.Model):
             batch = complete_batch(batch, views=present)
         size = batch[views[0].name].shape[0]
         return batch | {"example_ids": collectives.example_ids(size)}
+
+
+def own_rows(rows, example_ids):
+    """Rows of a batch that belong to some of its examples.
+
+    Args:
+        rows: `[G, ...]` of the global batch, or `[N, ...]` of the replica's
+            batch, in the order of the batch.
+        example_ids: int32 `[n]`, position of each example in the global batch:
+            `"example_ids"` of a batch or micro-batch of this replica.
+
+    Returns:
+        `[n, ...]`.
+    """
+    # A replica's batch begins at a multiple of its size.
+    return tf.gather(rows, example_ids % rows.shape[0])
 
 
 def contrast_top1(queries, keys, example_ids):

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from clsa_tf import losses
 from clsa_tf.errors import UserError
-from clsa_tf.methods.base import contrast_top1
+from clsa_tf.methods.base import contrast_top1, own_rows
 from clsa_tf.methods.momentum import PredictorMethod, check_queue
 from clsa_tf.options import groups
 from clsa_tf.options.fields import Crop, option
@@ -108,7 +108,7 @@ class BYOL(PredictorMethod):
         """Sum of both directions, plus divergence; see `Method.loss`."""
         ids = batch["example_ids"]
         options = self.options
-        own = {name: tf.gather(x, ids) for name, x in targets.items()}
+        own = {name: own_rows(x, ids) for name, x in targets.items()}
         total = 0.0
         for name in own:
             predicting = [x for x in self.view_names("view_") if x != name]

@@ -14,12 +14,10 @@ the result does not depend on the number of devices.
 
 import dataclasses
 
-import tensorflow as tf
-
 from clsa_tf import losses
 from clsa_tf.distributed import collectives
 from clsa_tf.methods import cacr, moco
-from clsa_tf.methods.base import contrast_top1
+from clsa_tf.methods.base import contrast_top1, own_rows
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
 from clsa_tf.options import groups
 from clsa_tf.options.fields import AUTO, option, override
@@ -89,7 +87,7 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
         """Attraction and repulsion of each query; see `Method.loss`."""
         ids = batch["example_ids"]
         options = self.options
-        own = {name: tf.gather(keys, ids) for name, keys in targets.items()}
+        own = {name: own_rows(keys, ids) for name, keys in targets.items()}
         attractions = [
             losses.cacr_attraction(
                 query,

@@ -10,10 +10,9 @@ Source: Wang and Qi (arXiv 2104.07713); maple-research-lab/CLSA@37df76c.
 
 import dataclasses
 
-import tensorflow as tf
-
 from clsa_tf.errors import UserError
 from clsa_tf.methods import moco
+from clsa_tf.methods.base import own_rows
 from clsa_tf.options import groups
 from clsa_tf.options.fields import option, override
 
@@ -87,9 +86,7 @@ class CLSA(moco.MoCo):
 
         teachers = weak
         if options.momentum_teacher:
-            own = [
-                tf.gather(targets[x], ids) for x in self.view_names("query_")
-            ]
+            own = [own_rows(targets[x], ids) for x in self.view_names("query_")]
             teachers = [self.similarities(x, targets["key"], ids) for x in own]
         ddm, on_ddm = self.divergence(teachers, strong)
         return contrast + ddm, reports | {"contrast": contrast} | on_ddm

@@ -20,6 +20,7 @@ from clsa_tf import losses
 from clsa_tf.errors import UserError
 from clsa_tf.losses.contrast import top1
 from clsa_tf.methods import moco
+from clsa_tf.methods.base import own_rows
 from clsa_tf.methods.momentum import MomentumMethod
 from clsa_tf.options import groups
 from clsa_tf.options.fields import AUTO, Crop, option, override
@@ -253,7 +254,7 @@ class LooC(MomentumMethod):
             new = losses.cosines(queries, flat)
             positive = example_ids * views + head
         else:
-            own = tf.gather(keys, example_ids)
+            own = own_rows(keys, example_ids)
             new = tf.reduce_sum(queries[:, tf.newaxis] * own, axis=2)
             positive = tf.fill(tf.shape(example_ids), head)
         old = losses.cosines(queries, self.queues[head].keys)

@@ -13,6 +13,7 @@ from clsa_tf import losses
 from clsa_tf.errors import UserError
 from clsa_tf.losses.contrast import top1
 from clsa_tf.losses.products import row_by_row
+from clsa_tf.methods.base import own_rows
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
 from clsa_tf.options import groups
 from clsa_tf.options.fields import AUTO, Crop, option, override
@@ -157,7 +158,7 @@ class MoCo(MomentumMethod):
         if self.options.inbatch_negatives:
             new = losses.cosines(queries, keys)
         else:
-            own = tf.gather(keys, example_ids)
+            own = own_rows(keys, example_ids)
             new = row_by_row(queries, own)[:, tf.newaxis]
         return tf.concat([new, old], axis=1)
 

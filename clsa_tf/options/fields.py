@@ -55,8 +55,10 @@ def option(
             `clsa_tf.training.workdir` checks it. Empty: the value is fixed,
             unless `mutable_on_resume` is set.
         published: published value, to which `AUTO` resolves if data and length
-            of the run allow it (see `clsa_tf.training.auto`); None: the option
-            cannot be `AUTO`.
+            of the run allow it; None: the option cannot be `AUTO`.
+            `clsa_tf.training.auto` resolves the options that it knows, and
+            `Method.resolve_auto` all others of a method. The method's
+            function `check` has to accept `AUTO`.
         before: value of the flag for runs whose flagfile is older than the
             flag; None: the default value.
     """

@@ -13,7 +13,7 @@ def curves(entries, path, *, title, chance_loss, unit, baselines):
         entries: list of the dicts of `metrics.jsonl`.
         path: PNG file to write.
         title: title of the figure.
-        chance_loss: chance-level loss of the contrast.
+        chance_loss: chance-level loss of the contrast; None: unknown.
         unit: unit of the contrast.
         baselines: dict, name -> kNN accuracy in [0, 1], drawn as horizontal
             lines.
@@ -28,12 +28,13 @@ def curves(entries, path, *, title, chance_loss, unit, baselines):
     divergent = any("ddm_kl" in e for e in entries)
     panels = list(figure.subplots(1, 2 + divergent))
     contrast, accuracy = panels[0], panels[-1]
-    contrast.axhline(
-        chance_loss,
-        color="gray",
-        linestyle=":",
-        label=f"chance level: {chance_loss:.2f}",
-    )
+    if chance_loss is not None:
+        contrast.axhline(
+            chance_loss,
+            color="gray",
+            linestyle=":",
+            label=f"chance level: {chance_loss:.2f}",
+        )
     _line(contrast, entries, name)
     contrast.set(title=name, ylabel=unit)
     if divergent:

@@ -93,7 +93,7 @@ class _Captions:
         """Captions omit the directory that all `names` share."""
         self._bank = short_name(evaluation.bank.name)
         self._classes = None
-        if not evaluation.no_accuracy:
+        if evaluation.has_accuracy:
             self._classes = evaluation.bank.class_names
         self._prefix = len(os.path.commonprefix(names).rpartition("/")[0])
 

@@ -97,14 +97,18 @@ class Interruption:
         Args:
             what: message, such as "leaving the evaluation".
         """
+        before = self._losing_nothing
         self.lose_nothing(what)
         try:
             yield
         finally:
-            self.lose_nothing("")
+            self._losing_nothing = before
 
     def lose_nothing(self, what):
-        """Enters the state of `at_once`, or leaves it if `what` is empty."""
+        """Enters the state of `at_once`, or leaves it if `what` is empty.
+
+        Unlike `at_once` it is not undone at the end of a block.
+        """
         if what and self.signal:
             raise Stopped(self.signal)
         self._losing_nothing = what

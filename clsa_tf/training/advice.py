@@ -9,7 +9,6 @@ from clsa_tf.training.auto import (
     IMAGES_PER_KEY,
     LEAST_MOMENTUM,
     PART,
-    total_steps,
 )
 
 # Thresholds of the warnings.
@@ -113,7 +112,7 @@ def _on_loocs_queue(config):
 
 def _on_momentum(config, images):
     m = getattr(config.options, "key_momentum", 0.0)
-    steps = total_steps(config, images)
+    steps = config.total_steps(images)
     if m <= LEAST_MOMENTUM:
         return ""
     # With the cosine schedule, which ends at 1, 1 - m is half on average.
@@ -129,10 +128,10 @@ def _on_momentum(config, images):
 
 
 def _on_steps(config, images):
-    steps = total_steps(config, images)
+    steps = config.total_steps(images)
     if steps >= FEW_STEPS:
         return ""
-    epochs = math.ceil(FEW_STEPS / (images // config.batch_size or 1))
+    epochs = math.ceil(FEW_STEPS / config.steps_per_epoch(images))
     return (
         f"{steps:,} steps are few: raise --total_epochs to {epochs} or more, "
         "or lower --batch_size"

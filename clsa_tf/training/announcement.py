@@ -57,7 +57,8 @@ def announce(
         print(f"  begun by an earlier version, so it keeps {flags_then}")
     method_class = methods.load(config.method).METHOD
     chance = method_class.chance_loss(config)
-    print(f"  {method_class.chance_text.format(chance)}")
+    if chance is not None:
+        print(f"  {method_class.chance_text.format(chance)}")
     for sentence in chosen:
         print(f"  auto: {sentence}")
     if step < total:
@@ -65,7 +66,7 @@ def announce(
             config,
             images=source.size,
             replicas=replicas,
-            bank=_bank_size(evaluation),
+            bank=evaluation.bank_size if evaluation else 0,
             accelerated=accelerated,
         )
         for sentence in warnings:
@@ -92,13 +93,6 @@ def announce(
     for change in claim.changes:
         consequence = _consequence(config, change, step, steps_per_epoch)
         print(f"  changed: {change}{consequence}")
-
-
-def _bank_size(evaluation):
-    """Images that neighbours come from; 0 if there is no kNN accuracy."""
-    if not evaluation or evaluation.no_accuracy:
-        return 0
-    return evaluation.bank.size
 
 
 def _consequence(config, change, step, steps_per_epoch):

@@ -4,7 +4,8 @@ Published recipes are for a million images on eight GPUs. Flags whose published
 values do harm on fewer images, in shorter runs or on one device are `auto`
 unless they are set. At the start of a run `resolve` replaces `auto` with
 values that suit the number of images and replicas. The run records the values
-in its `run.flags`.
+in its `run.flags`. A method resolves options of its own, see
+`Method.resolve_auto`.
 """
 
 import math
@@ -12,6 +13,7 @@ import math
 from clsa_tf import config as config_lib
 from clsa_tf import methods
 from clsa_tf.errors import UserError
+from clsa_tf.methods.base import RunInfo
 from clsa_tf.methods.momentum import keys_per_step
 from clsa_tf.options.fields import AUTO, unresolved
 
@@ -48,18 +50,20 @@ def recorded(config):
         return None
 
 
-def resolve(config, *, images, replicas, recorded=None):
+def resolve(config, *, images, replicas, classes=0, recorded=None):
     """Returns `config` with a value in place of every `auto`.
 
     Args:
         config: `clsa_tf.config.Config`; values other than `auto` are kept.
         images: N, number of training images.
         replicas: R, number of devices that share each batch.
+        classes: number of classes of the training images; 0 without labels.
         recorded: `Config` that the run was started with. Its values take
             precedence over those that would be chosen now. None: a new run.
 
     Raises:
         UserError: the values contradict each other.
+        ValueError: the method does not choose a value of one of its options.
     """
     given = config
     if recorded and recorded.method == config.method:
@@ -92,12 +96,13 @@ def resolve(config, *, images, replicas, recorded=None):
         config = config.replace(queue_size=_queue_size(config, images))
     if "key_momentum" in left:
         config = config.replace(key_momentum=_key_momentum(config, images))
+    config = config.replace(**_own(config, images, classes))
     if config != given:
         config_lib.check(config)
     return config
 
 
-def reasons(config, resolved, *, images, replicas, recorded=None):
+def reasons(config, resolved, *, images, replicas, classes=0, recorded=None):
     """Explains the values that `resolve` chose.
 
     Args:
@@ -105,6 +110,7 @@ def reasons(config, resolved, *, images, replicas, recorded=None):
         resolved: result of `resolve`.
         images: see `resolve`.
         replicas: see `resolve`.
+        classes: see `resolve`.
         recorded: see `resolve`.
 
     Returns:
@@ -122,8 +128,14 @@ def reasons(config, resolved, *, images, replicas, recorded=None):
         ("key_momentum", lambda: _why_momentum(resolved, images)),
     ):
         chosen = [name for name in names if name.startswith(prefix)]
+        names = [name for name in names if name not in chosen]
         if chosen:
             found.append(f"{_spell(resolved, chosen)}: {why()}")
+    if names:
+        found.append(
+            f"{_spell(resolved, names)}: chosen by {resolved.method} for "
+            f"{images:,} images and {resolved.total_steps(images):,} steps"
+        )
     return found
 
 
@@ -171,20 +183,32 @@ def _queue_size(config, images):
 
 
 def _key_momentum(config, images):
-    most = 1 - TIMES / total_steps(config, images)
+    most = 1 - TIMES / config.total_steps(images)
     usual = _published(config)["key_momentum"]
     return min(usual, max(LEAST_MOMENTUM, round(most, 3)))
+
+
+def _own(config, images, classes):
+    """Values of the options that the method resolves; dict, name -> value."""
+    names = unresolved(config.options)
+    if not names:
+        return {}
+    run = RunInfo.of(config, images=images, classes=classes)
+    found = methods.load(config.method).METHOD.resolve_auto(config, run)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"Expected values of {', '.join(missing)} from resolve_auto of "
+            f"--method={config.method}, received {found}; return a value of "
+            "each option that can be auto."
+        )
+    return {name: found[name] for name in names}
 
 
 def _published(config):
     """Published values of the method's options, dict: name -> value."""
     fields = type(config.options).__dataclass_fields__
     return {n: f.metadata.get("published") for n, f in fields.items()}
-
-
-def total_steps(config, images):
-    """Number of steps of a run on `images` images, at least 1."""
-    return max(1, images // config.batch_size * config.total_epochs)
 
 
 # ---- Words
@@ -240,7 +264,7 @@ def _why_momentum(config, images):
     if config.options.key_momentum == usual:
         return "as published"
     return (
-        f"for a run of {total_steps(config, images):,} steps (published: "
+        f"for a run of {config.total_steps(images):,} steps (published: "
         f"{usual}), within which the momentum encoder has to leave its initial "
         "weights"
     )

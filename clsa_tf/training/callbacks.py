@@ -296,26 +296,41 @@ class Save(StepCallback):
 class EpochBegin(StepCallback):
     """Calls `Method.on_epoch_begin` with features of the whole dataset.
 
-    A run that resumes within an epoch finds the results in its checkpoint.
+    A run that resumes within an epoch finds the results in its checkpoint. The
+    epoch before is saved, so a run that is stopped here repeats the call with
+    the same weights.
 
     Args:
         log: `Log`.
         method: the `Method`.
         dataset_features: `DatasetFeatures`.
+        interruption: `Interruption`; a signal cancels the call. None: it does
+            not, because several workers stop together.
     """
 
-    def __init__(self, log, method, dataset_features):
+    def __init__(self, log, method, dataset_features, *, interruption):
         """See the class."""
         super().__init__(log.step)
         self._log = log
         self._method = method
         self._features = dataset_features
+        self._interruption = interruption
 
     def on_epoch_begin(self, epoch, logs=None):
         """Calls the method, except when resuming within an epoch."""
-        if self.step % self._log.steps_per_epoch == 0:
-            with self._log.doing("working on the whole dataset"):
-                self._method.on_epoch_begin(epoch, self._features.once())
+        if self.step % self._log.steps_per_epoch:
+            return
+        with self._log.doing("working on the whole dataset"), self._leaving():
+            self._method.on_epoch_begin(epoch, self._features.once())
+
+    def _leaving(self):
+        if self._interruption is None:
+            return contextlib.nullcontext()
+        if self._log.chief:
+            self._log.flush()
+        return self._interruption.at_once(
+            "leaving the pass over the dataset, which the next start repeats"
+        )
 
 
 class Monitor(StepCallback):

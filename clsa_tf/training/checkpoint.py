@@ -334,7 +334,7 @@ def _lost(workdir):
 
 def _not_yet(workdir):
     config, images = config_lib.load(workdir), images_of(workdir)
-    epoch = images and images // config.batch_size
+    epoch = images and config.steps_per_epoch(images)
     if config.checkpoint_steps and config.checkpoint_steps <= (epoch or 1):
         first = f"after {config.checkpoint_steps} steps"
     else:

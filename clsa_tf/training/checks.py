@@ -30,20 +30,14 @@ def check_needs(config, source):
         )
 
 
-def check_batch(config, size, strategy):
-    """Raises `UserError` if the batch does not fit dataset or replicas.
+def check_batch(config, strategy):
+    """Raises `UserError` if the batch does not fit the replicas.
 
     Args:
         config: `clsa_tf.config.Config`, resolved.
-        size: number of training images.
         strategy: `tf.distribute.Strategy`.
     """
     replicas = strategy.num_replicas_in_sync
-    if config.batch_size > size:
-        raise UserError(
-            f"Expected a batch no larger than the dataset of {size} images, "
-            f"received --batch_size={config.batch_size}; lower --batch_size."
-        )
     parts = replicas * config.accumulation_steps
     if config.batch_size % parts:
         raise UserError(

@@ -9,6 +9,7 @@ import tensorflow as tf
 from clsa_tf import config as config_lib
 from clsa_tf import methods
 from clsa_tf.errors import UserError
+from clsa_tf.methods.base import RunInfo
 from clsa_tf.networks import functional
 from clsa_tf.networks.encoder import (
     Encoder,
@@ -16,7 +17,7 @@ from clsa_tf.networks.encoder import (
     make_encoder,
     weight_name,
 )
-from clsa_tf.training import encoder_files
+from clsa_tf.training import encoder_files, workdir
 from clsa_tf.training.checkpoint import restore_method
 
 # Attributes of a method that are never loaded.
@@ -97,8 +98,14 @@ class _All:
     def __init__(self, config, path):
         self._path = path
         given = _config_of(path, config)
+        # The shapes of a bank or of prototypes may depend on these numbers.
+        run = RunInfo.of(
+            given,
+            images=workdir.images(path) or 0,
+            classes=workdir.classes(path) or 0,
+        )
         with tf.device("CPU:0"):
-            self._method = methods.load(given.method).METHOD(given)
+            self._method = methods.load(given.method).METHOD(given, run)
             restore_method(self._method, path)
         _check_finite(
             [
@@ -225,16 +232,24 @@ def _check_finite(values, path):
 
 
 def _components(method):
-    """Dict, attribute of a method -> network, queue or list of queues."""
+    """Dict, attribute of a method -> network, queue, variable or list of them.
+
+    Attributes without variables of their own, such as `loss_variables`, are
+    left out.
+    """
     children = tf.train.TrackableView(method).children(method)
-    return {
-        name: child
-        for name, child in children.items()
-        if name not in _NOT_STATE and _variables(child)
-    }
+    found, seen = {}, set()
+    for name, child in children.items():
+        own = {v.ref() for v in _variables(child)} - seen
+        if own and name not in _NOT_STATE:
+            found[name] = child
+            seen |= own
+    return found
 
 
 def _variables(component):
+    if isinstance(component, tf.Variable):
+        return [component]
     if isinstance(component, (list, tuple)):
         return [v for each in component for v in _variables(each)]
     return list(getattr(component, "variables", ()))

@@ -26,10 +26,8 @@ def of(directory, trained):
           images differ;
         * `changes`, see `workdir.read_changes`.
     """
-    config, total = trained.config, None
     images = workdir.images(directory)
-    if images:
-        total = config.total_epochs * (images // config.batch_size)
+    total = trained.config.total_steps(images) if images else None
     return {
         "steps": trained.step,
         "total_steps": total,

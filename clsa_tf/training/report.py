@@ -48,7 +48,7 @@ def report(workdir, *, savedmodel=""):
     with progress.waiting("encoding images, for the neighbours of each"):
         found = task.features(features.compiled(trained.encoder))
     accuracies = {}
-    if not evaluation.no_accuracy:
+    if evaluation.has_accuracy:
         accuracies = _accuracies(config, task, found)
 
     names = ("views.png", "neighbours.png", "curves.png")
@@ -123,7 +123,7 @@ def describe(trained, source):
         source: `Source` of the training images.
     """
     total = trained.config.total_epochs
-    done = trained.step / max(1, source.size // trained.config.batch_size)
+    done = trained.step / trained.config.steps_per_epoch(source.size)
     epochs = f"{total}" if done >= total else f"{done:.3g} of {total}"
     name = short_name(source.name)
     word = "epoch" if epochs == "1" else "epochs"

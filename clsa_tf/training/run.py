@@ -9,6 +9,7 @@ import clsa_tf.config
 from clsa_tf import methods
 from clsa_tf.augment.chain import complete_batch
 from clsa_tf.data.checks import (
+    check_batch_size,
     check_drawn_sizes,
     check_readable_elsewhere,
     check_sizes,
@@ -49,7 +50,8 @@ from clsa_tf.training.callbacks import EpochBegin, Log, Monitor, Save
 from clsa_tf.training.checkpoint import Checkpoints, newest_step
 from clsa_tf.training.checks import check_batch, check_needs
 
-# Steps after which several workers compare the signals that they received.
+# Steps, or batches of a pass over the dataset, after which several workers
+# compare the signals that they received.
 _STEPS_BETWEEN_TALKS = 10
 
 # Printed when a signal arrives before the first step.
@@ -92,9 +94,11 @@ class _Run:
             config.dataset, self._views, allow_upscaling=config.allow_upscaling
         )
         self._source = open_train_source(config)
+        self._classes = len(self._source.class_names or ())
         config = self._config = self._resolve(config)
-        self._steps_per_epoch = self._source.size // config.batch_size
-        check_batch(config, self._source.size, self._strategy)
+        self._steps_per_epoch = config.steps_per_epoch(self._source.size)
+        check_batch_size(self._source, config.batch_size)
+        check_batch(config, self._strategy)
         check_needs(config, self._source)
         check_sizes(
             self._source, self._views, allow_upscaling=config.allow_upscaling
@@ -133,15 +137,12 @@ class _Run:
             if not newest_step(config.workdir):
                 self._weights = initial_weights.read(config)
 
-    def _has_accuracy(self):
-        """Whether the kNN accuracy is measured during training."""
-        return bool(self._evaluation and not self._evaluation.no_accuracy)
-
     def _resolve(self, config):
         """Returns `config` without `auto`; the reasons go to `_chosen`."""
         known = dict(
             images=self._source.size,
             replicas=self._strategy.num_replicas_in_sync,
+            classes=self._classes,
             recorded=auto.recorded(config),
         )
         resolved = auto.resolve(config, **known)
@@ -179,6 +180,7 @@ class _Run:
         return workdir.claim(
             self._config,
             images=self._source.size,
+            classes=self._classes,
             step=newest_step(self._config.workdir),
             steps_per_epoch=self._steps_per_epoch,
             fingerprints={n: f() for n, f in fingerprints.items() if f},
@@ -193,11 +195,10 @@ class _Run:
             method = make_method(
                 config,
                 schedule,
-                RunInfo(
-                    num_images=self._source.size,
-                    num_classes=len(self._source.class_names or ()),
-                    steps_per_epoch=self._steps_per_epoch,
-                    total_steps=config.total_epochs * self._steps_per_epoch,
+                RunInfo.of(
+                    config,
+                    images=self._source.size,
+                    classes=self._classes,
                 ),
             )
             checkpoints = Checkpoints(
@@ -246,9 +247,9 @@ class _Run:
             ),
             chief=workers.chief,
         )
-        if workers.chief:
-            self._draw_views(step, log)
         with contextlib.closing(log):
+            if workers.chief:
+                self._draw_views(step, log)
             callbacks = self._callbacks(log, checkpoints, method)
             segments = fit_segments(
                 step, self._steps_per_epoch, config.total_epochs
@@ -282,9 +283,17 @@ class _Run:
         callbacks = []
         if type(method).on_epoch_begin is not Method.on_epoch_begin:
             features = DatasetFeatures(
-                method, self._source, self._strategy, self._unreadable
+                method,
+                self._source,
+                self._strategy,
+                self._unreadable,
+                stop_signal=self._agreed_signal,
             )
-            callbacks.append(EpochBegin(log, method, features))
+            alone = self._workers.count == 1
+            interruption = self._interruption if alone else None
+            callbacks.append(
+                EpochBegin(log, method, features, interruption=interruption)
+            )
         save = Save(
             checkpoints,
             log,
@@ -292,7 +301,7 @@ class _Run:
             stop_signal=self._stop_signal,
         )
         callbacks += [log, save]
-        if not self._has_accuracy():
+        if not (self._evaluation and self._evaluation.has_accuracy):
             return callbacks
         monitor = Monitor(
             log,
@@ -306,11 +315,12 @@ class _Run:
         return [*callbacks, monitor]
 
     def _stop_signal(self, step):
-        """Returns the signal that asks to stop after `step`; 0: none.
-
-        The signal may have reached any of the workers.
-        """
+        """Returns the signal that asks to stop after `step`; 0: none."""
         self._interruption.lose_nothing("")
+        return self._agreed_signal(step)
+
+    def _agreed_signal(self, step):
+        """Returns the signal that has reached any of the workers; 0: none."""
         if self._workers.count > 1 and step % _STEPS_BETWEEN_TALKS:
             return 0
         return self._workers.maximum(self._interruption.signal)

@@ -61,7 +61,7 @@ def _speed(entries):
 
 
 def _loss(config, entries):
-    """Line with the last loss and the chance-level loss."""
+    """Line with the last loss and the chance-level loss, if it is known."""
     # Methods without DDM log no "contrast": it is all of their loss.
     name = "contrast" if any("contrast" in e for e in entries) else "loss"
     values = [e[name] for e in entries if name in e]
@@ -69,10 +69,10 @@ def _loss(config, entries):
         return []
     method_class = methods.load(config.method).METHOD
     chance = method_class.chance_loss(config)
-    return [
-        f"  {name:<12} {values[-1]:.3f} {method_class.unit}, at chance level "
-        f"{chance:.3f}"
-    ]
+    line = f"  {name:<12} {values[-1]:.3f} {method_class.unit}"
+    if chance is not None:
+        line += f", at chance level {chance:.3f}"
+    return [line]
 
 
 def _knn(entries):

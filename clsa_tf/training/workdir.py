@@ -74,7 +74,15 @@ class Claim:
         self._lock.close()
 
 
-def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
+def claim(
+    config,
+    *,
+    images,
+    classes=0,
+    step=0,
+    steps_per_epoch=1,
+    fingerprints=None,
+):
     """Locks `config.workdir` for this process and records the run in it.
 
     The lock is released when the process ends, even if it is killed. On a file
@@ -84,6 +92,7 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
     Args:
         config: `clsa_tf.config.Config`.
         images: number of training images.
+        classes: number of their classes; 0 without labels.
         step: step of the newest checkpoint; 0: none.
         steps_per_epoch: int.
         fingerprints: dict, "dataset" and "eval_dataset" -> fingerprint of the
@@ -111,7 +120,12 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
                 files.lock(os.path.join(directory, LOCK))
             )
             claimed = _claim_locked(
-                config, lock, images, step, steps_per_epoch, fingerprints or {}
+                config,
+                lock,
+                {"images": images, "classes": classes},
+                step,
+                steps_per_epoch,
+                fingerprints or {},
             )
             stack.pop_all()  # keeps the lock
             return claimed
@@ -129,7 +143,7 @@ def claim(config, *, images, step=0, steps_per_epoch=1, fingerprints=None):
         ) from e
 
 
-def _claim_locked(config, lock, images, step, steps_per_epoch, found):
+def _claim_locked(config, lock, counts, step, steps_per_epoch, found):
     """Compares the run with its records and updates them, see `claim`."""
     directory = config.workdir
     flagfile = os.path.join(directory, clsa_tf.config.RUN_FLAGS)
@@ -138,11 +152,11 @@ def _claim_locked(config, lock, images, step, steps_per_epoch, found):
     known = recorded.get("fingerprints", {})
     same = {name for name in found if known.get(name) == found[name]}
     changes, shorter = _changes(flagfile, config, step, steps_per_epoch, same)
-    _check_images(recorded, config, images, step)
+    _check_images(recorded, config, counts["images"], step)
     _append_changes(directory, step, changes)
     files.write_atomically(flagfile, _flagfile(flagfile, config, step, shorter))
     # Fingerprints from the start of the run are kept.
-    record = {"images": images, "fingerprints": found | known}
+    record = {**counts, "fingerprints": found | known}
     files.write_atomically(dataset, json.dumps(record) + "\n")
     notes = [
         f"names or sizes of the files of --{name} have changed since the start "
@@ -167,8 +181,17 @@ def read_changes(directory):
 
 def images(directory):
     """Number of training images of a run; None if it is not recorded."""
+    return _count(directory, "images")
+
+
+def classes(directory):
+    """Number of classes of a run's images; None if it is not recorded."""
+    return _count(directory, "classes")
+
+
+def _count(directory, name):
     try:
-        return _recorded(os.path.join(directory, DATASET)).get("images")
+        return _recorded(os.path.join(directory, DATASET)).get(name)
     except UserError:
         return None
 
