@@ -361,11 +361,11 @@ def test_collapse_is_measured_on_unit_projections_of_one_view():
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     for outputs in (tf.constant(rows), {"a": 0 * rows, "view_0": rows}):
         outputs = tf.nest.map_structure(tf.constant, outputs)
-        found = method.collapse_embeddings(None, outputs)
+        found = method.collapse_projections(None, outputs)
         np.testing.assert_allclose(found, unit, rtol=1e-5)
     for outputs in ({"a": tf.constant(rows)}, {"view_0": tf.zeros([4])}):
-        with pytest.raises(NotImplementedError, match="collapse_embeddings"):
-            method.collapse_embeddings(None, outputs)
+        with pytest.raises(NotImplementedError, match="collapse_projections"):
+            method.collapse_projections(None, outputs)
 
 
 @pytest.mark.parametrize("rows", [8, 4])

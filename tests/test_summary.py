@@ -43,7 +43,7 @@ def test_the_summary_states_the_results(tmp_path):
     # ln(16 + 40): the keys of the batch and of the queue.
     assert "2.250 nats, at chance level 4.025" in found
     assert "68.5%, at best 71.0% after epoch 2" in found
-    assert "warning: the embeddings have collapsed" in found
+    assert "warning: the projections have collapsed" in found
     assert "3 unreadable images were left out." in found
     *_, report, export = (line.strip() for line in found.splitlines())
     assert shlex.split(report)[-1] == f"--workdir={workdir}"

@@ -101,7 +101,7 @@ class Toy(Method):
             for variable, gradient in zip(self.learned, gradients)
         ]
 
-    def collapse_embeddings(self, targets, outputs):
+    def collapse_projections(self, targets, outputs):
         return collectives.gather(outputs["projection"])
 
     def update(self, batch, targets, outputs):

@@ -63,7 +63,7 @@ class Method(keras.Model):
     5. `update(batch, targets, outputs)`.
 
     A subclass must define `views`, `forward` and `loss`, and
-    `collapse_embeddings` if its default does not find projections in the
+    `collapse_projections` if its default does not find projections in the
     outputs. All other members have defaults. If the method has a measure of
     success in [0, 1], such as the share of queries that recognise their key,
     `loss` must report it as `contrast_accuracy`. All state that must survive a
@@ -262,7 +262,7 @@ class Method(keras.Model):
                 workers must call it.
         """
 
-    def collapse_embeddings(self, targets, outputs):
+    def collapse_projections(self, targets, outputs):
         """Returns the projections in which a collapse is looked for.
 
         They must come from one encoder. The default uses the outputs if they
@@ -285,7 +285,7 @@ class Method(keras.Model):
             raise NotImplementedError(
                 f"Expected projections [n, D] of {self.view_names()[0]} from "
                 f"`forward` of {type(self).__name__}, received {outputs}; "
-                "define `collapse_embeddings`."
+                "define `collapse_projections`."
             )
         return collectives.gather(unit(rows))
 
@@ -405,7 +405,7 @@ class Method(keras.Model):
         found = self.transform_gradients(found, self.steps_taken)
         gradients.apply(self, found)
         reports |= statistics.measures(
-            self.collapse_embeddings(targets, outputs)
+            self.collapse_projections(targets, outputs)
         )
         self.update(batch, targets, outputs)
         gradients.undo_skipped(self, found, before)

@@ -133,7 +133,7 @@ class BYOL(PredictorMethod):
         )
         return total + ddm, reports | {"contrast": total} | on_ddm
 
-    def collapse_embeddings(self, targets, outputs):
+    def collapse_projections(self, targets, outputs):
         """Targets of the first view."""
         return targets["view_0"]
 

@@ -117,7 +117,7 @@ class CACRMoCo(MomentumMethod, cacr.CACR):
             return collectives.gather(queries)
         return queries[:0]
 
-    def collapse_embeddings(self, targets, outputs):
+    def collapse_projections(self, targets, outputs):
         """Keys of the first view, of the global batch."""
         return targets["view_0"]
 

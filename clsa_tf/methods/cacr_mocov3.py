@@ -140,7 +140,7 @@ class CACRMoCoV3(PredictorMethod):
         hits = contrast_top1(outputs["view_0"], targets["view_1"], ids)
         return options.reduce(terms), {"contrast_accuracy": hits}
 
-    def collapse_embeddings(self, targets, outputs):
+    def collapse_projections(self, targets, outputs):
         """Keys of the first view, of the global batch."""
         return targets["view_0"]
 

@@ -260,7 +260,7 @@ class LooC(MomentumMethod):
         old = losses.cosines(queries, self.queues[head].keys)
         return tf.concat([new, old], axis=1), positive
 
-    def collapse_embeddings(self, targets, outputs):
+    def collapse_projections(self, targets, outputs):
         """Keys of head 0, of the global batch."""
         return targets["key_0"][:, 0]
 

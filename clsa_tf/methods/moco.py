@@ -175,7 +175,7 @@ class MoCo(MomentumMethod):
         hits = top1(similarities[0], positive)
         return options.reduce(terms), {"contrast_accuracy": hits}
 
-    def collapse_embeddings(self, targets, outputs):
+    def collapse_projections(self, targets, outputs):
         """Keys of the global batch."""
         return targets["key"]
 

@@ -7,7 +7,7 @@ from clsa_tf.losses import products
 _TINY = 1e-12
 
 
-def measures(embeddings):
+def measures(projections):
     """Computes spread, rank and uniformity of projections.
 
     The projections must come from one encoder. If query and key encoder have
@@ -15,7 +15,7 @@ def measures(embeddings):
     like a spread.
 
     Args:
-        embeddings: float32 `[G, D]`, unit rows, one per image; `G > 1`. The
+        projections: float32 `[G, D]`, unit rows, one per image; `G > 1`. The
             rank is meaningful for `G > 2` only.
 
     Returns:
@@ -29,7 +29,7 @@ def measures(embeddings):
         * `uniformity`, `log mean exp(-2 distance^2)`: 0 if all rows are equal,
           down to about -4 (Wang and Isola, arXiv 2005.10242, with t = 2).
     """
-    x = tf.stop_gradient(embeddings)
+    x = tf.stop_gradient(projections)
     size, dimension = map(float, x.shape)
     # Centre first: 1 - cosine loses all digits if the cosine is near 1.
     x -= tf.reduce_mean(x, axis=0)

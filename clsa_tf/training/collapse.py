@@ -1,12 +1,12 @@
-"""Detects collapse: judges how much the embeddings of images differ."""
+"""Detects collapse: judges how much the projections of images differ."""
 
 import typing
 
-# Thresholds of the spread and the rank. Below them the embeddings are almost a
+# Thresholds of the spread and the rank. Below them the projections are almost a
 # point, or almost a line.
 _LOW_SPREAD = 0.05
 _LOW_RANK = 2.0
-# Above this spread the embeddings count as spread out. Untrained networks may
+# Above this spread the projections count as spread out. Untrained networks may
 # have any lower spread.
 _HIGH_SPREAD = 0.5
 # Below this share of the best spread so far the spread is falling.
@@ -17,7 +17,7 @@ PATIENCE = 500
 
 
 class Verdict(typing.NamedTuple):
-    """Whether the embeddings of different images differ.
+    """Whether the projections of different images differ.
 
     Attributes:
         state: "open" (they differ), "narrow" (not yet, normal at the
@@ -60,9 +60,9 @@ def verdict(entries, dimension):
 
 
 class Watch:
-    """Reports changes in the state of the embeddings.
+    """Reports changes in the state of the projections.
 
-    The embeddings of an untrained network lie in a narrow cone, and leave it
+    The projections of an untrained network lie in a narrow cone, and leave it
     within the first hundreds of steps. A narrow cone is reported as a fact
     until then, and as a warning afterwards.
 
@@ -96,7 +96,7 @@ class Watch:
     def judge(self, step, values):
         """Returns the `Verdict` at `step`; for the arguments see `words`.
 
-        It depends on earlier calls: only embeddings that were spread out can
+        It depends on earlier calls: only projections that were spread out can
         collapse.
         """
         spread, rank = values["spread"], values["rank"]
@@ -126,20 +126,20 @@ class Watch:
         if state == "open" and spread < _HIGH_SPREAD:
             state = "partly"
         return {
-            "narrow": "all embeddings still point almost the same way, as "
+            "narrow": "all projections still point almost the same way, as "
             "those of untrained networks do",
-            "late": "all embeddings still point almost the same way: whatever "
+            "late": "all projections still point almost the same way: whatever "
             "the loss, the encoder is not learning to tell images apart; try a "
             "lower --base_lr or higher temperatures",
-            "line": "all embeddings lie near one line: they tell images apart "
+            "line": "all projections lie near one line: they tell images apart "
             "by one property only, such as brightness; compare kNN accuracies",
-            "partly": "the embeddings of different images differ, as those of "
+            "partly": "the projections of different images differ, as those of "
             "some untrained networks do",
-            "open": "the embeddings have spread out",
-            "falling": "the embeddings are drawing together: their spread is "
+            "open": "the projections have spread out",
+            "falling": "the projections are drawing together: their spread is "
             f"below half of its best of {self._best:.3f}; a collapse may be "
             "under way",
-            "collapsed": "the embeddings have collapsed: all images look alike "
-            "to the encoder; lower --base_lr or raise the temperatures, and "
+            "collapsed": "the projections have collapsed: all images look "
+            "alike to the encoder; lower --base_lr or raise the temperatures, and "
             "start from an earlier checkpoint",
         }[state]

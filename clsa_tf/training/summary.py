@@ -28,7 +28,7 @@ def of_run(config, *, step, steps_per_epoch, seconds, unreadable=""):
         f"{counted(step, 'step')}, in {_duration(seconds)}" + _speed(entries),
         *_loss(config, entries),
         *_knn(entries),
-        *_embeddings(config, entries),
+        *_projections(config, entries),
         *([unreadable] if unreadable else []),
         f"all of it is in {config.workdir}; to evaluate and to export it, type",
         "  " + shell.of_module("clsa_tf.report", workdir=config.workdir),
@@ -88,7 +88,7 @@ def _knn(entries):
     ]
 
 
-def _embeddings(config, entries):
+def _projections(config, entries):
     found = collapse.verdict(entries, config.options.projection_size)
     if found is None:
         return []
