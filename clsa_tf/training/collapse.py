@@ -140,6 +140,6 @@ class Watch:
             f"below half of its best of {self._best:.3f}; a collapse may be "
             "under way",
             "collapsed": "the projections have collapsed: all images look "
-            "alike to the encoder; lower --base_lr or raise the temperatures, and "
-            "start from an earlier checkpoint",
+            "alike to the encoder; lower --base_lr or raise the temperatures, "
+            "and start from an earlier checkpoint",
         }[state]
