@@ -17,6 +17,7 @@ import traceback
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute import collective_all_reduce_strategy
 
 from clsa_tf import train
 from clsa_tf.distributed.strategy import make_strategy
@@ -75,6 +76,7 @@ def main(photos, output, replicas, jobs):
     kind = "mirrored" if replicas > 1 else "one"
     if "TF_CONFIG" in os.environ:
         kind = "multiworker"
+        use_all_cpus(replicas)
     strategy = make_strategy(kind)
     # Several strategies in one process disturb each other's collectives.
     run_lib.make_strategy = lambda *_, **__: strategy
@@ -102,6 +104,21 @@ def main(photos, output, replicas, jobs):
             "\n".join(digests(strategy, model))
         )
     sys.exit(failed)
+
+
+def use_all_cpus(count):
+    """Makes a worker's logical CPUs replicas, as its GPUs would be.
+
+    `MultiWorkerMirroredStrategy` uses one CPU of each worker.
+    """
+
+    def local_devices(_, resolver, worker_device):
+        del resolver
+        devices = [f"{worker_device}/device:CPU:{i}" for i in range(count)]
+        return tuple(devices), "CPU"
+
+    extended = collective_all_reduce_strategy.CollectiveAllReduceExtended
+    extended._initialize_local_devices = local_devices
 
 
 def whole_run(method, changes, photos, workdir):
