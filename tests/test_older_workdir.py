@@ -49,9 +49,13 @@ def test_steps_equal_those_of_the_older_version(resumed):
 def test_flags_stay_those_of_the_older_version(resumed):
     before = (FIXTURE / "run.flags").read_text().splitlines()
     after = (resumed / "run.flags").read_text().splitlines()
-    # The comment states the version that wrote them last.
+    # The comment states the versions that wrote them.
     moved = ("--dataset=", "--workdir=", "#")
-    assert [x for x in before if not x.startswith(moved)] == [
-        x for x in after if not x.startswith(moved)
-    ]
+    older = [x for x in before if not x.startswith(moved)]
+    names = {x.split("=")[0] for x in before}
+    # Flags of later versions are added.
+    kept = [x for x in after if x.split("=")[0] in names]
+    assert [x for x in kept if not x.startswith(moved)] == older
+    added = [x for x in after if x not in kept and not x.startswith("#")]
+    assert added == ["--deterministic=false"]
     assert after[0].startswith("# clsa_tf ")
