@@ -50,15 +50,18 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 # order of their names: the files that take longest are not the last ones.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-test: setup  ## the tests to run before a commit: 10 to 11 minutes
+test: setup  ## the tests to run before a commit: about 8 minutes
 	$(BIN)/python $(PYTEST)
 
 test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
 		.venv-tf221/bin/python $(PYTEST) $(TF221_TESTS)
 
-test-slow: setup  ## all other tests: more than an hour on 2 cores
-	$(BIN)/python $(PYTEST) -m slow
+# A quarter of its files: `make test-slow PART=1/4`.
+PART ?= 1/1
+
+test-slow: setup  ## all other tests: about an hour on 2 cores
+	$(BIN)/python $(PYTEST) -m slow --part=$(PART)
 
 lint: setup  ## style
 	$(BIN)/ruff check .

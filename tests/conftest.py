@@ -1,5 +1,6 @@
 """Fixtures of several test files, made once per test process."""
 
+import pathlib
 import signal
 
 import pytest
@@ -7,6 +8,24 @@ import pytest
 from clsa_tf import methods
 from tests import exports, runs, toy
 from tests.photos import write_folder
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part",
+        default="1/1",
+        help="K/N: only every N-th test file, from the K-th on",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    part, parts = map(int, config.getoption("part").split("/"))
+    assert 1 <= part <= parts, config.getoption("part")
+    files = sorted(pathlib.Path(__file__).parent.glob("test_*.py"))
+    chosen = files[part - 1 :: parts]
+    left_out = [item for item in items if item.path not in chosen]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item.path in chosen]
 
 
 @pytest.fixture(scope="session", autouse=True)
