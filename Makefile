@@ -50,7 +50,7 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 # order of their names: the files that take longest are not the last ones.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-test: setup  ## the tests to run before a commit: about 8 minutes
+test: setup  ## the tests to run before a commit: about 7 minutes
 	$(BIN)/python $(PYTEST)
 
 test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
