@@ -14,8 +14,10 @@ from clsa_tf import stack
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SAVEDMODEL = "saved_model.pb"
-# Machine-readable description of an export.
+# Machine-readable descriptions of an export: in the directory of a SavedModel,
+# and next to the files of `export.formats`.
 MODEL_CARD = "model_card.json"
+FORMATS = "formats.json"
 
 
 class Locked(Exception):
@@ -142,16 +144,20 @@ def flush_to_disk(path):
         os.close(file)
 
 
-def export_written_by(description, *keys):
+def export_written_by(path):
     """Names the version of clsa_tf that wrote an export, for messages.
 
     Args:
-        description: path of the JSON file that describes the export.
-        *keys: keys of the description within the file.
+        path: directory of a SavedModel, or a file of `export.formats`.
 
     Returns:
         see `stack.written_by`; "" if the version is not recorded.
     """
+    if os.path.isdir(path):
+        description, keys = os.path.join(path, MODEL_CARD), ()
+    else:
+        folder, name = os.path.split(path)
+        description, keys = os.path.join(folder, FORMATS), (name,)
     try:
         with open(description, encoding="utf-8") as file:
             found = json.load(file)

@@ -26,7 +26,7 @@ import clsa_tf
 # messages of TensorFlow; omit it to see the whole log.
 clsa_tf.quieten()
 # Take the memory of a GPU as needed. Otherwise TensorFlow takes all of it.
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+clsa_tf.console.share_gpus()
 
 import tensorflow as tf
 from tensorflow import keras

@@ -16,7 +16,6 @@ the detector's weights to `--output`.
 """
 
 import argparse
-import os
 
 import clsa_tf
 
@@ -24,7 +23,7 @@ import clsa_tf
 # messages of TensorFlow; omit it to see the whole log.
 clsa_tf.quieten()
 # Take the memory of a GPU as needed. Otherwise TensorFlow takes all of it.
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+clsa_tf.console.share_gpus()
 
 import keras_cv
 import numpy as np

@@ -8,7 +8,6 @@ first run generates the 12,000 images of `shapes`.
 """
 
 import argparse
-import os
 
 import clsa_tf
 
@@ -16,7 +15,7 @@ import clsa_tf
 # messages of TensorFlow; omit it to see the whole log.
 clsa_tf.quieten()
 # Take the memory of a GPU as needed. Otherwise TensorFlow takes all of it.
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+clsa_tf.console.share_gpus()
 
 import tensorflow as tf
 from tensorflow import keras

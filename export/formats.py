@@ -48,7 +48,7 @@ from clsa_tf.training.checkpoint import load_trained
 from export import conversions
 from export.model import card
 
-SUMMARY = encoder_files.FORMATS
+SUMMARY = files.FORMATS
 
 # Largest accepted deviations from the encoder.
 # float32, as a share of the output's largest value: rounding errors.

@@ -70,9 +70,7 @@ def main(photos, output, replicas, jobs):
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
     )
-    # A smooth activation. Where a value is 0 up to rounding, a ReLU would cut
-    # it off with some numbers of replicas and not with others.
-    tf.keras.layers.ReLU.call = lambda _, x: tf.nn.silu(x)
+    make_activations_smooth()
     kind = "mirrored" if replicas > 1 else "one"
     if "TF_CONFIG" in os.environ:
         kind = "multiworker"
@@ -104,6 +102,15 @@ def main(photos, output, replicas, jobs):
             "\n".join(digests(strategy, model))
         )
     sys.exit(failed)
+
+
+def make_activations_smooth():
+    """Replaces the ReLUs of this process by SiLUs.
+
+    Where an activation is 0 except for rounding, a ReLU cuts it off with some
+    numbers of replicas and not with others.
+    """
+    tf.keras.layers.ReLU.call = lambda _, x: tf.nn.silu(x)
 
 
 def use_all_cpus(count):

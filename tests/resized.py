@@ -19,6 +19,7 @@ def main(case, photos, workdir, count):
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * count
     )
+    replicas.make_activations_smooth()
     config = tiny.config(
         dataset=f"folder:{photos}",
         labels="none",

@@ -1,5 +1,7 @@
 """Training runs as processes, and their results."""
 
+import concurrent.futures
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -28,6 +30,13 @@ def train(photos, workdir, *extra, draw=False):
         f"--workdir={workdir}",
         *extra,
     )
+
+
+def in_new_process(function, *arguments):
+    """Calls a function of a module in a process without TensorFlow so far."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def leave_out_pictures(workdir):

@@ -1,13 +1,11 @@
 """Collectives on four replicas, compared with NumPy."""
 
-import concurrent.futures
-import multiprocessing
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from clsa_tf.distributed import collectives
+from tests import runs
 
 REPLICAS, ROWS = 4, 3
 
@@ -54,9 +52,7 @@ def batch(shape):
 
 @pytest.fixture(scope="module")
 def found():
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return dict(zip(SHAPES, pool.submit(of_replicas).result()))
+    return dict(zip(SHAPES, runs.in_new_process(of_replicas)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

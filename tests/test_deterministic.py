@@ -1,8 +1,5 @@
 """`--deterministic`: large networks repeat their steps bit for bit."""
 
-import concurrent.futures
-import multiprocessing
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,13 +9,6 @@ from clsa_tf.errors import UserError
 from clsa_tf.options.fields import Crop
 from clsa_tf.training import metrics_log
 from tests import runs, tiny
-
-
-def in_another_process(function, *args):
-    """Calls a function in a process in which TensorFlow has not started."""
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(function, *args).result()
 
 
 def repeated_steps():
@@ -55,7 +45,7 @@ def repeated_steps():
 @pytest.mark.slow
 def test_steps_of_a_large_network_are_repeated_bit_for_bit():
     """Without the setting, ten of ten repetitions differed on two threads."""
-    assert in_another_process(repeated_steps) == 0
+    assert runs.in_new_process(repeated_steps) == 0
 
 
 @pytest.mark.slow

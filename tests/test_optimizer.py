@@ -1,6 +1,4 @@
-import concurrent.futures
 import math
-import multiprocessing
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
 from clsa_tf.optimizers import adam, optimizers
 from clsa_tf.optimizers.schedule import LR_PER, Schedule, make_schedule
+from tests import runs
 
 
 def make(name, rate=0.1, **changes):
@@ -321,9 +320,7 @@ def on_two_replicas(start, gradients):
 def test_two_replicas_take_the_same_steps_as_one():
     """In another process, as the number of devices is fixed at the start."""
     start, gradients = weights_and_gradients(4)
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        found = pool.submit(on_two_replicas, start, gradients).result()
+    found = runs.in_new_process(on_two_replicas, start, gradients)
     for name, copies in found.items():
         optimizer = make(name, schedule(), l2_on="kernels")
         for copy, expected in zip(copies, train(optimizer, start, gradients)):

@@ -178,7 +178,7 @@ def assert_close(workdir, straight):
             # Relative to the largest number of each variable.
             largest = np.max(np.abs(other[name]), initial=0)
             np.testing.assert_allclose(
-                value, other[name], rtol=0, atol=1e-4 * largest, err_msg=name
+                value, other[name], rtol=0, atol=1e-5 * largest, err_msg=name
             )
     assert len(lines(workdir)) == len(lines(straight)) == 6
     for mine, other in zip(lines(workdir), lines(straight)):

@@ -12,7 +12,7 @@ from tensorflow import keras
 
 from clsa_tf import config as config_lib
 from clsa_tf.errors import UserError
-from clsa_tf.files import MODEL_CARD, newest_savedmodel
+from clsa_tf.files import FORMATS, MODEL_CARD, newest_savedmodel
 from clsa_tf.networks.backbones import LAYER
 from clsa_tf.networks.functional import (
     NORMALISE,
@@ -23,7 +23,7 @@ from clsa_tf.networks.functional import (
     input_name,
     with_input,
 )
-from clsa_tf.training.encoder_files import FORMATS, KERAS_FILE, read
+from clsa_tf.training.encoder_files import KERAS_FILE, read
 
 OUTPUTS = ("embedding", "projection", "both")
 

@@ -56,6 +56,10 @@ class BatchParts:
         """Number of rows of each batch that this worker makes."""
         return self.batch_size // self.worker.count
 
+    def step_of(self, counter):
+        """Step whose batch holds the example with a counter."""
+        return counter // self.batch_size
+
     def make(self, rows, first=0, stride=1, *, calls=None):
         """Returns the parts first, first + stride, first + 2 stride, …
 
@@ -97,8 +101,8 @@ class BatchParts:
         """Dataset of (counter, item) of the examples of the parts."""
 
         def belongs(counter, _=None):
-            step, row = counter // self.batch_size, counter % self.share
-            number = ((step - self.start_step) * self.share + row) // rows
+            batch = self.step_of(counter) - self.start_step
+            number = (batch * self.share + counter % self.share) // rows
             return tf.equal(number % stride, first)
 
         if stride > 1 and not self.source.random_access:

@@ -161,7 +161,7 @@ def _finish(parts, unreadable, replicas):
             name: tf.reshape(x, [-1, *x.shape[outer:]])
             for name, x in batch.items()
         }
-        step = batch["counter"][0] // parts.batch_size
+        step = parts.step_of(batch["counter"][0])
         seen = step - parts.start_step + 1
         batch["valid"] = batch["code"] == headers.OK
         with tf.control_dependencies(

@@ -26,8 +26,6 @@ from clsa_tf.training.checkpoint import load_trained
 
 # File that export.formats writes.
 KERAS_FILE = "encoder.keras"
-# File that it writes beside, with a description of each file.
-FORMATS = "formats.json"
 
 _ACCEPTED = (
     "the directory of a run, of an exported version or of the versions, or "
@@ -85,8 +83,7 @@ def _from_export(path):
         raise UserError(
             f"Expected a model with its {MODEL_CARD} and variables, as "
             f"export.savedmodel writes it, in {path}, received: "
-            f"{first_line(e)}; export it again."
-            + export_written_by(os.path.join(path, MODEL_CARD))
+            f"{first_line(e)}; export it again." + export_written_by(path)
         ) from e
     return model, spec
 
@@ -104,10 +101,9 @@ def _from_keras(path):
                 backbones.name_variables(layer)
     # The type of the exception depends on the damage.
     except Exception as e:
-        folder, name = os.path.split(path)
         raise UserError(
             f"Expected {_ACCEPTED}, received {path}, which cannot be read: "
             f"{first_line(e)}; check the path or write the file again."
-            + export_written_by(os.path.join(folder, FORMATS), name)
+            + export_written_by(path)
         ) from e
     return model

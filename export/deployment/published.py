@@ -65,7 +65,7 @@ def read(base_path, version):
             raise UserError(
                 f"Expected a complete version, received {path} without {part}; "
                 "wait until it is copied, or export it again."
-                + _written_by(path)
+                + export_written_by(path)
             )
     return PublishedVersion(path, "valid" in _signature(path).outputs)
 
@@ -93,7 +93,7 @@ def warmup_images(model):
     except (ValueError, warmup_requests.tf.errors.DataLossError) as e:
         raise UserError(
             f"Cannot read the warm-up requests in {path}: {first_line(e)}; "
-            "copy or export the version again." + _written_by(model.path)
+            "copy or export the version again." + export_written_by(model.path)
         ) from e
 
 
@@ -110,7 +110,7 @@ def max_images(model):
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(
             f"Cannot read the limits in the model card {path}: {e!r}; copy or "
-            "export the version again." + _written_by(model.path)
+            "export the version again." + export_written_by(model.path)
         ) from e
 
 
@@ -137,7 +137,7 @@ def _signature(path):
     except DecodeError as e:
         raise UserError(
             f"Cannot read {_PARTS[0]} in {path}: the file is damaged; copy or "
-            "export the version again." + _written_by(path)
+            "export the version again." + export_written_by(path)
         ) from e
     for graph in saved.meta_graphs:
         served = "serve" in graph.meta_info_def.tags
@@ -146,9 +146,5 @@ def _signature(path):
     raise UserError(
         "Expected a SavedModel with the tag serve and the signature "
         f"serving_default, received {path} without them; export it again."
-        + _written_by(path)
+        + export_written_by(path)
     )
-
-
-def _written_by(path):
-    return export_written_by(os.path.join(path, MODEL_CARD))

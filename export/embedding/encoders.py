@@ -110,7 +110,7 @@ class SavedModelEncoder:
             raise UserError(
                 f"Cannot load the signature {_SIGNATURE!r} of {_INPUT} of the "
                 f"SavedModel in {path}: {first_line(e)}; export it again."
-                + export_written_by(os.path.join(path, MODEL_CARD))
+                + export_written_by(path)
             ) from e
         inputs = self._function.structured_input_signature[1]
         tensors = self._function.structured_outputs

@@ -6,7 +6,7 @@ import os
 import grpc
 import tensorflow as tf
 
-from clsa_tf.files import MODEL_CARD, export_written_by
+from clsa_tf.files import export_written_by
 from export.model import warmup_requests
 from export.serving.serving_error import ServingError, as_serving_error, invalid
 from export.serving.tensor_proto import to_array
@@ -231,7 +231,7 @@ def _batched(definition, inputs, outputs, batching):
 
 def _with_version(path, message):
     """Append which version wrote an export, if that is recorded."""
-    written = export_written_by(os.path.join(path, MODEL_CARD))
+    written = export_written_by(path)
     return f"{message.rstrip('.')}.{written}" if written else message
 
 

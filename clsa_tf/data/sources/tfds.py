@@ -286,6 +286,7 @@ def _getter(builder, split):
         return builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         ).__getitem__
+    # Raised by tensorflow-datasets for files without random access.
     except NotImplementedError as error:
         form = builder.info.file_format.value
         raise UserError(

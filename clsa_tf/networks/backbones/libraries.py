@@ -107,16 +107,7 @@ def _keras_cv():
     return sorted({*_SHAPES, *classes} - {""})
 
 
-def build(
-    name,
-    *,
-    width=1.0,
-    stem="imagenet",
-    bn_kind="local",
-    bn_splits=1,
-    seed=0,
-    precision="float32",
-):
+def build(name, *, width, stem, bn_kind, bn_splits, seed, precision):
     """Builds a library's backbone; see `clsa_tf.networks.backbones.build`.
 
     Raises:
