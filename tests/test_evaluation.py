@@ -20,6 +20,7 @@ from clsa_tf.data.sources import dataset_writer
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.evaluation import protocols
+from clsa_tf.evaluation import task as task_lib
 from clsa_tf.evaluation.task import announcement, plan
 from clsa_tf.plots import neighbours, sheet
 from clsa_tf.text import abbreviated, listed, printable
@@ -166,6 +167,21 @@ def test_images_of_other_classes_are_searched_among_each_other(
 def tiny_features(images):
     """Deterministic features, because they are computed twice."""
     return tf.cast(images[:, ::8, ::8, 0], tf.float32)[..., 0]
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_images_that_fit_in_memory_are_decoded_once(fit, animals, monkeypatch):
+    """10 of them, read before and after a file is removed."""
+    size = 10 * 32 * 32 * 3
+    monkeypatch.setattr(task_lib, "CACHE_BYTES", size if fit else size - 1)
+    _, evaluation, _ = planned(f"folder:{animals}", holdout=0.0)
+    task = evaluation.task(UnreadableImages(max_bad_share=1.0))
+    before, _ = task.features(tiny_features)
+    (animals / "cat" / "000.jpg").unlink()
+    after, _ = task.features(tiny_features)
+    assert len(before[0]) == 10 and len(after[0]) == (10 if fit else 9)
+    if fit:
+        np.testing.assert_array_equal(after[0], before[0])
 
 
 def test_images_of_other_classes_are_searched_among_their_training_split(

@@ -11,6 +11,10 @@ from clsa_tf.data.source import Absent, Source
 from clsa_tf.evaluation import protocols
 from clsa_tf.evaluation.features import extract
 
+# Bytes of decoded images to keep in memory, of the bank and of the queries.
+# Larger datasets are decoded again for each evaluation.
+CACHE_BYTES = 2**28
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -49,14 +53,23 @@ class Evaluation:
     def task(self, unreadable):
         """Returns the `Task` of these images, with or without labels.
 
+        The first evaluation decodes them. Later ones find them in memory,
+        unless they are more than `CACHE_BYTES`.
+
         Args:
             unreadable: `clsa_tf.data.unreadable.UnreadableImages`.
         """
-        return Task(
-            self.config,
-            self.bank_batches(unreadable),
-            self.query_batches(unreadable) if self.queries else None,
-        )
+        bank = self.bank_batches(unreadable)
+        size = min(self.bank.size, self.config.knn_bank)
+        queries = None
+        if self.queries:
+            queries = self.query_batches(unreadable)
+            queries = self._cached(queries, self.queries.size)
+        return Task(self.config, self._cached(bank, size), queries)
+
+    def _cached(self, batches, images):
+        fits = images * self.config.image_size**2 * 3 <= CACHE_BYTES
+        return batches.cache() if fits else batches
 
     def bank_batches(self, unreadable, *, names=False):
         """The bank as `evaluation_batches`, at most `--knn_bank` images."""
