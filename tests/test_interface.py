@@ -25,7 +25,7 @@ from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.options.fields import AUTO
 from clsa_tf.plots import curves
 from clsa_tf.training import announcement, checks, metrics_log, summary
-from tests import runs, tiny, toy
+from tests import cluster, runs, tiny, toy
 from tests.photos import write_folder
 from tests.test_data_service import record
 from tests.test_distribution import assert_same_state, state, train_all
@@ -134,6 +134,31 @@ def test_a_run_stopped_before_an_epoch_resumes_exactly(
     train.run(config(workdir, folder))
     assert toy.EPOCHS == [0, 1, 1]
     assert_same_run(workdir, straight[0])
+
+
+@pytest.mark.slow
+def test_a_job_stopped_before_an_epoch_resumes_there(folder, tmp_path):
+    """A signal to one of two workers stops both in the pass over the data."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    runs.leave_out_pictures(workdir)
+
+    def start(seconds):
+        photos = folder.partition(":")[2]
+        command = ["tests.paused_epoch", photos, workdir, seconds]
+        return cluster.start(command, workers=2, log=log)
+
+    def printed():
+        return pathlib.Path(f"{log}.1").read_text()
+
+    processes = start(3)
+    assert runs.wait_until(lambda: "epoch 1" in printed(), processes[1])
+    processes[1].send_signal(signal.SIGTERM)
+    assert cluster.wait(processes, timeout=120) == [143, 143]
+    assert runs.final_state(workdir)[0] == "step-3"
+
+    assert cluster.wait(start(0), timeout=300) == [0, 0]
+    assert "epoch 1" in printed() and "epoch 0" not in printed()
+    assert runs.final_state(workdir)[0] == "step-6"
 
 
 @pytest.fixture(scope="module")
