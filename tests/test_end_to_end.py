@@ -59,11 +59,10 @@ def test_no_output_of_libraries_is_printed(finished):
 def test_killed_run_resumes_exactly(photos, finished, tmp_path):
     workdir = tmp_path / "killed"
     arguments = train(photos, workdir, "--checkpoint_steps=1")
-    for wanted in (2, 5):
-        process = start(arguments)
-        wait_until(lambda step=wanted: saved(workdir, step), process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = start(arguments)
+    wait_until(lambda: saved(workdir, 5), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert "resuming" in call(arguments).stdout
     assert final_state(workdir)[0] == "step-9"
     assert_equal_states(states(workdir), states(finished[0]))
