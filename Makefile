@@ -1,8 +1,8 @@
-# What people type. `make demo` and `make test` each work on a fresh machine
+# Targets for users. `make demo` and `make test` each work on a fresh machine
 # with Python 3.11, 3.12 or 3.13 (others: BUILD.md); everything they create
 # stays inside this directory. PYTHON=/path/to/python takes that one.
 
-# In the order in which they are looked for; BUILD.md says what each gives.
+# In order of preference; BUILD.md lists the versions of TensorFlow.
 PYTHONS := 3.11 3.13 3.12 3.10 3.9
 # Those with TensorFlow 2.21.
 TF221_PYTHONS := 3.13 3.12
@@ -14,7 +14,7 @@ export KERAS_HOME := $(CURDIR)/.cache/keras
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHON
 
-# What is tested on the second stack: what could come out differently there.
+# Tests for the second stack: code whose results may differ there.
 TF221_TESTS := $(addprefix tests/test_,stacks.py versions.py optimizer.py \
 	methods.py losses.py losses_cacr.py augment_crop.py augment_strong.py \
 	augment_texture.py augment_weak.py checkpoint.py load.py export.py \
@@ -22,7 +22,7 @@ TF221_TESTS := $(addprefix tests/test_,stacks.py versions.py optimizer.py \
 
 .PHONY: help setup demo test test-tf221 test-slow lint format wheel clean FORCE
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
 		expand -t 12
 
@@ -30,7 +30,7 @@ setup: .venv/ready  ## virtual environment with the exact tested versions
 
 PACKAGES := setup.py constraints.txt constraints-tf221.txt environment.sh
 
-# FORCE where the directory is there and of no use.
+# FORCE if the directory exists but is unusable.
 stale = $(shell PYTHON='$(2)' ./environment.sh stale $(1))
 
 .venv/ready: $(PACKAGES) $(call stale,.venv,$(PYTHON))

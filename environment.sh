@@ -15,8 +15,8 @@ version() {
         2>/dev/null || true
 }
 
-# That a name is there says little: pyenv has a shim for every version that it
-# ever installed, also where none of them is selected.
+# An existing command may not work: pyenv has a shim for every version that it
+# ever installed.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         if [ -z "$(version "$PYTHON")" ]; then

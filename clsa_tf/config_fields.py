@@ -233,7 +233,7 @@ class Config:
     )
     base_lr: float = option(
         0.03,
-        "peak learning rate for a --batch_size of 256; see --lr_scaling",
+        "peak learning rate, to which --lr_scaling applies",
         above=0.0,
         group="optimization",
     )
@@ -283,10 +283,10 @@ class Config:
     )
     l2: float = option(
         1e-4,
-        "L2 coefficient of the weights: in the gradient (sgd, and lars before "
-        "its trust ratio), in the update (lamb, before its trust ratio), or, "
-        "times the learning rate, the share of the weights subtracted per step "
-        "(adamw)",
+        "weight decay. sgd and lars add this share of the weights to the "
+        "gradient (lars before its trust ratio), lamb to the update (before "
+        "its trust ratio); adamw subtracts it, times the learning rate, in "
+        "each step",
         minimum=0.0,
         group="optimization",
     )

@@ -110,7 +110,7 @@ def serve():
         )
     except (OSError, tf.errors.OpError) as e:
         raise UserError(
-            f"Expected the free ports {port} and {port + 1}, received: "
+            f"Cannot listen on the ports {port} and {port + 1}: "
             f"{first_line(e)}; choose another --port."
         ) from e
     port = address.split(":")[1]

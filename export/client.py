@@ -108,7 +108,9 @@ class Client:
             ValueError: there are no images.
         """
         if not images:
-            raise ValueError("Expected at least 1 image, received 0.")
+            raise ValueError(
+                "Expected at least 1 image, received 0; pass one or more."
+            )
         batches = []
         for start in range(0, len(images), self._batch_size):
             batch = list(images[start : start + self._batch_size])

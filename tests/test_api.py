@@ -408,7 +408,7 @@ def test_an_interrupted_write_leaves_no_files(tmp_path):
 
 def test_write_errors_are_user_errors(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Expected to write the dataset"):
+    with pytest.raises(UserError, match="Cannot write the dataset"):
         dataset_writer.write(of(PIXELS), tmp_path / "file" / "dataset")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))

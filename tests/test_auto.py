@@ -406,11 +406,11 @@ def test_a_run_prints_and_records_resolved_values(photos, tmp_path, capsys):
     train.run(parse(*arguments))
     printed = capsys.readouterr().out
     assert "is complete (3 steps)" in printed
-    assert "as this run was begun" in printed and "warning" not in printed
+    assert "recorded at the first start" in printed and "warning" not in printed
     arguments.append("--total_epochs=2")
     train.run(parse(*arguments))
     printed = capsys.readouterr().out
-    assert "as this run was begun" in printed
+    assert "recorded at the first start" in printed
     assert "warning: --batch_norm=local on 1 device(s)" in printed
     text = text.replace("--total_epochs=1\n", "--total_epochs=2\n")
     assert (tmp_path / "run.flags").read_text() == text

@@ -36,7 +36,10 @@ def test_a_good_run_has_no_warnings(tmp_path):
 
 @pytest.mark.parametrize(
     "spreads, short",
-    [((0.6, 0.7, 0.02), "collapsed"), ((0.02,) * 3, "not spread out")],
+    [
+        ((0.6, 0.7, 0.02), "collapsed"),
+        ((0.02,) * 3, "projections not spread out"),
+    ],
 )
 def test_a_collapse_causes_a_warning(tmp_path, spreads, short):
     found = outcome.of(str(tmp_path), trained(tmp_path, spreads=spreads))
@@ -105,7 +108,7 @@ def test_other_formats_and_embeddings_of_a_poor_run_have_warnings(
     encoders.CheckpointEncoder(str(poor.workdir), ["embedding"])
     printed = capsys.readouterr().out
     assert printed.count("warning: the run is not finished (2 of 400 st") == 2
-    assert printed.count("the features hardly tell images apart") == 2
+    assert printed.count("the encoder hardly distinguishes images") == 2
 
 
 def test_a_good_export_is_called_verified(exported, capsys):

@@ -117,7 +117,7 @@ def kind(head):
     return ""
 
 
-def examine(encoded, code, limits, readers, refuse):
+def examine(encoded, code, limits, readers, reject):
     """Checks the header of a file, and reads the file if it passes.
 
     It uses few branches and loops, because TensorFlow prepares each of them,
@@ -131,7 +131,7 @@ def examine(encoded, code, limits, readers, refuse):
             size i64[2]) -> structure of tensors. The contents of a GIF have
             only its first frame. The size is height and width as in the
             header, which may be wrong.
-        refuse: function from a code i32[], the reason for not reading the
+        reject: function from a code i32[], the reason for not reading the
             file, to the same structure.
 
     Returns:
@@ -157,7 +157,7 @@ def examine(encoded, code, limits, readers, refuse):
         tf.where(code == OK, number, len(DECODED)),
         [
             *(functools.partial(readers[x], encoded, size) for x in DECODED),
-            lambda: refuse(code),
+            lambda: reject(code),
         ],
     )
 

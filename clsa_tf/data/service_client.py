@@ -120,9 +120,9 @@ class Services:
                 parts.append(make(k, count).apply(_at(address)))
             except tf.errors.OpError as e:
                 raise UserError(
-                    f"Expected the tf.data service at {address} to take the "
-                    f"dataset, received: {first_line(e)}; start it with the "
-                    "same version of TensorFlow as the training."
+                    f"Cannot send the dataset to the tf.data service at "
+                    f"{address}: {first_line(e)}; start it with the same "
+                    "version of TensorFlow as the training."
                 ) from e
         # Reads ahead from all services, also at the start, while they compile
         # the views.

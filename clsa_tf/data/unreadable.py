@@ -182,9 +182,9 @@ class UnreadableImages:
                 file.write(f"{line}\n")
         except OSError as e:
             self._error = self._error or UserError(
-                "Expected to write the names of unreadable images to "
-                f"{self._path}, received {e.strerror!r}; make room or fix the "
-                "permissions, then start the same command again."
+                f"Cannot write the names of unreadable images to {self._path}: "
+                f"{e.strerror}; make room or fix the permissions, then start "
+                "the same command again."
             )
 
     def _too_many(self, known, source, seen, lost):

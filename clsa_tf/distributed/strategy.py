@@ -78,8 +78,8 @@ def make_deterministic():
     """Makes equal runs of this process and of others equal bit for bit.
 
     TensorFlow runs one operation at a time, each on all threads: a gradient of
-    a large convolution depends in its last digits on what runs beside it. On
-    GPUs, operations that add in varying order are replaced or refused.
+    a large convolution depends in its last digits on concurrent operations.
+    On GPUs, operations that add in varying order are replaced or rejected.
 
     Must be called before TensorFlow computes anything.
 
@@ -92,8 +92,8 @@ def make_deterministic():
             threading.set_inter_op_parallelism_threads(1)
         except RuntimeError as error:
             raise UserError(
-                "Expected a process in which TensorFlow has not computed "
-                "anything with --deterministic, received one in which it has; "
+                "Expected --deterministic before TensorFlow's first "
+                "computation, received a process in which TensorFlow has run; "
                 "call `tf.config.threading.set_inter_op_parallelism_threads(1)`"
                 " at its start."
             ) from error

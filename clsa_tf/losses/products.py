@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-# All but the 13 bits of the mantissa that TF32 has not.
+# Mask that clears the 13 bits of the mantissa that TF32 lacks.
 _TF32_BITS = -(2**13)
 
 
@@ -54,9 +54,8 @@ def _tf32_is_used():
 def split_product(rows, columns):
     """`all_pairs` of float32 by products that TF32 does not round.
 
-    Each factor is split into a part that TF32 holds exactly and a rest. Of the
-    four products of these parts that of the rests is left out: it is 2^-22 of
-    the whole.
+    Each factor is split into a part that TF32 holds exactly and a remainder.
+    The product of the two remainders is omitted: it is 2^-22 of the result.
     """
 
     def gradient(upstream):

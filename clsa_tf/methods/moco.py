@@ -48,8 +48,8 @@ class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
     )
     symmetric: bool = option(
         False,
-        "average the loss with that for exchanged key and first query, and "
-        "store the keys of both views",
+        "average the loss over both roles of the key view and the first query "
+        "view, and store the keys of both",
     )
     over_crops: str = override(groups.AugmentationOptions, "over_crops", "sum")
 

@@ -10,9 +10,9 @@ _TINY = 1e-12
 def measures(projections):
     """Computes spread, rank and uniformity of projections.
 
-    The projections must come from one encoder. If query and key encoder have
-    each collapsed to a different point, cosines between queries and keys look
-    like a spread.
+    The projections must come from one encoder. If encoder and momentum encoder
+    have each collapsed to a different point, cosines between queries and keys
+    look like a spread.
 
     Args:
         projections: float32 `[G, D]`, unit rows, one per image; `G > 1`. The

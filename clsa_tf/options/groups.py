@@ -231,8 +231,8 @@ class Divergence:
     )
     strong_level: int = option(
         strong.MAX_LEVEL,
-        "upper bound, in 2..10, of the levels of strong operations: exclusive, "
-        "from 1 (released), or inclusive, from 0 (paper)",
+        "limit L of the strength of strong operations: whole levels 1 to L - 1 "
+        "(released), or any level from 0 to L (paper)",
         minimum=2,
         maximum=strong.MAX_LEVEL,
         group="views",

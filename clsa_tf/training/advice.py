@@ -106,7 +106,7 @@ def _on_loocs_queue(config):
         return ""
     return (
         f"--queue_size={options.queue_size} is small: with 1,024 keys LooC's "
-        "embeddings collapsed on the embedded dataset; add --inbatch_negatives"
+        "projections collapsed on the dataset shapes; add --inbatch_negatives"
     )
 
 

@@ -54,7 +54,7 @@ def announce(
     begun = config_lib.older_in(config.workdir)
     if begun:
         flags_then = config_lib.as_flags(begun)
-        print(f"  begun by an earlier version, so it keeps {flags_then}")
+        print(f"  started by an earlier version; it keeps {flags_then}")
     method_class = methods.load(config.method).METHOD
     chance = method_class.chance_loss(config)
     if chance is not None:

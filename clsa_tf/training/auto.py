@@ -120,7 +120,7 @@ def reasons(config, resolved, *, images, replicas, classes=0, recorded=None):
     if resolved.batch_norm != "split" and "batch_norm_splits" in names:
         names.remove("batch_norm_splits")
     if recorded and names:
-        return [f"{_spell(resolved, names)}: as this run was begun"]
+        return [f"{_spell(resolved, names)}: recorded at the first start"]
     found = []
     for prefix, why in (
         ("batch_norm", lambda: _why_batch_norm(resolved, replicas)),

@@ -219,8 +219,8 @@ class Log(StepCallback):
             yield
         except (tf.errors.OpError, OSError) as e:
             raise UserError(
-                f"Expected to write the metrics to {self._config.workdir}, "
-                f"received: {first_line(e)}; the newest good checkpoint is "
+                f"Cannot write the metrics to {self._config.workdir}: "
+                f"{first_line(e)}; the newest good checkpoint is "
                 f"{self._checkpoints.newest}: make room or fix the "
                 "permissions, then start the same command again."
             ) from e

@@ -116,10 +116,10 @@ class Checkpoints:
                 raise
             self._remove_incomplete()
             raise UserError(
-                f"Expected to write the checkpoint of step {self.step} to "
-                f"{self._directory}, received: {first_line(e)}; the newest "
-                f"good one is {self.newest}: make room or fix the permissions, "
-                "then start the same command again."
+                f"Cannot write the checkpoint of step {self.step} to "
+                f"{self._directory}: {first_line(e)}; the newest good one is "
+                f"{self.newest}: make room or fix the permissions, then start "
+                "the same command again."
             ) from e
         self._saved = self.step
 
@@ -325,10 +325,10 @@ def _traces(workdir):
 def _lost(workdir):
     directory = os.path.join(workdir, DIRECTORY)
     return (
-        f"Expected a checkpoint in {directory}, received none, although there "
-        f"has been one ({_traces(workdir)}); restore the files from a backup, "
-        f"choose another --workdir, or delete {workdir} to start again at "
-        "step 0." + config_lib.written_by(workdir)
+        f"Expected a checkpoint in {directory}, received none, although the "
+        f"run has saved one ({_traces(workdir)}); restore the files from a "
+        f"backup, choose another --workdir, or delete {workdir} to start again "
+        "at step 0." + config_lib.written_by(workdir)
     )
 
 

@@ -42,9 +42,9 @@ def rewind(workdir, step):
             _rewind_events(path, step)
         except (tf.errors.OpError, OSError) as e:
             raise UserError(
-                f"Expected to drop the entries of {path} after step {step}, "
-                f"received: {first_line(e)}; make room, fix the permissions, "
-                "or delete the file."
+                f"Cannot drop the entries of {path} after step {step}: "
+                f"{first_line(e)}; make room, fix the permissions, or delete "
+                "the file."
             ) from e
 
 

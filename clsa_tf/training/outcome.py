@@ -19,10 +19,11 @@ def of(directory, trained):
         * `steps`, taken until the checkpoint, and `total_steps` of the whole
           run (None if the number of images is not recorded);
         * `finished`, whether all steps are done (None if unknown);
-        * `embeddings`, None if nothing was logged; otherwise a dict with
-          `step`, `spread`, `rank` and `uniformity` of the last entry of the
-          metrics (see `statistics.measures`), `state` and `words` of the
-          `collapse.Verdict`, and `good`, whether the embeddings of different
+        * `embeddings`, None if nothing was logged; otherwise a dict about the
+          projections (the key is of earlier versions) with `step`, `spread`,
+          `rank` and `uniformity` of the last entry of the metrics (see
+          `statistics.measures`), `state` and `words` of the
+          `collapse.Verdict`, and `good`, whether the projections of different
           images differ;
         * `changes`, see `workdir.read_changes`.
     """
@@ -72,10 +73,10 @@ def warnings(outcome):
         collapsed = embeddings["state"] == "collapsed"
         found.append(
             (
-                "collapsed" if collapsed else "embeddings not spread out",
+                "collapsed" if collapsed else "projections not spread out",
                 f"{embeddings['words']}, at step {embeddings['step']:,}: the "
-                "features hardly tell images apart, which no check of the "
-                "export can detect; compare kNN accuracies before you use them",
+                "encoder hardly distinguishes images, which no check of the "
+                "export detects; compare kNN accuracies before you use it",
             )
         )
     if outcome["finished"] is False:

@@ -397,11 +397,10 @@ class _Run:
             return WorkerLost(self._services.lost())
         if self._services and isinstance(error, tf.errors.NotFoundError):
             return UserError(
-                "Expected services of --data_service that were not restarted "
-                "and find the dataset's files under the same paths as this "
-                f"process, received: {first_line(error)}; correct this and "
-                "start the same command again. It resumes from the last "
-                "checkpoint."
+                "Cannot read from the services of --data_service: "
+                f"{first_line(error)}; check that no service was restarted and "
+                "that all find the dataset under the same paths, then start "
+                "the same command again. It resumes from the last checkpoint."
             )
         if self._workers.count == 1 or not is_lost_worker(error):
             return None

@@ -268,7 +268,7 @@ def _flagfile(path, config, step, shorter):
     Values that only the first start determines are taken from the old text.
     """
     # Flags that an older version did not have stay out of its run's file, so
-    # that the run keeps the way that version worked.
+    # that the run keeps that version's behaviour.
     older = clsa_tf.config.older_in(config.workdir)
     text = clsa_tf.config.to_flagfile(config, without=older)
     kept = _INITIAL if step else ()

@@ -28,13 +28,13 @@ _STATUS = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-# In gRPC's messages about TLS handshakes that would fail again.
+# Text in gRPC's errors of TLS handshakes that would fail again.
 _HANDSHAKE = re.compile(
     "SSL_ERROR_SSL|CERTIFICATE_VERIFY_FAILED|verification check failed"
     "|security handshaker|not in peer certificate",
     re.IGNORECASE,
 )
-# Of TLS connections that were closed, as by a server that restarts.
+# Errors of TLS connections that were closed, as while a server restarts.
 _CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 _CHANNEL = [
     # Responses for thousands of images exceed gRPC's default of 4 MiB.

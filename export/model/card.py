@@ -199,7 +199,7 @@ def _text(card):
             *(
                 _table("measure", "", rows=accuracies)
                 if accuracies
-                else ["Not evaluated: the images have no labels."]
+                else ["Not evaluated: the run measured no accuracy."]
             ),
             "",
             "## Inputs",
@@ -273,7 +273,7 @@ def _embeddings(statistics):
         return []
     return [
         (
-            "embeddings",
+            "projections",
             f"spread {statistics['spread']:.3f} of 1, rank "
             f"{statistics['rank']:.1f}, at step {statistics['step']:,}",
         )

@@ -80,9 +80,8 @@ def write(dataset, directory, *, shard_bytes=SHARD_BYTES):
         ) from e
     except (OSError, tf.errors.OpError) as e:
         raise UserError(
-            f"Expected to write the dataset to {directory}, received: "
-            f"{first_line(e)}; make room, fix the permissions or choose "
-            "another workdir."
+            f"Cannot write the dataset to {directory}: {first_line(e)}; make "
+            "room, fix the permissions or choose another workdir."
         ) from e
 
 
@@ -247,8 +246,8 @@ def _read(examples, size):
                 bar.update()
         except tf.errors.OpError as e:
             raise UserError(
-                "Expected a tf.data.Dataset that can be read to its end, "
-                f"received after {count} images: {first_line(e)}; correct it."
+                f"Cannot read the tf.data.Dataset after {count} images: "
+                f"{first_line(e)}; correct it."
             ) from e
     if not count:
         raise UserError(

@@ -23,7 +23,7 @@ _OTHERS = frozenset(
 _BMP_HEADERS = [bytes([n, 0, 0, 0]) for n in (12, 40, 52, 56, 64, 108, 124)]
 _LONGEST = 10  # characters; a longer suffix does not count as an extension
 _NAMED = 8  # kinds of files that a sentence lists
-# Kinds of what is left out that are no suffixes.
+# Kinds of left-out entries that are not suffixes of files.
 _CLOSED = "folders that cannot be opened"
 _NOT_FILES = "that are not files (pipes, sockets, devices)"
 _SINGULAR = {

@@ -173,7 +173,7 @@ def _missing(dataset, name, data_dir, download):
     except Exception as error:  # from the network, tfds or the dataset
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"Expected to download {dataset} into {data_dir}, received "
+            f"Cannot download {dataset} into {data_dir}: "
             f"{type(error).__name__} ({reason}); {by_hand}try again."
         ) from error
     return builder

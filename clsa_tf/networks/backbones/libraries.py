@@ -185,8 +185,8 @@ def _made(name):
             model = make(include_rescaling=False, **arguments)
     except Exception as e:  # any type, depending on the library
         raise UserError(
-            f"Expected {library} to build {inner} for images of any size, "
-            f"received: {first_line(e)}; choose another --backbone."
+            f"Cannot build {inner} of {library} for images of any size: "
+            f"{first_line(e)}; choose another --backbone."
         ) from e
     rank = getattr(model.output, "shape", tf.TensorShape(None)).rank
     if rank not in (2, 4):
