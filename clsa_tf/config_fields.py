@@ -146,7 +146,8 @@ class Config:
         "addresses grpc://host:port, separated by commas, of tf.data services "
         "(`python -m clsa_tf.data_service`) that read the images and make the "
         "views instead of this process. They need the dataset under the same "
-        "paths; the views are the same",
+        "paths. The batches are the same, except from large TFRecord files: "
+        "then do not change the number of services within a run",
         mutable_on_resume=True,
         group="data",
     )
@@ -311,6 +312,7 @@ class Config:
         "(auto). Everything else is float32. tf32: float32 that NVIDIA GPUs "
         "round to TF32 in convolutions and heads, not in similarities",
         choices=TRAINING_PRECISIONS,
+        published="float32",
         group="network",
     )
     accumulation_steps: int = option(

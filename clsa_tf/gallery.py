@@ -9,6 +9,7 @@ run.
 """
 
 import os
+import tempfile
 
 from absl import flags
 
@@ -28,9 +29,8 @@ def check_output(path):
                 f"Expected an --output that is a .png file, received {path!r}; "
                 "choose another name."
             )
-        with open(path + ".tmp", "wb"):
+        with tempfile.TemporaryFile(dir=os.path.dirname(path) or "."):
             pass
-        os.remove(path + ".tmp")
     except OSError as e:
         raise UserError(
             "Expected an --output in a directory that exists and can be "

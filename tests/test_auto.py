@@ -12,7 +12,8 @@ from clsa_tf import config as config_lib
 from clsa_tf import methods, train
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import RunInfo
-from clsa_tf.training import advice, auto, checks
+from clsa_tf.networks import precision
+from clsa_tf.training import advice, auto, checks, workdir
 from tests import tiny
 from tests.photos import TINY_FLAGS
 
@@ -108,6 +109,31 @@ def test_resolved_values_can_be_run(method, replicas, micro, images):
     else:
         wide = replicas > 1 and micro > 1
         assert resolved.batch_norm == ("local" if wide else "sync")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_is_resolved_and_recorded(fast, tmp_path, monkeypatch):
+    """Otherwise a run that resumes on other devices would change silently."""
+    monkeypatch.setattr(precision, "_fast_bfloat16", lambda: fast)
+    value = "mixed_bfloat16" if fast else "float32"
+    config = config_lib.default(precision="auto", workdir=str(tmp_path))
+    resolved = auto.resolve(config, **PHOTOS)
+    assert resolved.precision == value
+    words = auto.reasons(config, resolved, **PHOTOS)[-1]
+    assert words.startswith(f"--precision={value}: ")
+    # A run that an earlier version recorded as `auto`.
+    with workdir.claim(resolved.replace(precision="auto"), images=5):
+        pass
+    recorded = auto.recorded(config)
+    assert recorded.precision == "auto"
+    again = auto.resolve(config, recorded=recorded, **PHOTOS)
+    assert again == resolved
+    with workdir.claim(again, images=5) as claim:
+        assert [c.flag for c in claim.changes] == ["precision"]
+    # From now on the value is fixed.
+    monkeypatch.setattr(precision, "_fast_bfloat16", lambda: not fast)
+    recorded = auto.recorded(config)
+    assert auto.resolve(config, recorded=recorded, **PHOTOS) == resolved
 
 
 @pytest.mark.parametrize(
@@ -327,7 +353,7 @@ def test_a_run_keeps_its_recorded_values():
     (reason,) = auto.reasons(
         config, again, images=680, replicas=4, recorded=begun
     )
-    assert "--queue_size=256" in reason and "begun" in reason
+    assert "--queue_size=256" in reason and "recorded" in reason
     earlier = config.replace(
         batch_norm="local",
         batch_norm_splits=8,
@@ -347,8 +373,8 @@ def test_a_run_keeps_its_recorded_values():
 def test_a_method_resolves_options_of_its_own(toy_method, monkeypatch):
     config = tiny.config("toy", frozen_steps="auto", total_epochs=1)
     for images, steps in ((60, 2), (32, 1)):
-        data = dict(images=images, replicas=1, classes=2)
-        resolved = auto.resolve(config, **data)
+        data = dict(images=images, replicas=1)
+        resolved = auto.resolve(config, classes=2, **data)
         assert resolved == config.replace(frozen_steps=steps)
         (reason,) = auto.reasons(config, resolved, **data)
         assert reason.startswith(f"--frozen_steps={steps}: ")

@@ -1,5 +1,6 @@
 import os
 import stat
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_restore_falls_back_to_the_previous_checkpoint(
     assert Checkpoints(again, str(tmp_path), keep=5).restore() == 3
     for a, b in zip(again.variables, method.variables):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_full_memory_does_not_count_as_damage(config, tmp_path, monkeypatch):
+    trained(config, tmp_path)
+    checkpoints = Checkpoints(tiny.make(config), str(tmp_path), keep=5)
+    full = tf.errors.ResourceExhaustedError(None, None, "OOM")
+    with monkeypatch.context() as patch, pytest.raises(type(full)):
+        patch.setattr(tf.train.Checkpoint, "read", mock.Mock(side_effect=full))
+        checkpoints.restore()
+    assert checkpoints.restore() == 3
 
 
 def test_a_damaged_state_file_is_ignored(config, tmp_path):

@@ -1,5 +1,6 @@
 """Decoding, batches as a function of (seed, step), and unreadable images."""
 
+import dataclasses
 import gc
 import io
 import weakref
@@ -12,11 +13,12 @@ from PIL import Image
 from clsa_tf.augment.chain import complete_batch
 from clsa_tf.augment.views import View, params_key, unpack
 from clsa_tf.data import batch_parts, decode, headers
+from clsa_tf.data.batch_parts import BatchParts
 from clsa_tf.data.batch_rows import arrange
 from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_source
-from clsa_tf.data.order import Worker
+from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
@@ -144,6 +146,56 @@ def test_parts_of_workers_make_up_the_batch(tmp_path):
         joined["key"] = joined["key"][joined["key_order"]]
         for name in batch:
             np.testing.assert_array_equal(joined[name], batch[name])
+
+
+def test_replicas_get_views_in_both_orders(tmp_path):
+    """A single replica permutes them itself."""
+    source = photo_folder(tmp_path, good=12)
+    views = (dataclasses.replace(KEY, both_orders=True),)
+    (alone,) = batches(source, 1, batch_size=8, views=views)
+    halves = batches(source, 2, batch_size=8, views=views, replicas=2)
+    batch = {
+        name: np.concatenate([half[name] for half in halves])
+        for name in halves[0]
+    }
+    assert batch.keys() - alone.keys() == {"key_shuffled"}
+    order = alone["key_order"]
+    np.testing.assert_array_equal(batch["key"], alone["key"])
+    np.testing.assert_array_equal(batch["key_shuffled"], alone["key"][order])
+    assert np.any(order != np.arange(8))
+
+
+def counting_stream(size):
+    """A stream whose elements are the numbers of their epochs."""
+
+    def epoch(seed, number, reader=ALONE):
+        del seed, reader
+        return tf.data.Dataset.from_tensors(number).repeat(size)
+
+    return Source("numbers", size, None, False, epoch, read=None)
+
+
+@pytest.mark.parametrize("start", [0, 5, 20])
+def test_services_keep_to_the_epochs_of_the_run(start):
+    """9 parts of 4 records in an epoch, for 2 services."""
+    parts = BatchParts(
+        counting_stream(38),
+        VIEWS,
+        batch_size=12,
+        seed=0,
+        start_step=start,
+        worker=ALONE,
+        completed=True,
+        keep_params=False,
+        whole_epochs=True,
+    )
+    made = 0
+    for first in (0, 1):
+        items = parts._items(4, first, 2).take(60)
+        for counter, epoch in items.as_numpy_iterator():
+            assert counter // 36 == epoch
+            made += 1
+    assert made == 120
 
 
 @pytest.mark.slow

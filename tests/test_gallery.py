@@ -283,7 +283,9 @@ def test_output_has_to_be_a_writable_png_file(tmp_path):
     for name in ("views.jpg", "folder.png", "file/views.png", "a/b.png"):
         with pytest.raises(UserError, match=f"--output .*{name}"):
             gallery.check_output(str(tmp_path / name))
-    (tmp_path / "old.png").write_text("old")
+    for name in ("old.png", "old.png.tmp"):
+        (tmp_path / name).write_text("old")
     gallery.check_output(str(tmp_path / "old.png"))
-    assert (tmp_path / "old.png").read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 3
+    for name in ("old.png", "old.png.tmp"):
+        assert (tmp_path / name).read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 4

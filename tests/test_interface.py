@@ -312,7 +312,8 @@ def test_sources_without_indices_or_labels_are_rejected(folder, tmp_path):
 @pytest.mark.slow
 def test_a_method_is_one_file_and_one_flagfile(tmp_path):
     """A copy of the library with two more files passes the methods' tests."""
-    for name in ("clsa_tf", "export", "configs", "tests", "benchmarks"):
+    folders = "clsa_tf export configs docs examples tests benchmarks"
+    for name in folders.split():
         shutil.copytree(
             name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -329,7 +330,8 @@ def test_a_method_is_one_file_and_one_flagfile(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow"]
         + ["-k", "added", "tests/test_methods.py", "tests/test_config.py"]
-        + ["tests/test_help.py", "tests/test_auto.py"],
+        + ["tests/test_help.py", "tests/test_auto.py"]
+        + ["tests/test_conventions.py"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,

@@ -314,6 +314,8 @@ def test_a_tie_is_a_miss():
     same = tf.ones([3, 5])
     positive = tf.constant([0, 2, 4])
     np.testing.assert_array_equal(top1(same, positive), [0, 0, 0])
+    almost = tf.constant(1.0 + np.float32(2.0**-23) * np.eye(5)[:3])
+    np.testing.assert_array_equal(top1(almost, tf.range(3)), [0, 0, 0])
     better = same + 0.1 * tf.one_hot(positive, 5)
     np.testing.assert_array_equal(top1(better, positive), [1, 1, 1])
     np.testing.assert_array_equal(top1(same * np.nan, positive), [0, 0, 0])

@@ -122,6 +122,27 @@ def test_queue_holds_the_keys_in_the_order_of_the_batch(name):
     assert method.queue.pointer == tiny.ROWS
 
 
+@every
+def test_a_dead_network_recognises_nothing(name):
+    """All its projections are equal, in every queue and view."""
+    config = tiny.config(name, projection_size=100)
+    method = tiny.make(config)
+    dead = tf.math.l2_normalize(np.random.default_rng(0).normal(size=[1, 100]))
+    dead = tf.cast(dead, tf.float32)
+    for queue in tiny.queues(method):
+        queue.keys.assign(tf.broadcast_to(dead, queue.keys.shape))
+    batch = next(iter(tiny.batches(config, 1)))
+    batch |= {"example_ids": tf.range(tiny.ROWS)}
+
+    def killed(x):
+        return None if x is None else tf.broadcast_to(dead[0], x.shape)
+
+    targets = tf.nest.map_structure(killed, method.targets(batch))
+    outputs = tf.nest.map_structure(killed, method.forward(batch))
+    _, reports = method.loss(outputs, targets, batch)
+    np.testing.assert_array_equal(reports["contrast_accuracy"], 0.0)
+
+
 @clsa_first
 def test_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
     config = tiny.config(name)

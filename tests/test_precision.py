@@ -8,7 +8,7 @@ from clsa_tf.networks import precision
 from clsa_tf.networks.encoder import make_encoder
 from clsa_tf.optimizers import optimizers
 from clsa_tf.options.fields import Crop
-from tests import tiny
+from tests import replicas, runs, tiny
 from tests.marks import slow_but
 
 SMALL = dict(
@@ -140,6 +140,50 @@ def test_float16_skips_a_step_whose_gradients_are_not_finite(optimizer):
         if "bias" not in variable.name:
             assert np.any(variable != old), variable.name
     assert method.steps_taken == method.optimizer.iterations == 2
+
+
+def skipped_step_on_two_replicas():
+    """Returns the names of variables that a skipped step changes."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        method = scaled(batch_norm="sync")
+        method.optimizer._loss_scale._current_loss_scale.assign(1e38)
+    parts = [method.encoder, method.momentum_encoder, method.queue]
+    state = [
+        copy
+        for part in parts
+        for variable in part.variables
+        for copy in strategy.experimental_local_results(variable)
+    ]
+    before = [v.numpy() for v in state]
+    (batch,) = tiny.batches(method.config, 1).as_numpy_iterator()
+    views = method.views(method.config.options)
+
+    def of_worker(context):
+        halves = replicas.share(batch, views, context)
+        stacked = {k: np.stack([half[k] for half in halves]) for k in halves[0]}
+        return tf.data.Dataset.from_tensor_slices(stacked)
+
+    method.fit(
+        strategy.distribute_datasets_from_function(of_worker),
+        steps_per_epoch=1,
+        verbose=0,
+    )
+    assert method.steps_taken == 1
+    return [
+        variable.name
+        for variable, old in zip(state, before)
+        if np.any(variable.numpy() != old)
+    ]
+
+
+@pytest.mark.slow
+def test_float16_skips_a_step_on_all_replicas():
+    assert runs.in_new_process(skipped_step_on_two_replicas) == []
 
 
 def test_tf32_is_allowed_by_its_name_only():

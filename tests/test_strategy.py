@@ -183,6 +183,8 @@ def test_xla_on_several_machines_is_rejected_with_exchanged_images(
         (tf.errors.InternalError, "Collective ops is aborted by: …", True),
         (tf.errors.InternalError, "Connection reset by peer", True),
         (tf.errors.InternalError, "Blas GEMM launch failed", False),
+        (tf.errors.InternalError, "failed to enable peer access", False),
+        (tf.errors.InternalError, "no file grpc_websocket.so", False),
         (tf.errors.InvalidArgumentError, "Connection reset by peer", False),
     ],
 )

@@ -1,5 +1,6 @@
 """The directory of a run: its lock, and changes when a run is resumed."""
 
+import functools
 import json
 import os
 
@@ -25,11 +26,23 @@ def claim(config, step=0, **fingerprints):
     with workdir.claim(
         config,
         images=54,
-        step=step,
+        newest_step=lambda: step,
         steps_per_epoch=3,
         fingerprints=fingerprints,
     ) as claimed:
         return claimed
+
+
+def test_the_newest_step_is_read_under_the_lock(config):
+    """Another run may have saved its first checkpoint in the meantime."""
+
+    def newest_step():
+        with pytest.raises(files.Locked):
+            files.lock(f"{config.workdir}/{workdir.LOCK}")
+        return 0
+
+    with workdir.claim(config, images=54, newest_step=newest_step):
+        pass
 
 
 def rejection(config, step=6, **fingerprints):
@@ -181,7 +194,10 @@ def test_images_may_move_if_they_are_the_same(config):
         words = f"54 images .* received 55.*{remedy}"
         with pytest.raises(UserError, match=words):
             workdir.claim(
-                there, images=55, step=step, fingerprints={"dataset": "a"}
+                there,
+                images=55,
+                newest_step=functools.partial(int, step),
+                fingerprints={"dataset": "a"},
             )
 
 

@@ -1,5 +1,6 @@
 """Errors about runs and exports name the version that wrote them."""
 
+import functools
 import json
 from unittest import mock
 
@@ -84,7 +85,7 @@ def test_unreadable_checkpoints(config, begun):
     checkpoints = Checkpoints(tiny.make(tiny.config()), str(begun), keep=1)
     # A start writes the flags before it reads the checkpoint.
     for _ in range(2):
-        with workdir.claim(config, images=64, step=4):
+        with workdir.claim(config, images=64, newest_step=lambda: 4):
             assert_names(message(checkpoints.restore), "7.8.9", PRESENT)
     assert config_lib.load(str(begun)) == config
 
@@ -123,7 +124,8 @@ def test_run_flags_list_all_versions(config, begun):
     ):
         path.write_text("\n".join([f"# clsa_tf {x}" for x in before] + lines))
         for step in (0, 4):
-            with workdir.claim(config, images=64, step=step):
+            newest = functools.partial(int, step)
+            with workdir.claim(config, images=64, newest_step=newest):
                 found = path.read_text().split("\n")
         assert found == [f"# clsa_tf {x}" for x in after] + lines
 

@@ -134,17 +134,33 @@ class BatchParts:
         """Records of a stream that one of `stride` services reads.
 
         Each service makes every `stride`-th part. So each service reads its own
-        files, at whatever step it starts.
+        files, at whatever step it starts. An epoch of a service ends with the
+        last of its parts in that epoch of the run.
         """
-        before = self.start_step * (self.share // rows)  # earlier parts
+        per_batch = self.share // rows
+        before = self.start_step * per_batch  # earlier parts
         owner = (first + before) % stride
         reader = Worker(
             self.worker.index * stride + owner, self.worker.count * stride
         )
+
+        def made(parts):
+            """Records of this service among those of the first `parts`."""
+            return (parts - owner + stride - 1) // stride * rows
+
         size = self.source.epoch_size(self.batch_size, self.whole_epochs)
-        read = max(0, -(-(before - owner) // stride)) * rows
+        if self.whole_epochs:
+            length = size // self.batch_size * per_batch  # parts of an epoch
+            epoch = before // length
+            skipped = made(before) - made(epoch * length)
+
+            def share(number):
+                return made((number + 1) * length) - made(number * length)
+        else:
+            share = max(1, size // reader.count)
+            epoch, skipped = divmod(made(before), share)
         return self.source.stream_of(
-            reader, start=read, seed=self.seed, size=size
+            reader, seed=self.seed, first=epoch, skipped=skipped, share=share
         )
 
 

@@ -1,7 +1,7 @@
 """A source of images, read in an order that depends on (seed, counter) only."""
 
 import dataclasses
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import tensorflow as tf
 
@@ -156,37 +156,46 @@ class Source:
             return batches.map(
                 lambda *batch: tf.nest.map_structure(lambda x: x[rows], batch)
             ).unbatch()
+        share = max(1, size // worker.count)
+        first, skipped = divmod(start // worker.count, share)
         order = self.stream_of(
-            worker, start=start // worker.count, seed=seed, size=size
+            worker, seed=seed, first=first, skipped=skipped, share=share
         )
         counters = tf.data.Dataset.counter(start).batch(batch_size)
         mine = counters.map(lambda batch: batch[rows]).unbatch()
         return tf.data.Dataset.zip((mine, order))
 
     def stream_of(
-        self, reader: Worker, *, start: int, seed: int, size: int
+        self,
+        reader: Worker,
+        *,
+        seed: int,
+        first: int,
+        skipped: int,
+        share: Union[int, Callable[[tf.Tensor], tf.Tensor]],
     ) -> tf.data.Dataset:
         """Returns the part of a stream that one of several readers reads.
 
-        Each reader has its own files and reads the same number of records per
-        epoch.
+        In each epoch, each reader has other files of its own.
 
         Args:
             reader: index and number of the readers, as a `Worker`.
-            start: number of elements that it has already read.
             seed: seed of the order.
-            size: examples per epoch, over all readers.
+            first: number of the first epoch.
+            skipped: number of records of that epoch to skip.
+            share: records of the reader per epoch; an int, or a function of
+                the number of the epoch. It repeats some if its files hold
+                fewer, and skips some if they hold more.
 
         Returns:
             Endless dataset of elements for `read`.
         """
-        share = max(1, size // reader.count)
-        return _epochs(
-            lambda epoch: self.epoch(seed, epoch, reader).repeat().take(share),
-            size=share,
-            start=start,
-            stop=2**40,
-        )
+
+        def epoch(number):
+            count = share(number) if callable(share) else share
+            return self.epoch(seed, number, reader).repeat().take(count)
+
+        return _from_epoch(epoch, first, skipped, stop=2**40)
 
     def example(self, counter: tf.Tensor, item: tf.Tensor) -> Example:
         """Reads one of `items`; see `examples`."""
@@ -232,11 +241,15 @@ class Source:
 
 def _epochs(epoch, *, size, start, stop):
     """Concatenates `epoch(e)` of `size` elements each, from element `start`."""
-    first, offset = divmod(start, size)
+    return _from_epoch(epoch, *divmod(start, size), stop=stop)
+
+
+def _from_epoch(epoch, first, skipped, *, stop):
+    """Concatenates `epoch(e)` for e in first, ..., stop - 1, skipping some."""
 
     def rest(number):
-        skipped = tf.where(number == first, tf.cast(offset, tf.int64), 0)
-        return epoch(number).skip(skipped)
+        count = tf.where(number == first, tf.cast(skipped, tf.int64), 0)
+        return epoch(number).skip(count)
 
     return tf.data.Dataset.range(first, stop).flat_map(rest)
 

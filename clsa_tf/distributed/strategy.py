@@ -20,8 +20,9 @@ _LOST = (
 )
 # An InternalError has the same cause only if its message has one of these.
 _CONNECTION = re.compile(
-    r"collective ops is aborted|connection (reset|refused|closed)|socket"
-    r"|failed to connect|peer|rpc|barrier|coordination service",
+    r"collective ops is aborted|connection (reset|refused|closed)|socket closed"
+    r"|failed to connect|reset by peer|\brpc\b|\bbarrier\b"
+    r"|coordination service",
     re.IGNORECASE,
 )
 

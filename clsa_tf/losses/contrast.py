@@ -6,6 +6,9 @@ import tensorflow as tf
 
 from clsa_tf.losses.products import all_pairs, at_least_float32
 
+# Larger than the rounding errors of float32 cosines.
+_ROUNDING = 1e-6
+
 
 def cosines(rows, columns):
     """Cosine similarity of every row with every column.
@@ -43,7 +46,9 @@ def info_nce(similarities, positive, *, temperature):
 def top1(similarities, positive):
     """Whether each row's own key is the most similar of all candidates.
 
-    A tie is a miss, so collapsed projections score 0.
+    A tie is a miss, so collapsed projections score 0. Cosines that differ by
+    rounding only are a tie: kernels that compute different columns may round
+    differently.
 
     Args:
         similarities: float `[N, C]`.
@@ -53,7 +58,8 @@ def top1(similarities, positive):
         float32 `[N]`, 0 or 1.
     """
     own = tf.gather(similarities, positive, batch_dims=1)[:, tf.newaxis]
-    as_near = tf.cast(similarities >= own, tf.int32)  # includes the own key
+    # Includes the own key.
+    as_near = tf.cast(similarities >= own - _ROUNDING, tf.int32)
     return tf.cast(tf.reduce_sum(as_near, axis=1) == 1, tf.float32)
 
 

@@ -69,6 +69,15 @@ class Method(keras.Model):
     `loss` must report it as `contrast_accuracy`. All state that must survive a
     restart has to be in variables of the method.
 
+    Variables must stay equal on all replicas, because a checkpoint holds one
+    copy. TensorFlow does not check this: each replica writes its own copy. So
+    whatever `update` stores has to come from the whole global batch
+    (`collectives.gather`).
+
+    `Options` inherits `groups.Projection`, which describes the encoder's head
+    (`make_encoder` reads it), and `groups.AugmentationOptions`, which
+    describes views (`AugmentationOptions.view`).
+
     A batch is a dictionary:
 
     * view name -> uint8 `[n, S, S, 3]`, for each of `views`;
@@ -239,6 +248,8 @@ class Method(keras.Model):
     def update(self, batch, targets, outputs):
         """Updates the method's own state after the optimizer's step.
 
+        The state has to be the same on all replicas, see the class.
+
         Args:
             batch: the replica's batch.
             targets: result of `targets`.
@@ -251,6 +262,11 @@ class Method(keras.Model):
         Results must be stored in variables. A run that resumes within an epoch
         restores them and does not call this again. A signal cancels the call,
         and the next start repeats it with the same weights.
+
+        Every worker calls this by itself, and nothing is broadcast. So the
+        results may depend on `features`, the epoch and `config.seed` only.
+        `features` needs a dataset with random access: a method that calls it
+        sets `needs_index`.
 
         Args:
             epoch: int, from 0.

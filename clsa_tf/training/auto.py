@@ -15,6 +15,7 @@ from clsa_tf import methods
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import RunInfo
 from clsa_tf.methods.momentum import keys_per_step
+from clsa_tf.networks import precision
 from clsa_tf.options.fields import AUTO, unresolved
 
 # For a queue of K keys and a dataset of N >= K images, a query has an older key
@@ -96,13 +97,15 @@ def resolve(config, *, images, replicas, classes=0, recorded=None):
         config = config.replace(queue_size=_queue_size(config, images))
     if "key_momentum" in left:
         config = config.replace(key_momentum=_key_momentum(config, images))
+    if config.precision == AUTO:
+        config = config.replace(precision=precision.resolve(AUTO))
     config = config.replace(**_own(config, images, classes))
     if config != given:
         config_lib.check(config)
     return config
 
 
-def reasons(config, resolved, *, images, replicas, classes=0, recorded=None):
+def reasons(config, resolved, *, images, replicas, recorded=None):
     """Explains the values that `resolve` chose.
 
     Args:
@@ -110,7 +113,6 @@ def reasons(config, resolved, *, images, replicas, classes=0, recorded=None):
         resolved: result of `resolve`.
         images: see `resolve`.
         replicas: see `resolve`.
-        classes: see `resolve`.
         recorded: see `resolve`.
 
     Returns:
@@ -131,6 +133,9 @@ def reasons(config, resolved, *, images, replicas, classes=0, recorded=None):
         names = [name for name in names if name not in chosen]
         if chosen:
             found.append(f"{_spell(resolved, chosen)}: {why()}")
+    if "precision" in names:
+        names.remove("precision")
+        found.append(f"{_spell(resolved, ['precision'])}: for this device")
     if names:
         found.append(
             f"{_spell(resolved, names)}: chosen by {resolved.method} for "
@@ -229,16 +234,16 @@ def _why_batch_norm(config, replicas):
             "statistics of the whole batch, a network can recognise the batch "
             "instead of the image"
         )
-    in_parts = config.accumulation_steps > 1
+    accumulates = config.accumulation_steps > 1
     if config.batch_norm == "sync":
-        if in_parts:
+        if accumulates:
             return "statistics of each micro-batch, over all devices"
         return "statistics of the whole batch, as published"
     if replicas > 1:
         wanted = methods.load(config.method).METHOD.batch_statistics
         return (
             "statistics of each device"
-            + (" and micro-batch" if in_parts else "")
+            + (" and micro-batch" if accumulates else "")
             + (", as published" if wanted == "parts" else "")
         )
     return f"a batch of {config.batch_size} cannot be divided into parts"

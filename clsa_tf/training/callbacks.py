@@ -150,11 +150,13 @@ class Log(StepCallback):
                 )
 
     def doing(self, what):
-        """Context manager that shows a text while training waits.
+        """Context manager in which the chief shows a text.
 
         Args:
             what: the text, such as "evaluating".
         """
+        if not self.chief:
+            return contextlib.nullcontext()
         if self._bar is None:
             return progress.waiting(what)
         return self._bar.doing(what)

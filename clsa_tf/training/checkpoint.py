@@ -32,6 +32,8 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
+# Causes that say nothing about the file.
+_TEMPORARY = (tf.errors.ResourceExhaustedError, tf.errors.UnavailableError)
 
 
 class Checkpoints:
@@ -280,6 +282,8 @@ def _restore_newest(workdir, restore):
     for path in paths:
         try:
             restore(path)
+        except _TEMPORARY:
+            raise
         except _UNREADABLE as e:
             logging.warning(
                 "Checkpoint %s cannot be read (%s); falling back to the one "

@@ -113,6 +113,12 @@ class _Run:
             self._services.check()
             advice = "check that the services of --data_service find them there"
         self._remote = loads_elsewhere(self._strategy)
+        if self._remote and config.data_service:
+            raise UserError(
+                f"Expected no --data_service with --tpu={config.tpu}, whose "
+                f"hosts read the images, received {config.data_service}; omit "
+                "it, or train on a TPU VM with --tpu=local."
+            )
         if self._remote:
             check_readable_elsewhere(
                 self._source,
@@ -142,10 +148,10 @@ class _Run:
         known = dict(
             images=self._source.size,
             replicas=self._strategy.num_replicas_in_sync,
-            classes=self._classes,
             recorded=auto.recorded(config),
         )
-        resolved = auto.resolve(config, **known)
+        with self._strategy.scope():  # `--precision` depends on the devices
+            resolved = auto.resolve(config, classes=self._classes, **known)
         self._chosen = auto.reasons(config, resolved, **known)
         return resolved
 
@@ -181,7 +187,7 @@ class _Run:
             self._config,
             images=self._source.size,
             classes=self._classes,
-            step=newest_step(self._config.workdir),
+            newest_step=lambda: newest_step(self._config.workdir),
             steps_per_epoch=self._steps_per_epoch,
             fingerprints={n: f() for n, f in fingerprints.items() if f},
         )
@@ -330,6 +336,8 @@ class _Run:
     def _batches(
         self, start_step, worker=ALONE, replicas=1, *, keep_params=False
     ):
+        # The picture shows images in their order without services.
+        services = None if keep_params else self._services
         return training_batches(
             self._source,
             self._views,
@@ -343,7 +351,7 @@ class _Run:
             prefetch=self._config.prefetch_batches,
             worker=worker,
             replicas=replicas,
-            services=self._services,
+            services=services,
         )
 
     def _distributed(self, start_step):

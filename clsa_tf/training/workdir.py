@@ -8,6 +8,7 @@ import typing
 import clsa_tf.config
 from clsa_tf import files
 from clsa_tf.errors import UserError
+from clsa_tf.options.fields import AUTO
 
 LOCK = "lock"
 DATASET = "dataset.json"
@@ -79,7 +80,7 @@ def claim(
     *,
     images,
     classes=0,
-    step=0,
+    newest_step=lambda: 0,
     steps_per_epoch=1,
     fingerprints=None,
 ):
@@ -93,7 +94,8 @@ def claim(
         config: `clsa_tf.config.Config`.
         images: number of training images.
         classes: number of their classes; 0 without labels.
-        step: step of the newest checkpoint; 0: none.
+        newest_step: function that returns the step of the newest checkpoint;
+            0: none. It is called after the directory is locked.
         steps_per_epoch: int.
         fingerprints: dict, "dataset" and "eval_dataset" -> fingerprint of the
             images, independent of their place (`Source.fingerprint`). Either
@@ -123,7 +125,7 @@ def claim(
                 config,
                 lock,
                 {"images": images, "classes": classes},
-                step,
+                newest_step(),
                 steps_per_epoch,
                 fingerprints or {},
             )
@@ -228,6 +230,8 @@ def _changes(path, config, step, steps_per_epoch, same):
         shorter = not longer and 0 < int(length.now) * steps_per_epoch <= step
     ignored = _INITIAL + (("total_epochs", *_OF_LENGTH) if shorter else ())
     free = same | ({"total_epochs", *_OF_LENGTH} if longer else set())
+    # An earlier version recorded `--precision=auto` instead of its value.
+    free |= {c.flag for c in changes.values() if c.before == AUTO}
     accepted, rejected = [], []
     for change in changes.values():
         if change.flag not in ignored:

@@ -33,7 +33,9 @@ class Example(typing.NamedTuple):
 
 
 def examples(encoder, *, image_size, crop_ratio, outputs, bad_images="error"):
-    """Compute the encoder's outputs for fixed images.
+    """Compute the encoder's outputs for fixed images, on the CPU.
+
+    The processes that check an export use the CPU, too.
 
     Args:
         encoder: `clsa_tf.networks.encoder.Encoder`.
@@ -61,10 +63,11 @@ def examples(encoder, *, image_size, crop_ratio, outputs, bad_images="error"):
     )
 
     def expected(images):
-        both = {
-            "embedding": encoder(images, training=False),
-            "projection": encoder.project(images),
-        }
+        with tf.device("CPU:0"):
+            both = {
+                "embedding": encoder(images, training=False),
+                "projection": encoder.project(images),
+            }
         rows = {name: both[name].numpy() for name in outputs}
         if bad_images == "nan":
             rows["valid"] = np.ones(len(images), bool)
