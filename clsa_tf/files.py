@@ -24,24 +24,25 @@ class Locked(Exception):
     """Another process holds the lock; the message names its owner."""
 
 
-def lock(path):
+def lock(path, *, wait=False):
     """Takes an exclusive lock, which is released when the process ends.
 
     On a file system without locks it always succeeds and excludes no process.
 
     Args:
         path: lock file; it contains the name of the owner.
+        wait: whether to wait for another owner.
 
     Returns:
         a context manager that releases the lock.
 
     Raises:
-        Locked: another process holds the lock.
+        Locked: another process holds the lock, unless `wait`.
         OSError: the file cannot be written.
     """
     file = open(path, "a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as e:
         file.seek(0)
         owner = file.read().strip() or "another process"
@@ -60,8 +61,8 @@ def lock(path):
 def replacing(path, *, draft=None):
     """Replaces a file atomically: a reader sees the old or the new one.
 
-    At the end of the block the draft is flushed to disk and renamed. If the
-    block raises, the draft is removed and the old file stays.
+    At the end of the block the draft is published. If the block raises, the
+    draft is removed and the old file stays.
 
     Args:
         path: of the file.
@@ -74,8 +75,7 @@ def replacing(path, *, draft=None):
     draft = draft or path + ".draft"
     try:
         yield draft
-        flush_to_disk(draft)
-        os.replace(draft, path)
+        publish(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(draft)
@@ -135,7 +135,26 @@ def read_json_lines(path):
     return values
 
 
-def flush_to_disk(path):
+def publish(draft, path):
+    """Flushes a finished file or directory to the disk, then renames it.
+
+    Args:
+        draft: file, or directory with all its files.
+        path: its place on the same file system. An existing file is replaced.
+
+    Raises:
+        OSError: among others, if `path` is a directory that is not empty.
+    """
+    for folder, _, names in os.walk(draft):
+        for name in (*names, ""):
+            _flush(os.path.join(folder, name))
+    if not os.path.isdir(draft):
+        _flush(draft)
+    os.replace(draft, path)
+    _flush(os.path.dirname(path) or ".")
+
+
+def _flush(path):
     """Flushes a file's contents, or a directory's entries, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:

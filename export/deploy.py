@@ -15,7 +15,7 @@ from absl import flags
 
 from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
-from clsa_tf.files import draft_directory
+from clsa_tf.files import draft_directory, publish
 from clsa_tf.options.flags import define_path, require
 from export.deployment import published
 from export.deployment.deployment_checks import check_deployment
@@ -166,15 +166,13 @@ def _publish(files, output):
         for name, text in files.items():
             with open(os.path.join(draft, name), "w", encoding="utf-8") as file:
                 file.write(text)
-                file.flush()
                 # Readable for the container's user, with any umask.
                 os.fchmod(file.fileno(), 0o644)
-                os.fsync(file.fileno())
         check_deployment(draft)
         for name, text in files.items():
             target = os.path.join(output, name)
             if not _contains(target, text):
-                os.replace(os.path.join(draft, name), target)
+                publish(os.path.join(draft, name), target)
                 changed.append(name)
     return sorted(changed)
 

@@ -204,9 +204,7 @@ def _write(file_format, encoder, trained, output, compared, accuracy):
         }
         if file_format.lossy and accuracy:
             measured |= _knn_loss(file_format, run, accuracy)
-        files.flush_to_disk(path)
-        os.replace(path, os.path.join(output, file_format.file))
-        files.flush_to_disk(output)
+        files.publish(path, os.path.join(output, file_format.file))
     return measured
 
 

@@ -16,7 +16,7 @@ from clsa_tf import config
 from clsa_tf.cli import launch
 from clsa_tf.data.open import FOLDER
 from clsa_tf.errors import UserError
-from clsa_tf.files import MODEL_CARD, draft_directory, flush_to_disk
+from clsa_tf.files import MODEL_CARD, draft_directory, publish
 from clsa_tf.networks.precision import PRECISIONS
 from clsa_tf.options.flags import define_path, require
 from clsa_tf.terminal import progress, shell
@@ -133,17 +133,13 @@ def _new_version(output, version):
 
 
 def _publish(draft, target):
-    """Flush the finished model to disk and rename it."""
-    for folder, _, files in os.walk(draft):
-        for name in (*files, ""):
-            flush_to_disk(os.path.join(folder, name))
+    """Rename the finished model to its place."""
     try:
-        os.rename(draft, target)
+        publish(draft, target)
     except OSError as e:
         if os.path.lexists(target):  # created by another export
             raise UserError(_exists(target)) from e
         raise
-    flush_to_disk(os.path.dirname(target))
 
 
 def _exists(target):

@@ -12,9 +12,9 @@ import tensorflow as tf
 from absl import logging
 
 from clsa_tf import config as config_lib
+from clsa_tf import files
 from clsa_tf.distributed.strategy import is_lost_worker
 from clsa_tf.errors import UserError, first_line
-from clsa_tf.files import flush_to_disk
 from clsa_tf.networks.encoder import Encoder, make_encoder
 from clsa_tf.training import metrics_log
 from clsa_tf.training.workdir import images as images_of
@@ -137,10 +137,9 @@ class Checkpoints:
         self._checkpoint.write(os.path.join(folder, f"step-{self.step}"))
         # "step-5.data-00000-of-00001" comes before "step-5.index".
         for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
-            flush_to_disk(path)
-            os.replace(path, os.path.join(self._directory, name))
-        flush_to_disk(self._directory)
+            files.publish(
+                os.path.join(folder, name), os.path.join(self._directory, name)
+            )
         os.rmdir(folder)
         self._remove_old(self.step)
 

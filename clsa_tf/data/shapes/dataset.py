@@ -5,7 +5,6 @@ finds it. Only `prepare` generates it. `render.py` draws the images.
 """
 
 import contextlib
-import fcntl
 import io
 import pathlib
 import shutil
@@ -13,6 +12,7 @@ import shutil
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from clsa_tf import files
 from clsa_tf.data.shapes import render
 from clsa_tf.errors import UserError
 from clsa_tf.terminal import progress
@@ -113,14 +113,6 @@ def _without_bars():
         tfds.display_progress_bar(before)
 
 
-@contextlib.contextmanager
-def _exclusive(path):
-    """Holds a lock. The system releases it even if this process is killed."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def prepare(data_dir, *, builder_class=Shapes):
     """Returns the builder; generates its files if they do not exist.
 
@@ -136,7 +128,7 @@ def prepare(data_dir, *, builder_class=Shapes):
     parent = root / builder_class.name
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(root / f".{builder_class.name}.lock"):
+        with files.lock(root / f".{builder_class.name}.lock", wait=True):
             return _prepare_locked(root, parent, builder_class)
     except OSError as error:
         raise UserError(

@@ -109,9 +109,7 @@ def _write_locked(dataset, directory, shard_bytes):
         count = _write_files(_read(examples, size), unfinished, shard_bytes)
         about = json.dumps({"images": count}) + "\n"
         files.write_atomically(os.path.join(unfinished, ABOUT), about)
-        files.flush_to_disk(unfinished)
-        os.rename(unfinished, directory)
-        files.flush_to_disk(os.path.dirname(directory))
+        files.publish(unfinished, directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -296,7 +294,6 @@ def _write_file(examples, path, shard_bytes):
             count, written = count + 1, written + len(record)
             if written >= shard_bytes:
                 break
-    files.flush_to_disk(path)
     return count
 
 
