@@ -169,6 +169,18 @@ class Method(keras.Model):
         return None
 
     @classmethod
+    def advice(cls, config):
+        """Lists settings of this method that do harm but can be run.
+
+        Args:
+            config: `Config`, without `auto` values.
+
+        Returns:
+            list of sentences, each with a remedy, printed when training starts.
+        """
+        return []
+
+    @classmethod
     def resolve_auto(cls, config, run):
         """Chooses values of the method's own options that are `auto`.
 

@@ -31,6 +31,7 @@ AUGMENTATIONS = {
     "rotation": ("rotation",),
     "texture": ("texture",),
 }
+SMALL_QUEUE = 1024  # keys; a run with a queue of this size collapsed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,18 @@ class LooC(MomentumMethod):
                 options.view(f"key_{i}", options.key_crop, shuffle=True, **like)
             )
         return views
+
+    @classmethod
+    def advice(cls, config):
+        """Warns of a small queue without in-batch negatives."""
+        options = config.options
+        if options.inbatch_negatives or options.queue_size > SMALL_QUEUE:
+            return []
+        return [
+            f"--queue_size={options.queue_size} is small: with 1,024 keys "
+            "LooC's projections collapsed on the dataset shapes; add "
+            "--inbatch_negatives"
+        ]
 
     @classmethod
     def chance_loss(cls, config):

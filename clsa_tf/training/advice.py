@@ -18,7 +18,6 @@ INITIAL_SHARE = 0.05
 BANK_PER_NEIGHBOUR = 10  # images in the bank per neighbour that votes
 # A CPU is too slow for views of this size (px) with a network of this width.
 PROCESSOR_SIZE, PROCESSOR_WIDTH = 96, 0.5
-SMALL_QUEUE = 1024  # keys; a run of LooC with a queue of this size collapsed
 
 
 def advice(config, *, images, replicas, bank=None, accelerated=True):
@@ -41,12 +40,12 @@ def advice(config, *, images, replicas, bank=None, accelerated=True):
         "" if accelerated else _on_processor(config),
         _on_batch_norm(config, replicas),
         _on_queue(config, images),
-        _on_loocs_queue(config),
         _on_momentum(config, images),
         _on_steps(config, images),
         _on_neighbours(config, images if bank is None else bank),
     )
-    return [sentence for sentence in checks if sentence]
+    own = methods.load(config.method).METHOD.advice(config)
+    return [sentence for sentence in (*checks, *own) if sentence]
 
 
 def _on_processor(config):
@@ -96,27 +95,14 @@ def _on_queue(config, images):
     )
 
 
-def _on_loocs_queue(config):
-    options = config.options
-    if (
-        config.method != "looc"
-        or options.inbatch_negatives
-        or options.queue_size > SMALL_QUEUE
-    ):
-        return ""
-    return (
-        f"--queue_size={options.queue_size} is small: with 1,024 keys LooC's "
-        "projections collapsed on the dataset shapes; add --inbatch_negatives"
-    )
-
-
 def _on_momentum(config, images):
     m = getattr(config.options, "key_momentum", 0.0)
     steps = config.total_steps(images)
     if m <= LEAST_MOMENTUM:
         return ""
     # With the cosine schedule, which ends at 1, 1 - m is half on average.
-    half = config.options.key_momentum_schedule == "cosine"
+    schedule = getattr(config.options, "key_momentum_schedule", "constant")
+    half = schedule == "cosine"
     left = m ** (steps / 2 if half else steps)
     if left <= INITIAL_SHARE:
         return ""
