@@ -60,7 +60,7 @@ test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 # A quarter of its files: `make test-slow PART=1/4`.
 PART ?= 1/1
 
-test-slow: setup  ## all other tests: about an hour on 2 cores
+test-slow: setup  ## all other tests: about 50 minutes on 2 cores
 	$(BIN)/python $(PYTEST) -m slow --part=$(PART)
 
 lint: setup  ## style
