@@ -184,8 +184,8 @@ class Source:
             first: number of the first epoch.
             skipped: number of records of that epoch to skip.
             share: records of the reader per epoch; an int, or a function of
-                the number of the epoch. It repeats some if its files hold
-                fewer, and skips some if they hold more.
+                the number of the epoch. Records are repeated if its files
+                hold fewer, and left out if they hold more.
 
         Returns:
             Endless dataset of elements for `read`.
