@@ -122,7 +122,9 @@ def assert_same(first, second):
 
 def one_sentence(error):
     text = str(error)
-    assert text.startswith("Expected ") and ", received " in text
+    assert text.startswith("Cannot ") or (
+        text.startswith("Expected ") and ", received " in text
+    )
     assert text.endswith(".") and "; " in text and "\n" not in text
     return text
 
