@@ -345,13 +345,13 @@ WRONG = {
         tf.data.Dataset.from_generator(
             lambda: [PIXELS], output_signature=tf.TensorSpec(None, tf.uint8)
         ),
-        ["to its end", "after 0 images", "[40,24,24,3]"],
+        ["Cannot read", "after 0 images", "[40,24,24,3]"],
     ),
     "failing": (
         tf.data.Dataset.from_generator(
             failing, output_signature=tf.TensorSpec([24, 24, 3], tf.uint8)
         ),
-        ["to its end", "after 1 images", "the camera is gone"],
+        ["Cannot read", "after 1 images", "the camera is gone"],
     ),
 }
 
