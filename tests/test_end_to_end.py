@@ -200,7 +200,7 @@ def test_wrong_flags_are_reported_without_a_traceback(flag, words):
     "restarted, status, words",
     [
         (False, 138, "silent for 30 s"),
-        (True, 1, "process, received: Failed to get tasks: Unknown iteration"),
+        (True, 1, "--data_service: Failed to get tasks: Unknown iteration"),
     ],
 )
 def test_training_ends_when_its_service_dies(
