@@ -230,7 +230,7 @@ def test_training_ends_when_its_service_dies(
                 if restarted:
                     port = service.address.split(":")[-1]
                     stack.enter_context(Service(f"--port={port}"))
-                assert process.wait(120) == status
+                assert process.wait(300) == status
         finally:
             process.kill()
             process.wait()
