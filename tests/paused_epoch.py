@@ -5,12 +5,11 @@ beginning of an epoch and the pass over the dataset that follows. A signal that
 arrives in the pause stops the job during the pass.
 """
 
+import pathlib
 import sys
 import time
 
-from clsa_tf import train
-from clsa_tf.errors import Stopped
-from tests import tiny, toy
+from tests import resized, test_interface, toy
 
 
 def main(photos, workdir, seconds):
@@ -23,24 +22,8 @@ def main(photos, workdir, seconds):
         before(self, epoch, features)
 
     toy.METHOD.on_epoch_begin = paused
-    config = tiny.config(
-        "toy",
-        dataset=f"folder:{photos}",
-        holdout=0.0,
-        workdir=workdir,
-        strategy="multiworker",
-        batch_norm="sync",
-        total_epochs=2,
-        log_steps=1,
-        knn_epochs=0,
-        image_size=16,
-        base_lr=0.03,
-    )
-    try:
-        train.run(config)
-    except Stopped as e:
-        print("saved", e.saved)
-        sys.exit(128 + e.signal)
+    config = test_interface.config(pathlib.Path(workdir), f"folder:{photos}")
+    resized.run_or_exit(config)
 
 
 if __name__ == "__main__":

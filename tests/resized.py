@@ -31,6 +31,11 @@ def main(case, photos, workdir, count):
         checkpoint_steps=1,
         **replicas.CASES[case],
     )
+    run_or_exit(config)
+
+
+def run_or_exit(config):
+    """Trains; exits with the command's status after a signal."""
     try:
         train.run(config)
     except Stopped as e:

@@ -258,4 +258,4 @@ def test_a_service_listens_only_with_expose_and_on_a_free_port(addresses):
     assert "Expected --expose" in fails([*COMMAND, "--port=0"])
     # TensorFlow itself would share the port.
     taken = f"--port={addresses[0].split(':')[-1]}"
-    assert "--port" in fails([*COMMAND, "--expose", taken])
+    assert "Cannot listen on the ports" in fails([*COMMAND, "--expose", taken])

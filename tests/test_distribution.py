@@ -20,7 +20,7 @@ TOPOLOGIES = {
     "2 workers": (2, 1),
     "2 workers of 2": (2, 2),
 }
-# The slowest one, therefore with the methods of `QUICK` only.
+# The slowest one. Methods that are not in `QUICK` have one case there.
 LARGEST = "2 workers of 2"
 
 
@@ -148,8 +148,16 @@ def assert_same_on_all(found, method, cases):
 QUICK = {"clsa": ["split"], "simclr": ["sync"]}
 
 
-def all_cases(names):
-    return [f"{name}:{case}" for name in names for case in replicas.CASES]
+def published_case(name):
+    """The published kind of batch statistics of a method."""
+    kind = methods.load(name).METHOD.batch_statistics
+    return {"parts": "split", "whole": "sync"}[kind]
+
+
+def cases_in(topology, name):
+    if topology == LARGEST and name not in QUICK:
+        return [published_case(name)]
+    return list(replicas.CASES)
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +175,25 @@ def test_two_replicas_equal_one(method, quick):
 @pytest.fixture(scope="module")
 def everything(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
+
+    def train_in(*topologies):
+        jobs = [
+            f"{name}:{case}"
+            for name in methods.names()
+            for case in cases_in(topologies[0], name)
+        ]
+        return train_all(jobs, topologies, photos, folder)
+
     others = [name for name in TOPOLOGIES if name != LARGEST]
-    found = train_all(all_cases(methods.names()), others, photos, folder)
-    return found | train_all(all_cases(QUICK), [LARGEST], photos, folder)
+    return train_in(*others) | train_in(LARGEST)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.names())
 def test_any_topology_equals_one_replica(method, everything):
-    names = [x for x in everything if x != LARGEST or method in QUICK]
-    found = {name: everything[name] for name in names}
-    assert_same_on_all(found, method, replicas.CASES)
+    for topology in everything:
+        found = {name: everything[name] for name in ("1", topology)}
+        assert_same_on_all(found, method, cases_in(topology, method))
 
 
 def one_per_kind_of_loader():
@@ -196,11 +212,7 @@ def test_whole_runs_are_equal(photos, tmp_path):
 
     Each method has its published kind of batch statistics.
     """
-    cases = {
-        name: {"parts": "split", "whole": "sync"}[kind]
-        for name in one_per_kind_of_loader()
-        for kind in [methods.load(name).METHOD.batch_statistics]
-    }
+    cases = {name: published_case(name) for name in one_per_kind_of_loader()}
     assert len(cases) >= 3
     jobs = [f"{method}:{case}:run" for method, case in cases.items()]
     found = train_all(jobs, ("1", "2 workers"), photos, tmp_path)

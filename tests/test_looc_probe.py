@@ -154,10 +154,8 @@ def test_each_head_keeps_its_factor_of_shapes(tmp_path):
 
     Therefore it is also probed among images of the same shape. Among all
     images the difference is smaller: the heads know the shape in three of five
-    images. Measured: 49 against 26 % for the colour; for the orientation 43
-    against 30 % among images of the same shape, 34 against 28 % among all, of
-    which 3 % are two standard errors. (Twice as many epochs: 50 against 24, 47
-    against 33, 36 against 28 %.)
+    images. Measured: 50 against 24 % for the colour; for the orientation 47
+    against 33 % among images of the same shape, 36 against 28 % among all.
     """
     data_dir = tmp_path / "data"
     projected = train(
@@ -170,14 +168,14 @@ def test_each_head_keeps_its_factor_of_shapes(tmp_path):
         "--gray=0",
         "--key_crop=48:0.75:1",
         "--query_crops=48:0.75:1",
-        "--total_epochs=8",
+        "--total_epochs=16",
         "--image_size=64",
     )
     bank = projected(*shapes_of("train", data_dir))
     queries = projected(*shapes_of("test", data_dir))
     accuracy = probe(bank, queries)
     assert accuracy["color", 1] > accuracy["color", 0] + 0.1
-    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.03
+    assert accuracy["orientation", 2] > accuracy["orientation", 0] + 0.05
 
     per_shape = [
         probe(of_shape(shape, *bank), of_shape(shape, *queries))

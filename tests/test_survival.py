@@ -94,7 +94,7 @@ def is_training(workdir):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_repeatedly_resumes_exactly():
-    result = call(command("tests.kill", "--kills=3", "--seed=0"))
+    result = call(command("tests.kill", "--kills=6", "--seed=0"))
     assert "Equal to the undisturbed run." in result.stdout
 
 

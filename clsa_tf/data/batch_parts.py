@@ -157,8 +157,12 @@ class BatchParts:
             def share(number):
                 return made((number + 1) * length) - made(number * length)
         else:
-            share = max(1, size // reader.count)
-            epoch, skipped = divmod(made(before), share)
+            equal = max(1, size // reader.count)
+            epoch, skipped = divmod(made(before), equal)
+
+            def share(_):
+                return equal
+
         return self.source.stream_of(
             reader, seed=self.seed, first=epoch, skipped=skipped, share=share
         )

@@ -1,7 +1,7 @@
 """A source of images, read in an order that depends on (seed, counter) only."""
 
 import dataclasses
-from typing import Callable, Dict, Optional, Tuple, Union
+from typing import Callable, Dict, Optional, Tuple
 
 import tensorflow as tf
 
@@ -159,7 +159,11 @@ class Source:
         share = max(1, size // worker.count)
         first, skipped = divmod(start // worker.count, share)
         order = self.stream_of(
-            worker, seed=seed, first=first, skipped=skipped, share=share
+            worker,
+            seed=seed,
+            first=first,
+            skipped=skipped,
+            share=lambda _: share,
         )
         counters = tf.data.Dataset.counter(start).batch(batch_size)
         mine = counters.map(lambda batch: batch[rows]).unbatch()
@@ -172,7 +176,7 @@ class Source:
         seed: int,
         first: int,
         skipped: int,
-        share: Union[int, Callable[[tf.Tensor], tf.Tensor]],
+        share: Callable,
     ) -> tf.data.Dataset:
         """Returns the part of a stream that one of several readers reads.
 
@@ -183,17 +187,17 @@ class Source:
             seed: seed of the order.
             first: number of the first epoch.
             skipped: number of records of that epoch to skip.
-            share: records of the reader per epoch; an int, or a function of
-                the number of the epoch. Records are repeated if its files
-                hold fewer, and left out if they hold more.
+            share: function of the number of an epoch that returns the number
+                of its records to read. Records are repeated if the reader's
+                files hold fewer, and left out if they hold more.
 
         Returns:
             Endless dataset of elements for `read`.
         """
 
         def epoch(number):
-            count = share(number) if callable(share) else share
-            return self.epoch(seed, number, reader).repeat().take(count)
+            records = self.epoch(seed, number, reader).repeat()
+            return records.take(share(number))
 
         return _from_epoch(epoch, first, skipped, stop=2**40)
 
