@@ -5,11 +5,12 @@ beginning of an epoch and the pass over the dataset that follows. A signal that
 arrives in the pause stops the job during the pass.
 """
 
-import pathlib
 import sys
 import time
 
-from tests import resized, test_interface, toy
+from clsa_tf import train
+from clsa_tf.errors import Stopped
+from tests import tiny, toy
 
 
 def main(photos, workdir, seconds):
@@ -22,8 +23,24 @@ def main(photos, workdir, seconds):
         before(self, epoch, features)
 
     toy.METHOD.on_epoch_begin = paused
-    config = test_interface.config(pathlib.Path(workdir), f"folder:{photos}")
-    resized.run_or_exit(config)
+    config = tiny.config(
+        "toy",
+        dataset=f"folder:{photos}",
+        holdout=0.0,
+        workdir=workdir,
+        strategy="multiworker",
+        batch_norm="sync",
+        total_epochs=2,
+        log_steps=1,
+        knn_epochs=0,
+        image_size=16,
+        base_lr=0.03,
+    )
+    try:
+        train.run(config)
+    except Stopped as e:
+        print("saved", e.saved)
+        sys.exit(128 + e.signal)
 
 
 if __name__ == "__main__":
