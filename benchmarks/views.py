@@ -87,7 +87,7 @@ def views_of(flagfile, **changes):
 
     config = clsa_tf.config.parse([f"--flagfile={flagfile}"])
     config = config.replace(**changes)
-    return methods.load(config.method).METHOD.views(config.options)
+    return methods.class_of(config).views(config.options)
 
 
 def recipes(flagfile, photos):

@@ -13,7 +13,7 @@ from clsa_tf import methods, train
 from clsa_tf.errors import UserError
 from clsa_tf.methods.base import RunInfo
 from clsa_tf.networks import precision
-from clsa_tf.training import advice, auto, checks, workdir
+from clsa_tf.training import advice, auto, config_checks, workdir
 from tests import tiny
 from tests.photos import TINY_FLAGS
 
@@ -94,7 +94,7 @@ def test_resolved_values_can_be_run(method, replicas, micro, images):
         num_replicas_in_sync=replicas,
         extended=types.SimpleNamespace(worker_devices=()),
     )
-    checks.check_batch(resolved, strategy)
+    config_checks.check_batch(resolved, strategy)
     # No resolved value causes a warning.
     warned = " ".join(advice.advice(resolved, **data))
     for flag in ("--batch_norm", "longer than the data", "--key_momentum"):

@@ -36,7 +36,7 @@ def recipe(name):
 
 def views_of(config):
     """The views of a run, by name."""
-    views = methods.load(config.method).METHOD.views(config.options)
+    views = methods.class_of(config).views(config.options)
     return {view.name: view for view in views}
 
 

@@ -58,7 +58,7 @@ def test_one_place_computes_the_steps_of_an_epoch():
             # Steps of an epoch, and the step of an example.
             ["clsa_tf/config_fields.py", "clsa_tf/data/batch_parts.py"],
         ),
-        (r"batch_size > (\w+\.)*size", ["clsa_tf/data/checks.py"]),
+        (r"batch_size > (\w+\.)*size", ["clsa_tf/data/source_checks.py"]),
     ):
         found = [p for p in SOURCES if re.search(division, p.read_text())]
         assert sorted(map(str, found)) == places

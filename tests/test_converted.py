@@ -13,11 +13,11 @@ from PIL import Image, ImageOps
 from clsa_tf.augment import crop
 from clsa_tf.augment.views import View
 from clsa_tf.data import converted, decode, headers
-from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_source
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.service_client import Services
+from clsa_tf.data.source_checks import check_sizes
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from tests.marks import slow_but

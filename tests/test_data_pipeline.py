@@ -15,12 +15,12 @@ from clsa_tf.augment.views import View, params_key, unpack
 from clsa_tf.data import batch_parts, decode, headers
 from clsa_tf.data.batch_parts import BatchParts
 from clsa_tf.data.batch_rows import arrange
-from clsa_tf.data.checks import check_sizes
 from clsa_tf.data.evaluation_batches import evaluation_batches
 from clsa_tf.data.open import open_source
 from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.source import Source
+from clsa_tf.data.source_checks import check_sizes
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from tests.marks import slow_but

@@ -51,6 +51,26 @@ LOADERS = [
 ]
 
 
+def test_examples_are_computed_on_the_cpu():
+    """Also if the process works on another device, here one that is missing."""
+
+    class Encoder:
+        def project(self, images, training=False):
+            tf.config.set_soft_device_placement(False)
+            try:
+                return tf.zeros([len(images), 4])
+            finally:
+                tf.config.set_soft_device_placement(True)
+
+        __call__ = project
+
+    with tf.device("GPU:7"):
+        found = savedmodel_checks.examples(
+            Encoder(), image_size=8, crop_ratio=1.0, outputs=["embedding"]
+        )
+    assert len(found) == 3
+
+
 def test_examples_use_every_signature(exported, expected):
     names = tf.saved_model.load(exported.path).signatures
     assert {example.signature for example in expected} == set(names)

@@ -24,7 +24,7 @@ from clsa_tf.errors import Stopped, UserError
 from clsa_tf.evaluation.dataset_features import DatasetFeatures
 from clsa_tf.options.fields import AUTO
 from clsa_tf.plots import curves
-from clsa_tf.training import announcement, checks, metrics_log, summary
+from clsa_tf.training import announcement, config_checks, metrics_log, summary
 from tests import cluster, runs, tiny, toy
 from tests.photos import write_folder
 from tests.test_data_service import record
@@ -298,13 +298,13 @@ def test_an_unknown_level_is_not_shown(folder, tmp_path, capsys):
 def test_sources_without_indices_or_labels_are_rejected(folder, tmp_path):
     config_ = config(tmp_path / "run", folder)
     source = open_train_source(config_)
-    checks.check_needs(config_, source)
+    config_checks.check_needs(config_, source)
     with pytest.raises(UserError, match="--method=toy"):
-        checks.check_needs(
+        config_checks.check_needs(
             config_, dataclasses.replace(source, random_access=False)
         )
     with pytest.raises(UserError, match="labels"):
-        checks.check_needs(
+        config_checks.check_needs(
             config_, dataclasses.replace(source, class_names=None)
         )
 

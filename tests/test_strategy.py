@@ -1,13 +1,14 @@
 """The choice of devices; test_distribution.py tests their results."""
 
 import json
+import types
 
 import pytest
 import tensorflow as tf
 
 from clsa_tf.distributed import strategy
 from clsa_tf.errors import UserError
-from clsa_tf.training import checks
+from clsa_tf.training import config_checks
 from tests import tiny
 
 CLUSTER = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
@@ -139,7 +140,7 @@ def test_batches_that_do_not_suit_the_devices_are_rejected(
 ):
     config = tiny.config(**changes)
     with pytest.raises(UserError) as error:
-        checks.check_batch(config, Replicas(replicas))
+        config_checks.check_batch(config, Replicas(replicas))
     for word in words:
         assert word in str(error.value)
 
@@ -153,7 +154,26 @@ def test_batches_that_do_not_suit_the_devices_are_rejected(
     ],
 )
 def test_batches_that_suit_the_devices_are_accepted(replicas, device, changes):
-    checks.check_batch(tiny.config(**changes), Replicas(replicas, device))
+    config_checks.check_batch(
+        tiny.config(**changes), Replicas(replicas, device)
+    )
+
+
+@pytest.mark.parametrize(
+    "data_service, local, words",
+    [
+        ("grpc://localhost:1", "", "no --data_service with --tpu=pod"),
+        ("", "which Python reads;", "on the hosts of the TPU, received photos"),
+    ],
+)
+def test_images_that_the_hosts_of_a_tpu_cannot_read_are_rejected(
+    data_service, local, words
+):
+    config = tiny.config(tpu="pod", data_service=data_service)
+    with pytest.raises(UserError, match=words):
+        config_checks.check_remote_hosts(
+            config, types.SimpleNamespace(name="photos", local=local)
+        )
 
 
 @pytest.mark.parametrize(
@@ -167,13 +187,13 @@ def test_batches_that_suit_the_devices_are_accepted(replicas, device, changes):
 def test_xla_on_several_machines_is_rejected_with_exchanged_images(
     method, batch_norm, accepted, monkeypatch
 ):
-    monkeypatch.setattr(checks, "num_loaders", lambda _: 2)
+    monkeypatch.setattr(config_checks, "num_loaders", lambda _: 2)
     config = tiny.config(method, batch_norm=batch_norm, jit_compile=True)
     if accepted:
-        checks.check_batch(config, Replicas(8, "GPU"))
+        config_checks.check_batch(config, Replicas(8, "GPU"))
     else:
         with pytest.raises(UserError, match="--jit_compile.* 2 machines"):
-            checks.check_batch(config, Replicas(8, "GPU"))
+            config_checks.check_batch(config, Replicas(8, "GPU"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Settings that `train.run` rejects; test_end_to_end.py tests the rest."""
 
+import contextlib
 import os
 from unittest import mock
 
@@ -83,6 +84,44 @@ def test_a_picture_that_cannot_be_drawn_closes_the_log(
     with pytest.raises(UserError, match="the disk is full"):
         train.run(config)
     assert closed.called
+
+
+def test_the_picture_of_the_views_needs_no_data_service(
+    photos, tmp_path, monkeypatch
+):
+    """It shows the images in their order, which services may change."""
+    monkeypatch.setattr(run_lib.Services, "check", lambda self: None)
+    config = tiny.config(
+        "simclr",
+        dataset=f"folder:{photos}",
+        workdir=str(tmp_path / "run"),
+        image_size=16,
+        data_service="grpc://localhost:1",
+    )
+    job = run_lib._Run(config)
+    made = mock.Mock()
+    monkeypatch.setattr(run_lib, "training_batches", made)
+    for keep_params in (True, False):
+        job._batches(0, keep_params=keep_params)
+        used = made.call_args.kwargs["services"]
+        assert bool(used) != keep_params
+
+
+@pytest.mark.parametrize("chief", [True, False])
+def test_only_the_chief_shows_what_it_does(chief, tmp_path, capsys):
+    config = tiny.config(workdir=str(tmp_path / "run"))
+    log = run_lib.Log(
+        config,
+        0,
+        steps_per_epoch=1,
+        schedule=lambda step: 0.1,
+        checkpoints=None,
+        watch=None,
+        chief=chief,
+    )
+    with contextlib.closing(log), log.doing("drawing"):
+        pass
+    assert capsys.readouterr().err == ("drawing …\n" if chief else "")
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def make(config, run=RUN):
 def batches(config, steps, *, first=0):
     """Returns batches in which an image's views are noisy copies of it."""
     images = np.random.default_rng(0).uniform(0, 256, [1024, 4, 4, 3])
-    views = methods.load(config.method).METHOD.views(config.options)
+    views = methods.class_of(config).views(config.options)
     found = []
     for step in range(first, first + steps):
         rng = np.random.default_rng(step)

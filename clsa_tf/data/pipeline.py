@@ -15,10 +15,13 @@ from clsa_tf.augment.views import View
 from clsa_tf.data import headers
 from clsa_tf.data.batch_parts import BatchParts
 from clsa_tf.data.batch_rows import arrange, next_valid
-from clsa_tf.data.checks import check_batch_size, check_readable_elsewhere
 from clsa_tf.data.order import ALONE, Worker, prefetch_in_order
 from clsa_tf.data.service_client import Services
 from clsa_tf.data.source import Source
+from clsa_tf.data.source_checks import (
+    check_batch_size,
+    check_readable_elsewhere,
+)
 from clsa_tf.data.unreadable import UnreadableImages
 
 # Largest number of images per message of a service. TensorFlow keeps about

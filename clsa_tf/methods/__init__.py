@@ -10,7 +10,14 @@ import importlib
 import pkgutil
 
 # Modules of this package that are not methods.
-_PARTS = ("base", "gradients", "key_queue", "momentum", "statistics")
+_PARTS = (
+    "base",
+    "gradients",
+    "key_queue",
+    "momentum",
+    "statistics",
+    "symmetric",
+)
 # Name of each method -> full name of its module.
 METHODS = {
     found.name: f"{__name__}.{found.name}"
@@ -27,6 +34,15 @@ def names():
 def load(name):
     """Returns the module of the method called `name`, one of `names`."""
     return importlib.import_module(METHODS[name])
+
+
+def class_of(config):
+    """Returns the class that trains a method with its options.
+
+    Args:
+        config: `clsa_tf.config.Config`.
+    """
+    return load(config.method).METHOD.variant(config.options)
 
 
 def register(name, module):

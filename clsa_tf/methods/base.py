@@ -161,6 +161,15 @@ class Method(keras.Model):
         raise NotImplementedError
 
     @classmethod
+    def variant(cls, options):
+        """Returns the class that trains with these options.
+
+        The default is this class. A subclass can keep a rarely used option out
+        of its own code this way, see `clsa_tf.methods.symmetric`.
+        """
+        return cls
+
+    @classmethod
     def chance_loss(cls, config):
         """Returns the chance-level loss, of an encoder that learned nothing.
 

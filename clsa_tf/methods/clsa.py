@@ -66,7 +66,7 @@ class CLSA(moco.MoCo):
         """The key and weak queries of MoCo, then the strong queries."""
         return super().views(options) + options.strong_views()
 
-    def one_way_loss(self, outputs, targets, batch):
+    def loss(self, outputs, targets, batch):
         """Contrast plus `ddm_weight` times divergence; see `Method.loss`.
 
         Both are sums over crops, as published, unless `--over_crops=mean`. Five

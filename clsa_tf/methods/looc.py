@@ -38,9 +38,6 @@ SMALL_QUEUE = 1024  # keys; a run with a queue of this size collapsed
 class Options(groups.Momentum, groups.Projection, groups.AugmentationOptions):
     """Flags of LooC."""
 
-    # Keys cannot be queries, because they share augmentations with the queries.
-    symmetric = False
-
     augmentations: tuple[str, ...] = option(
         ("color", "rotation"),
         "augmentations that have a head sensitive to them: color (jitter and "

@@ -15,6 +15,7 @@ from clsa_tf.losses.contrast import top1
 from clsa_tf.losses.products import row_by_row
 from clsa_tf.methods.base import own_rows
 from clsa_tf.methods.momentum import MomentumMethod, check_queue
+from clsa_tf.methods.symmetric import symmetric
 from clsa_tf.options import groups
 from clsa_tf.options.fields import AUTO, Crop, option, override
 
@@ -90,15 +91,18 @@ class MoCo(MomentumMethod):
     @classmethod
     def views(cls, options):
         """The key, in shuffled order (ShuffleBN), and the queries."""
-        both = options.symmetric
-        views = [options.view("key", options.key_crop, **_shuffle(True, both))]
-        for i, crop in enumerate(options.query_crops):
-            # Both encoders use these queries: plain and shuffled.
-            both = options.momentum_teacher or (options.symmetric and i == 0)
-            views.append(
-                options.view(f"query_{i}", crop, **_shuffle(both, both))
-            )
-        return views
+        # Both encoders use these queries: plain and shuffled.
+        both = options.momentum_teacher
+        key = options.view("key", options.key_crop, shuffle=True)
+        return [key] + [
+            options.view(f"query_{i}", crop, shuffle=both, both_orders=both)
+            for i, crop in enumerate(options.query_crops)
+        ]
+
+    @classmethod
+    def variant(cls, options):
+        """With `--symmetric` the symmetric class; see `Method.variant`."""
+        return symmetric(cls) if options.symmetric else cls
 
     @classmethod
     def chance_loss(cls, config):
@@ -118,25 +122,13 @@ class MoCo(MomentumMethod):
 
     def forward(self, batch):
         """Unit projections `[n, D]` of the queries; see `Method.forward`."""
-        names = [name for name in self.view_names() if name != "key"]
-        if self.options.symmetric:
-            names.append("key")
-        return self.encode_views(self.project, batch, names)
+        return self.encode_views(self.project, batch, self.query_names())
+
+    def query_names(self):
+        """Names of the views that `forward` encodes."""
+        return [name for name in self.view_names() if name != "key"]
 
     def loss(self, outputs, targets, batch):
-        """Contrast of queries and keys; see `Method.loss`.
-
-        If symmetric, the mean of this loss and of the same with `key` and
-        `query_0` exchanged.
-        """
-        found = [self.one_way_loss(outputs, targets, batch)]
-        if self.options.symmetric:
-            found.append(
-                self.one_way_loss(_swap(outputs), _swap(targets), batch)
-            )
-        return tf.nest.map_structure(lambda *x: sum(x) / len(x), *found)
-
-    def one_way_loss(self, outputs, targets, batch):
         """Contrast of each query with the view `key`; see `Method.loss`."""
         ids = batch["example_ids"]
         return self.contrast(
@@ -182,17 +174,7 @@ class MoCo(MomentumMethod):
     def update(self, batch, targets, outputs):
         """Moves the momentum encoder, then stores the new keys."""
         super().update(batch, targets, outputs)
-        names = ["key", "query_0"] if self.options.symmetric else ["key"]
-        self.queue.enqueue(tf.concat([targets[x] for x in names], axis=0))
-
-
-def _shuffle(shuffle, both_orders):
-    return dict(shuffle=shuffle, both_orders=both_orders)
-
-
-def _swap(views):
-    """The views with the roles of `key` and `query_0` exchanged."""
-    return views | {"key": views["query_0"], "query_0": views["key"]}
+        self.queue.enqueue(targets["key"])
 
 
 METHOD = MoCo

@@ -8,10 +8,10 @@ from clsa_tf.augment import crop, strong, weak
 from clsa_tf.augment.strong_ops import STRONG_OPS
 from clsa_tf.augment.views import params_key, unpack
 from clsa_tf.data import headers
-from clsa_tf.data.checks import check_drawn_sizes
 from clsa_tf.data.decode import try_decode
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.pipeline import training_batches
+from clsa_tf.data.source_checks import check_drawn_sizes
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.errors import UserError
 from clsa_tf.plots import sheet
@@ -42,7 +42,7 @@ def gallery(config, path, *, images):
             "Expected --dataset, received none; set it, for example to "
             "folder:/photos."
         )
-    views = methods.load(config.method).METHOD.views(config.options)
+    views = methods.class_of(config).views(config.options)
     check_drawn_sizes(
         config.dataset, views, allow_upscaling=config.allow_upscaling
     )

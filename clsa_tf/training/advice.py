@@ -44,12 +44,12 @@ def advice(config, *, images, replicas, bank=None, accelerated=True):
         _on_steps(config, images),
         _on_neighbours(config, images if bank is None else bank),
     )
-    own = methods.load(config.method).METHOD.advice(config)
+    own = methods.class_of(config).advice(config)
     return [sentence for sentence in (*checks, *own) if sentence]
 
 
 def _on_processor(config):
-    views = methods.load(config.method).METHOD.views(config.options)
+    views = methods.class_of(config).views(config.options)
     size = max(view.size for view in views)
     if size < PROCESSOR_SIZE or config.width < PROCESSOR_WIDTH:
         return ""
@@ -65,7 +65,7 @@ def _on_batch_norm(config, replicas):
     if config.batch_norm == "split":
         parts = config.batch_norm_splits
     whole = parts == 1 or config.batch_norm == "sync"
-    wanted = methods.load(config.method).METHOD.batch_statistics
+    wanted = methods.class_of(config).batch_statistics
     if wanted == "parts" and whole:
         return (
             f"--batch_norm={config.batch_norm} on {replicas} device(s) "

@@ -55,7 +55,7 @@ def announce(
     if begun:
         flags_then = config_lib.as_flags(begun)
         print(f"  started by an earlier version; it keeps {flags_then}")
-    method_class = methods.load(config.method).METHOD
+    method_class = methods.class_of(config)
     chance = method_class.chance_loss(config)
     if chance is not None:
         print(f"  {method_class.chance_text.format(chance)}")

@@ -151,7 +151,7 @@ def _batch_norm(config, replicas, parts):
     """Returns the kind of batch statistics that suits the method."""
     if config.batch_norm_splits != AUTO:
         return "split"
-    if methods.load(config.method).METHOD.batch_statistics == "parts":
+    if methods.class_of(config).batch_statistics == "parts":
         return "split" if replicas == 1 and parts else "local"
     # Replicas cannot share the statistics of a micro-batch.
     return "local" if replicas > 1 < config.accumulation_steps else "sync"
@@ -199,7 +199,7 @@ def _own(config, images, classes):
     if not names:
         return {}
     run = RunInfo.of(config, images=images, classes=classes)
-    found = methods.load(config.method).METHOD.resolve_auto(config, run)
+    found = methods.class_of(config).resolve_auto(config, run)
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(
@@ -240,7 +240,7 @@ def _why_batch_norm(config, replicas):
             return "statistics of each micro-batch, over all devices"
         return "statistics of the whole batch, as published"
     if replicas > 1:
-        wanted = methods.load(config.method).METHOD.batch_statistics
+        wanted = methods.class_of(config).batch_statistics
         return (
             "statistics of each device"
             + (" and micro-batch" if accumulates else "")

@@ -105,7 +105,7 @@ class _All:
             classes=workdir.classes(path) or 0,
         )
         with tf.device("CPU:0"):
-            self._method = methods.load(given.method).METHOD(given, run)
+            self._method = methods.class_of(given)(given, run)
             restore_method(self._method, path)
         _check_finite(
             [

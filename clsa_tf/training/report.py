@@ -55,7 +55,7 @@ def report(workdir, *, savedmodel=""):
     views, neighbours, curves = (os.path.join(workdir, name) for name in names)
     grid = neighbours_grid(evaluation, task, found, unreadable, title=title)
     sheet.sheet([grid], neighbours)
-    method_class = methods.load(config.method).METHOD
+    method_class = methods.class_of(config)
     curves_plot.curves(
         metrics_log.read(workdir),
         curves,

@@ -8,16 +8,15 @@ import tensorflow as tf
 import clsa_tf.config
 from clsa_tf import methods
 from clsa_tf.augment.chain import complete_batch
-from clsa_tf.data.checks import (
-    check_batch_size,
-    check_drawn_sizes,
-    check_readable_elsewhere,
-    check_sizes,
-)
 from clsa_tf.data.open import open_train_source
 from clsa_tf.data.order import ALONE, Worker
 from clsa_tf.data.pipeline import training_batches
 from clsa_tf.data.service_client import Services, parse
+from clsa_tf.data.source_checks import (
+    check_batch_size,
+    check_drawn_sizes,
+    check_sizes,
+)
 from clsa_tf.data.unreadable import UnreadableImages
 from clsa_tf.distributed.strategy import (
     Workers,
@@ -48,7 +47,11 @@ from clsa_tf.training import (
 )
 from clsa_tf.training.callbacks import EpochBegin, Log, Monitor, Save
 from clsa_tf.training.checkpoint import Checkpoints, newest_step
-from clsa_tf.training.checks import check_batch, check_needs
+from clsa_tf.training.config_checks import (
+    check_batch,
+    check_needs,
+    check_remote_hosts,
+)
 
 # Steps, or batches of a pass over the dataset, after which several workers
 # compare the signals that they received.
@@ -89,7 +92,7 @@ class _Run:
         # First, because workers connect when TensorFlow initialises.
         self._strategy = make_strategy(config.strategy, tpu=config.tpu)
         self._workers = Workers(self._strategy)
-        self._views = methods.load(config.method).METHOD.views(config.options)
+        self._views = methods.class_of(config).views(config.options)
         check_drawn_sizes(
             config.dataset, self._views, allow_upscaling=config.allow_upscaling
         )
@@ -107,24 +110,14 @@ class _Run:
             config.backbone,
             [*(view.size for view in self._views), config.image_size],
         )
+        self._remote = loads_elsewhere(self._strategy)
+        if self._remote:
+            check_remote_hosts(config, self._source)
         self._services, advice = None, ""
         if config.data_service:
             self._services = Services(parse(config.data_service))
             self._services.check()
             advice = "check that the services of --data_service find them there"
-        self._remote = loads_elsewhere(self._strategy)
-        if self._remote and config.data_service:
-            raise UserError(
-                f"Expected no --data_service with --tpu={config.tpu}, whose "
-                f"hosts read the images, received {config.data_service}; omit "
-                "it, or train on a TPU VM with --tpu=local."
-            )
-        if self._remote:
-            check_readable_elsewhere(
-                self._source,
-                "on the hosts of the TPU",
-                "train on a TPU VM with --tpu=local",
-            )
         self._unreadable = UnreadableImages(
             max_bad_share=config.max_bad_share,
             advice=advice,
@@ -446,7 +439,7 @@ def make_method(config, schedule, run):
         schedule: function of the step that returns the learning rate.
         run: `clsa_tf.methods.base.RunInfo`.
     """
-    method = methods.load(config.method).METHOD(config, run)
+    method = methods.class_of(config)(config, run)
     optimizer = optimizers.make_optimizer(
         config.optimizer,
         schedule,

@@ -67,7 +67,7 @@ def _loss(config, entries):
     values = [e[name] for e in entries if name in e]
     if not values:
         return []
-    method_class = methods.load(config.method).METHOD
+    method_class = methods.class_of(config)
     chance = method_class.chance_loss(config)
     line = f"  {name:<12} {values[-1]:.3f} {method_class.unit}"
     if chance is not None:

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from clsa_tf import methods
+from clsa_tf.data.source_checks import check_readable_elsewhere
 from clsa_tf.distributed.collectives import num_loaders
 from clsa_tf.distributed.strategy import is_accelerated
 from clsa_tf.errors import UserError
@@ -15,7 +16,7 @@ def check_needs(config, source):
         config: `clsa_tf.config.Config`.
         source: `Source` of the training images.
     """
-    method_class = methods.load(config.method).METHOD
+    method_class = methods.class_of(config)
     if method_class.needs_index and not source.random_access:
         raise UserError(
             f"Expected numbered images for --method={config.method}, received "
@@ -28,6 +29,26 @@ def check_needs(config, source):
             f"{source.name} without labels: {source.unlabelled}; train on a "
             "labelled dataset."
         )
+
+
+def check_remote_hosts(config, source):
+    """Raises `UserError` for images that a TPU's hosts cannot read.
+
+    Args:
+        config: `clsa_tf.config.Config` with the name of a TPU in `tpu`.
+        source: `Source` of the training images.
+    """
+    if config.data_service:
+        raise UserError(
+            f"Expected no --data_service with --tpu={config.tpu}, whose hosts "
+            f"read the images, received {config.data_service}; omit it, or "
+            "train on a TPU VM with --tpu=local."
+        )
+    check_readable_elsewhere(
+        source,
+        "on the hosts of the TPU",
+        "train on a TPU VM with --tpu=local",
+    )
 
 
 def check_batch(config, strategy):
@@ -75,7 +96,7 @@ def _check_compiler(config, strategy):
             "cannot compile an exchange between CPUs."
         )
     loaders = num_loaders(strategy)
-    views = methods.load(config.method).METHOD.views(config.options)
+    views = methods.class_of(config).views(config.options)
     exchanged = config.batch_norm != "sync" and any(v.shuffle for v in views)
     on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
     if loaders > 1 and exchanged and not on_tpu:
