@@ -17,6 +17,7 @@ stack.choose()
 
 # Version 0.1.0 documented `from clsa_tf import console`, which still works.
 quieten = console.quieten
+share_gpus = console.share_gpus
 
 # Only commands change log and signals, not programs that import the library.
 if console.is_command():

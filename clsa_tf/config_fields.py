@@ -174,8 +174,8 @@ class Config:
     )
     backbone: str = option(
         "resnet50",
-        f"architecture of the encoder, which starts with random weights: "
-        f"{backbones.known()}, such as keras_applications:MobileNetV2",
+        f"architecture of the encoder: {backbones.known()}, such as "
+        "keras_applications:MobileNetV2. It starts with random weights",
         problem=backbones.problem,
         group="network",
     )
@@ -197,8 +197,9 @@ class Config:
         AUTO,
         "batch statistics over each replica (local), the global batch (sync), "
         "or --batch_norm_splits parts of it (split); with --accumulation_steps "
-        "over each micro-batch. auto: sync, except for methods with a queue: "
-        "local on several replicas, split on one",
+        "over each micro-batch. auto: sync, except for clsa, moco, cacr_moco "
+        "and looc: local on several replicas, split on one; details in "
+        "docs/methods.md",
         choices=(AUTO, *KINDS),
         published="local",
         group="network",
@@ -284,10 +285,10 @@ class Config:
     )
     l2: float = option(
         1e-4,
-        "weight decay. sgd and lars add this share of the weights to the "
-        "gradient (lars before its trust ratio), lamb to the update (before "
-        "its trust ratio); adamw subtracts it, times the learning rate, in "
-        "each step",
+        "weight decay: share of the weights that is added to the gradient "
+        "(sgd; lars, before its trust ratio) or to the update (lamb, before "
+        "its trust ratio), or that is subtracted from the weights, times the "
+        "learning rate (adamw)",
         minimum=0.0,
         group="optimization",
     )

@@ -39,9 +39,9 @@ def define_flags(flag_values):
     flags.DEFINE_bool(
         "expose",
         False,
-        "agree that both ports are open on all network interfaces, to everyone "
-        "who can reach them, and that every dataset sent there is executed: it "
-        "can read any file that this process can. For private networks only",
+        "allow the service to listen on all network interfaces. Everyone who "
+        "reaches its ports can run any dataset there, and so read every file "
+        "that this process can read. For private networks only",
         flag_values,
     )
 

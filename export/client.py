@@ -92,7 +92,7 @@ class Client:
         )
 
     def embed(self, images, *, outputs=None):
-        """Embed encoded images.
+        """Embeds encoded images.
 
         Args:
             images: list of N >= 1 `bytes`, JPEG, PNG, BMP or GIF files.
@@ -121,7 +121,7 @@ class Client:
         }
 
     def metadata(self):
-        """Describe the served model.
+        """Describes the served model.
 
         Returns:
             dictionary: `model`, its name; `version`, int; `signatures`, from
@@ -134,7 +134,7 @@ class Client:
         return self._call(self._transport.metadata, self.model)
 
     def status(self):
-        """Describe the versions of the model.
+        """Describes the versions of the model.
 
         Returns:
             list of dictionaries, newest first: `version`, int; `state`, START,
@@ -146,7 +146,7 @@ class Client:
         return self._call(self._transport.status, self.model)
 
     def pin(self):
-        """Use the version that is served now for all further calls.
+        """Uses the version that is served now for all further calls.
 
         Returns:
             see `metadata`.
@@ -160,7 +160,7 @@ class Client:
         return metadata
 
     def close(self):
-        """Close the connections."""
+        """Closes the connections."""
         self._transport.close()
 
     def __enter__(self):
@@ -195,7 +195,7 @@ class Client:
         return {name: rows[name] for name in outputs or rows}
 
     def _reinterpret(self, error):
-        """Raise another `ModelError` if the images did not cause `error`.
+        """Raises another `ModelError` if the images did not cause `error`.
 
         Servers use INVALID_ARGUMENT for bad images, but also for an unknown
         label and, by REST, for an unknown signature.
@@ -254,7 +254,7 @@ def _is_transient(error):
 
 
 def define_flags(flag_values):
-    """Define this command's flags."""
+    """Defines this command's flags."""
 
     def define(kind, *arguments):
         kind(*arguments, flag_values=flag_values)
@@ -296,7 +296,7 @@ def define_flags(flag_values):
         "ca_certificates",
         "",
         "PEM file of the certificate authorities to trust with TLS; empty: "
-        "the usual ones",
+        "those of gRPC and requests",
     )
     define(
         flags.DEFINE_bool,
@@ -314,7 +314,7 @@ def define_flags(flag_values):
 
 
 def main(photographs):
-    """Read the flags and request the embeddings of files.
+    """Reads the flags and requests the embeddings of files.
 
     Args:
         photographs: list of paths.
@@ -370,7 +370,7 @@ def main(photographs):
 
 
 def _print(paths, rows, reasons):
-    """Print one line per photograph, in their order."""
+    """Prints one line per photograph, in their order."""
     good_rows = iter(range(len(paths)))
     for i, path in enumerate(paths):
         line = {"file": path}

@@ -52,14 +52,14 @@ class KerasEncoder(typing.NamedTuple):
 
 
 def write_keras(encoder, path):
-    """Write a `.keras` file, for Keras 2.15 and newer versions of Keras 2."""
+    """Writes a `.keras` file, for Keras 2.15 and newer versions of Keras 2."""
     encoder.model.save(path)
     _make_compatible_with_keras_2_15(path)
     return _run_keras(keras.models.load_model(path, compile=False))
 
 
 def _make_compatible_with_keras_2_15(path):
-    """Replace the names in a file of tf-keras that Keras 2.15 does not know.
+    """Replaces the names in a file of tf-keras that Keras 2.15 does not know.
 
     These are the package `tf_keras` and the argument `optional` of inputs.
     tf-keras also accepts the package name `keras`.
@@ -84,7 +84,7 @@ def _make_compatible_with_keras_2_15(path):
 
 
 def write_weights(encoder, path):
-    """Write a `.weights.h5` file.
+    """Writes a `.weights.h5` file.
 
     The weights are extracted from a `.keras` file, which Keras builds in
     memory. If the HDF5 library wrote to a full disk, it could not close its
@@ -101,14 +101,14 @@ def write_weights(encoder, path):
 
 
 def write_float16(encoder, path):
-    """Write a TFLite file with float16 weights, which computes in float32."""
+    """Writes a TFLite file with float16 weights, which computes in float32."""
     converter = _converter(encoder)
     converter.target_spec.supported_types = [tf.float16]
     return _run_tflite(converter, path, to_input=np.float32)
 
 
 def write_int8(encoder, path):
-    """Write a TFLite file with int8 weights and activations."""
+    """Writes a TFLite file with int8 weights and activations."""
     # A black and a white image make the input's scale exactly 1, so that the
     # input takes the bytes of the pixels.
     extremes = np.zeros([2, *encoder.calibration_images.shape[1:]], np.uint8)
@@ -125,7 +125,7 @@ def write_int8(encoder, path):
 
 
 def write_onnx(encoder, path):
-    """Write an ONNX file.
+    """Writes an ONNX file.
 
     Raises:
         FormatUnavailable: a package is missing, or the versions of the

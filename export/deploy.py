@@ -17,7 +17,7 @@ from clsa_tf.cli import launch
 from clsa_tf.errors import UserError
 from clsa_tf.files import draft_directory, publish
 from clsa_tf.options.flags import define_path, require
-from export.deployment import published
+from export.deployment import exported_versions
 from export.deployment.deployment_checks import check_deployment
 from export.deployment.rendering import IMAGES, DeploymentSettings, render
 from export.serving.config_files import read_model_configs
@@ -45,7 +45,7 @@ class DeployResult(typing.NamedTuple):
 
 
 def deploy(model_base_path, output, settings, *, stable=0, canary=0):
-    """Write a deployment, or update the files that differ.
+    """Writes a deployment, or updates the files that differ.
 
     Args:
         model_base_path: directory of the versions.
@@ -62,7 +62,7 @@ def deploy(model_base_path, output, settings, *, stable=0, canary=0):
             not allowed.
     """
     _check_name(settings.model_name)
-    stable = stable or published.newest(model_base_path)
+    stable = stable or exported_versions.newest(model_base_path)
     if canary == stable:
         raise UserError(
             f"Expected two different versions, received --stable={stable} and "
@@ -70,7 +70,8 @@ def deploy(model_base_path, output, settings, *, stable=0, canary=0):
         )
     wanted = {"stable": stable} | ({"canary": canary} if canary else {})
     models = [
-        published.read(model_base_path, version) for version in wanted.values()
+        exported_versions.read(model_base_path, version)
+        for version in wanted.values()
     ]
     batching = _choose_batching(settings, models)
     _make_directory(output)
@@ -113,15 +114,15 @@ def _make_directory(directory):
 
 
 def _choose_batching(settings, models):
-    """Return whether to batch; raise `UserError` if a model prevents it."""
+    """Returns whether to batch; raises `UserError` if a model prevents it."""
     if settings.batching == "off" or (
         settings.batching == "auto"
         and not all(model.marks_bad_images for model in models)
     ):
         return False
     for model in models:
-        low = published.warmup_images(model)
-        high = published.max_images(model)
+        low = exported_versions.warmup_images(model)
+        high = exported_versions.max_images(model)
         if not low <= settings.max_batch_size <= high:
             raise UserError(
                 f"Expected a --max_batch_size from {low}, the largest warm-up "
@@ -133,7 +134,7 @@ def _choose_batching(settings, models):
 
 
 def _next_step(output, name, wanted):
-    """Return the versions to load and the labels of the next step to `wanted`.
+    """Returns the versions to load and the labels of the next step to `wanted`.
 
     A server does not move a label to a version that it has not loaded, and
     then rejects the whole models.config. Therefore one call adds the version,
@@ -160,7 +161,7 @@ def _next_step(output, name, wanted):
 
 
 def _publish(files, output):
-    """Check the files, then atomically replace each one that differs."""
+    """Checks the files, then atomically replaces each one that differs."""
     changed = []
     with draft_directory(output) as draft:
         for name, text in files.items():
@@ -186,7 +187,7 @@ def _contains(path, text):
 
 
 def define_flags(flag_values):
-    """Define this command's flags."""
+    """Defines this command's flags."""
     define_path(
         "model_base_path",
         None,
@@ -251,7 +252,7 @@ def define_flags(flag_values):
 
 
 def main():
-    """Read the flags, write the deployment and print the result."""
+    """Reads the flags, writes the deployment and prints the result."""
     values = flags.FLAGS
     base = values.model_base_path
     settings = DeploymentSettings(

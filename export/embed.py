@@ -1,12 +1,12 @@
 """Embed a folder of images into one file.
 
-    python -m export.embed --encoder=export/ --images=photos/ \\
+    python -m export.embed --encoder=models/photos --images=photos/ \\
         --output=embeddings.npz
 
 The encoder is a SavedModel from `export.savedmodel`, the directory of a run
-(its newest checkpoint), or a model on a server: grpc://host:port/MODEL or
-http://host:port/MODEL. The output is an .npz, .parquet or .tfrecord file. The
-docstring of `export.embedding.embeddings` shows how to read it.
+(its newest checkpoint), or a model on a server: grpc[s]://host:port/MODEL or
+http[s]://host:port/MODEL. The output is an .npz, .parquet or .tfrecord file;
+the docstring of `export.embedding.embeddings` shows how to read it.
 
 The command applies the EXIF orientation and converts WebP, TIFF, HEIC and AVIF
 files, as training does by default. Set --noexif_rotation or --nomore_formats if
@@ -46,7 +46,7 @@ _READER_THREADS = 4
 
 
 def images(root, *, more_formats):
-    """List the images of a folder, and print which files are left out.
+    """Lists the images of a folder, and prints which files are left out.
 
     Args:
         root: path of the folder.
@@ -84,7 +84,7 @@ def images(root, *, more_formats):
 
 
 def batches(start, end, size, shard_size):
-    """Yield the bounds of batches, which never cross the end of a shard.
+    """Yields the bounds of batches, which never cross the end of a shard.
 
     The batches, and with them the rounding errors, therefore do not depend on
     where an earlier process was interrupted.
@@ -107,7 +107,7 @@ def embed(
     shard_size,
     concurrency,
 ):
-    """Embed the images that are not in `parts` yet.
+    """Embeds the images that are not in `parts` yet.
 
     Args:
         encoder: see `export.embedding.encoders.open_encoder`.
@@ -160,7 +160,7 @@ def embed(
 
 
 def join(parts, files, output, widths, interruption, *, max_bad_share):
-    """Join the parts to the output file, and list the bad images.
+    """Joins the parts to the output file, and lists the bad images.
 
     Args:
         parts: `export.embedding.parts.Parts` of all files.
@@ -212,7 +212,7 @@ def _list_bad(path, bad):
 
 
 def define_flags(flag_values):
-    """Define this command's flags."""
+    """Defines this command's flags."""
 
     def define(kind, *arguments):
         kind(*arguments, flag_values=flag_values)
@@ -222,7 +222,7 @@ def define_flags(flag_values):
         "encoder",
         None,
         "directory of a SavedModel, of its versions or of a run, or "
-        "grpc://host:port/MODEL or http://host:port/MODEL",
+        "grpc[s]://host:port/MODEL or http[s]://host:port/MODEL",
     )
     define(define_path, "images", None, "folder of images")
     define(define_path, "output", None, "file: .npz, .parquet or .tfrecord")
@@ -266,7 +266,7 @@ def define_flags(flag_values):
         "ca_certificates",
         "",
         "PEM file of the certificate authorities to trust for grpcs:// and "
-        "https://; empty: the usual ones",
+        "https://; empty: those of gRPC and requests",
     )
     define(
         flags.DEFINE_bool,
@@ -286,8 +286,8 @@ def define_flags(flag_values):
             flags.DEFINE_integer,
             f"max_image_{name}",
             getattr(headers.DEFAULT, f"image_{name}"),
-            f"maximum {name}{unit}, of an image that is rotated or converted "
-            "here; the encoder has its own limits. 0: no limit",
+            f"largest image, in {name}{unit}, that is rotated or converted "
+            "here. The encoder has its own limits. 0: no limit",
             0,
         )
     define(
@@ -302,7 +302,7 @@ def define_flags(flag_values):
 
 
 def main():
-    """Read the flags and embed the images."""
+    """Reads the flags and embeds the images."""
     values = flags.FLAGS
     embeddings.check(values.output)
     rules = headers.Rules(

@@ -86,12 +86,12 @@ class ExportFormat(typing.NamedTuple):
 
 
 def share_of_largest(found, expected):
-    """Return the largest difference as a share of the largest value."""
+    """Returns the largest difference as a share of the largest value."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def one_minus_cosine(found, expected):
-    """Return the largest 1 - cosine of two rows, in [0, 2]."""
+    """Returns the largest 1 - cosine of two rows, in [0, 2]."""
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     return float(1 - np.min(np.sum(found * expected, axis=1) / lengths))
 
@@ -131,7 +131,7 @@ FORMATS = {
 
 
 def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
-    """Write the encoder of a run in other formats.
+    """Writes the encoder of a run in other formats.
 
     Args:
         workdir: directory of the run.
@@ -177,8 +177,8 @@ def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
         print(f"wrote and compared {_describe(file_format.file, measured)}")
     if not written:
         raise UserError(
-            f"Cannot write {', '.join(formats)}: packages are missing; install "
-            "them or choose other --formats."
+            f"Cannot write {', '.join(formats)}: the packages named above are "
+            "missing; install them or choose other --formats."
         )
     print(f"all files are in {output}; {SUMMARY} contains the measurements")
     outcome.show(outcome.of(workdir, trained))
@@ -186,7 +186,7 @@ def export(workdir, output, *, formats=tuple(FORMATS), images="", knn=1000):
 
 
 def _write(file_format, encoder, trained, output, compared, accuracy):
-    """Write, check and publish one file; return its measurements."""
+    """Writes, checks and publishes one file; returns its measurements."""
     with files.draft_directory(output) as draft:
         path = os.path.join(draft, file_format.file)
         run = file_format.write(encoder, path)
@@ -209,7 +209,7 @@ def _write(file_format, encoder, trained, output, compared, accuracy):
 
 
 def _deviation(file_format, run, trained, compared):
-    """Measure the deviation from the encoder; raise `UserError` if large."""
+    """Measures the deviation from the encoder; raises `UserError` if large."""
     images = compared
     if file_format.measure is share_of_largest:
         size = trained.config.image_size
@@ -245,7 +245,7 @@ class _Knn(typing.NamedTuple):
 
 
 def _knn(trained, limit):
-    """Return `_Knn`, or print why it cannot be measured and return None."""
+    """Returns `_Knn`, or prints why it cannot be measured and returns None."""
     config = trained.config
     unreadable = UnreadableImages(max_bad_share=config.max_bad_share)
     try:
@@ -271,7 +271,7 @@ def _knn(trained, limit):
 
 
 def _knn_loss(file_format, run, knn):
-    """Measure the loss of kNN accuracy; raise `UserError` if it is large."""
+    """Measures the loss of kNN accuracy; raises `UserError` if it is large."""
     accuracy = knn.task.accuracy(
         lambda images: tf.constant(run(images.numpy())["embedding"])
     )
@@ -292,7 +292,7 @@ def _knn_loss(file_format, run, knn):
 
 
 def _int8_images(config, folder):
-    """Return images for the calibration and the comparison of int8, uint8."""
+    """Returns images for the calibration and the comparison of int8, uint8."""
     source = (
         open_source(FOLDER + folder, labels="none")
         if folder
@@ -330,7 +330,7 @@ def _update_summary(output, written):
 
 
 def _describe(file, measured):
-    """Return one line of text."""
+    """Returns one line of text."""
     text = (
         f"{file}: {measured['bytes'] / 2**20:.2f} MiB, deviation "
         f"{measured['deviation']:.1e} ({measured['measure']}, bound "
@@ -345,7 +345,7 @@ def _describe(file, measured):
 
 
 def define_flags(flag_values):
-    """Define this command's flags."""
+    """Defines this command's flags."""
     define_path("workdir", None, "directory of the run", flag_values)
     define_path("output", None, "directory for the files", flag_values)
     flags.DEFINE_list(
@@ -379,7 +379,7 @@ def define_flags(flag_values):
 
 
 def main():
-    """Read the flags and write the files."""
+    """Reads the flags and writes the files."""
     values = flags.FLAGS
     tf.get_logger().setLevel("ERROR")
     export(

@@ -22,7 +22,7 @@ _MAX_LENGTH = 1000  # characters
 
 
 def reason(text):
-    """Return the cause that a TensorFlow error message contains.
+    """Returns the cause that a TensorFlow error message contains.
 
     Args:
         text: message of an exception or of a server's response.

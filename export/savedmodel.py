@@ -44,7 +44,7 @@ def export(
     warmup_batch_sizes=warmup_requests.BATCH_SIZES,
     license_="not stated",
 ):
-    """Export the encoder of the run in `workdir`.
+    """Exports the encoder of the run in `workdir`.
 
     Args:
         workdir: directory of the run.
@@ -115,12 +115,12 @@ def _check(path, encoder, options, precision):
 
 
 def _new_version(output, version):
-    """Return the path of the version to write; create its parent directory."""
+    """Returns the path of a version to write; creates its parent directory."""
     if "://" in output:
         raise UserError(
-            f"Expected a local directory as --output, received {output}, which "
-            "has no atomic rename; export to a local directory and copy the "
-            "finished version, saved_model.pb last."
+            f"Expected a local directory as --output, received {output}: "
+            "a version must appear by an atomic rename; export to a local "
+            "directory and copy the version, saved_model.pb last."
         )
     os.makedirs(output, exist_ok=True)
     if not version:
@@ -133,7 +133,7 @@ def _new_version(output, version):
 
 
 def _publish(draft, target):
-    """Rename the finished model to its place."""
+    """Renames the finished model to its place."""
     try:
         publish(draft, target)
     except OSError as e:
@@ -150,7 +150,7 @@ def _exists(target):
 
 
 def _next_steps(workdir, output, path):
-    """Return the commands to run next, as lines of text."""
+    """Returns the commands to run next, as lines of text."""
     dataset = config.load(workdir).dataset
     images = "/photos"
     if dataset.startswith(FOLDER):
@@ -186,7 +186,7 @@ def _next_steps(workdir, output, path):
 
 
 def define_flags(flag_values):
-    """Define this command's flags."""
+    """Defines this command's flags."""
     define_path("workdir", None, "directory of the run to export", flag_values)
     define_path(
         "output",
@@ -245,8 +245,8 @@ def define_flags(flag_values):
         ("image_pixels", "pixels of an encoded image, height times width"),
         (
             "batch_images",
-            "images in a request; for images that are not encoded, the pixels "
-            "of this many images of --image_size",
+            "images in a request or, if they are not encoded, as many pixels "
+            "as this number of images of --image_size has",
         ),
     ):
         flags.DEFINE_integer(
@@ -280,7 +280,7 @@ def define_flags(flag_values):
 
 
 def main():
-    """Read the flags and export."""
+    """Reads the flags and export."""
     values = flags.FLAGS
     limits = untrusted.Limits(
         **{n: values[f"max_{n}"].value for n in untrusted.Limits._fields}
@@ -309,7 +309,7 @@ def main():
 
 
 def show(path):
-    """Print the path of an export and its warnings."""
+    """Prints the path of an export and its warnings."""
     with open(os.path.join(path, MODEL_CARD), encoding="utf-8") as file:
         warnings = outcome.show(json.load(file))
     if not warnings:

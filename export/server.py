@@ -87,8 +87,8 @@ _FLAGS = (
     (
         "allow_version_labels_for_unavailable_models",
         False,
-        "allow new labels for versions that are not available yet; at the "
-        "start no version is",
+        "allow new labels for versions that are not available yet. Labels at "
+        "the start need it: no version is available then",
     ),
     ("enable_batching", False, "batch the requests of several clients"),
     ("batching_parameters_file", "", "BatchingParameters in text format"),
@@ -135,7 +135,7 @@ _FLAGS = (
 
 
 def read_flags(values):
-    """Read the flags and the files that they name.
+    """Reads the flags and the files that they name.
 
     Args:
         values: the flags.
@@ -176,7 +176,7 @@ def read_flags(values):
 
 
 def _check_versions(config):
-    """Raise `UserError` if a model's path is the path of a single version.
+    """Raises `UserError` if a model's path is the path of a single version.
 
     TensorFlow Serving would wait for versions forever.
     """
@@ -195,7 +195,7 @@ def _check_versions(config):
 
 
 def _check_flags(values):
-    """Raise `UserError` if flags contradict each other."""
+    """Raises `UserError` if flags contradict each other."""
     base_path, config_file = values.model_base_path, values.model_config_file
     same_port = values.port == values.rest_api_port != -1
     for wrong, expected, received in (
@@ -232,7 +232,7 @@ def _check_flags(values):
 
 
 def define_flags(values):
-    """Define this command's flags in `values`."""
+    """Defines this command's flags in `values`."""
     kinds = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
@@ -250,7 +250,7 @@ def define_flags(values):
 
 
 def main():
-    """Read the flags and serve until a signal."""
+    """Reads the flags and serves until a signal."""
     values = flags.FLAGS
     configs, batching, paths = read_flags(values)
     # Hides deprecation warnings about the loader.

@@ -124,7 +124,7 @@ def test_precision_is_resolved_and_recorded(fast, tmp_path, monkeypatch):
     # A run that an earlier version recorded as `auto`.
     with workdir.claim(resolved.replace(precision="auto"), images=5):
         pass
-    recorded = auto.recorded(config)
+    recorded = auto.recorded_config(config)
     assert recorded.precision == "auto"
     again = auto.resolve(config, recorded=recorded, **PHOTOS)
     assert again == resolved
@@ -132,7 +132,7 @@ def test_precision_is_resolved_and_recorded(fast, tmp_path, monkeypatch):
         assert [c.flag for c in claim.changes] == ["precision"]
     # From now on the value is fixed.
     monkeypatch.setattr(precision, "_fast_bfloat16", lambda: not fast)
-    recorded = auto.recorded(config)
+    recorded = auto.recorded_config(config)
     assert auto.resolve(config, recorded=recorded, **PHOTOS) == resolved
 
 

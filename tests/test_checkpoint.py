@@ -144,5 +144,5 @@ def test_an_unwritable_directory_is_an_error_with_the_newest_checkpoint(
     folder.rename(tmp_path / "aside")
     folder.write_text("")
     folder.chmod(stat.S_IRUSR)
-    with pytest.raises(UserError, match="newest good one is .*step-1"):
+    with pytest.raises(UserError, match="newest good checkpoint is .*step-1"):
         checkpoints.save()

@@ -123,7 +123,7 @@ def test_queue_holds_the_keys_in_the_order_of_the_batch(name):
 
 
 @every
-def test_a_dead_network_recognises_nothing(name):
+def test_a_dead_network_has_no_contrast_accuracy(name):
     """All its projections are equal, in every queue and view."""
     config = tiny.config(name, projection_size=100)
     method = tiny.make(config)

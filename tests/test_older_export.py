@@ -13,7 +13,7 @@ import pytest
 import clsa_tf
 from clsa_tf.errors import UserError
 from clsa_tf.training.checkpoint import load_trained
-from export.deployment import published
+from export.deployment import exported_versions
 from export.embedding import encoders
 from export.model import card
 from export.serving.servable import open_version
@@ -73,10 +73,12 @@ def test_fingerprints_are_unchanged(base):
 
 
 def test_it_can_be_deployed(base):
-    model = published.read(str(base), published.newest(str(base)))
+    model = exported_versions.read(
+        str(base), exported_versions.newest(str(base))
+    )
     assert not model.marks_bad_images
-    assert published.max_images(model) == 256
-    assert published.warmup_images(model) == 1
+    assert exported_versions.max_images(model) == 256
+    assert exported_versions.warmup_images(model) == 1
 
 
 def test_errors_name_its_version(base, tmp_path):

@@ -57,5 +57,5 @@ def test_flags_stay_those_of_the_older_version(resumed):
     kept = [x for x in after if x.split("=")[0] in names]
     assert [x for x in kept if not x.startswith(moved)] == older
     added = [x for x in after if x not in kept and not x.startswith("#")]
-    assert added == ["--deterministic=false"]
+    assert "--deterministic=false" in added
     assert after[0].startswith("# clsa_tf ")

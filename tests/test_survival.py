@@ -111,7 +111,7 @@ def test_a_preempted_run_resumes_and_locks_its_directory(
         process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 130
     printed = text_of(output)
-    assert "SIGINT: ended before the first step" in printed
+    assert "SIGINT: stopped before the first step" in printed
     assert "Traceback" not in printed
     assert steps(workdir) == []
 

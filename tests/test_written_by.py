@@ -13,7 +13,7 @@ from clsa_tf.errors import UserError
 from clsa_tf.training import run as run_lib
 from clsa_tf.training import workdir
 from clsa_tf.training.checkpoint import Checkpoints, load_trained
-from export.deployment import published
+from export.deployment import exported_versions
 from export.embedding import encoders
 from export.model import warmup_requests
 from export.serving.servable import open_version
@@ -139,7 +139,7 @@ def embed_encoder(path):
 
 def deployed(path):
     folder, _, version = path.rpartition("/")
-    return published.read(folder, int(version))
+    return exported_versions.read(folder, int(version))
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def test_unreadable_limits_and_warm_up_requests(tmp_path):
     (tmp_path / "model_card.json").write_text(json.dumps(CARD))
     (tmp_path / "assets.extra").mkdir()
     (tmp_path / warmup_requests.PATH).write_bytes(b"of another format")
-    model = published.PublishedVersion(str(tmp_path), True)
-    assert_names(message(published.max_images, model), "7.8.9")
-    assert_names(message(published.warmup_images, model), "7.8.9")
+    model = exported_versions.ExportedVersion(str(tmp_path), True)
+    assert_names(message(exported_versions.max_images, model), "7.8.9")
+    assert_names(message(exported_versions.warmup_images, model), "7.8.9")
     module = tf.Module()
     module.double = tf.function(
         lambda x: x * 2, input_signature=[tf.TensorSpec([None], tf.float32)]

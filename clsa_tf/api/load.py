@@ -68,7 +68,7 @@ def load_encoder(
             `"projection"`, float32 `[N, D]`, unit rows; or `"both"`, a dict of
             the two.
         head_layers: number of hidden layers of the projection head that are
-            applied to the embedding. 0 is usual; SimCLR v2 fine-tunes from the
+            applied to the features. 0 is usual; SimCLR v2 fine-tunes from the
             first one of three layers (`ft_proj_selector` of
             google-research/simclr).
         pixels: (black, white), the values of black and white pixels.

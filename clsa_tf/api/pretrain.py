@@ -103,8 +103,8 @@ def make_config(data, *, workdir, flagfile="", **settings):
     """
     if not isinstance(workdir, (str, os.PathLike)) or not os.fspath(workdir):
         raise UserError(
-            f"Expected a directory as workdir, received {workdir!r}; pass the "
-            "path of one."
+            f"Expected a directory as workdir, received {workdir!r}; pass a "
+            "path."
         )
     _check_names(settings)
     workdir = os.path.expanduser(os.fspath(workdir))

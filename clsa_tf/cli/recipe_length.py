@@ -8,6 +8,7 @@ changed.
 """
 
 from clsa_tf.options.flags import spell
+from clsa_tf.text import counted
 
 
 def adapt(flag_values):
@@ -89,6 +90,6 @@ def _sentence(flag_values, changed, lengths, end):
         parts.append(f"--{name} {before} -> {spell(value) or 'none'}")
     why = f"--lr_schedule={flag_values['lr_schedule'].value}"
     if lengths:
-        unit = "epoch" if end == 1 else "epochs"
-        why = f"{end} {unit} instead of the recipe's {lengths[0]}"
+        epochs = counted(end, "epoch")
+        why = f"{epochs} instead of the recipe's {lengths[0]}"
     return f"{why}: {', '.join(parts)} (set these flags to override)"

@@ -90,8 +90,9 @@ def reasons(limits):
         UNKNOWN: "is not a JPEG, PNG, BMP or GIF file",
         BYTES: f"has more than {limits.image_bytes} bytes",
         PIXELS: (
-            f"has more than {limits.image_pixels or 2**31} pixels, {MAX_SIDE} "
-            "in a row or column, or far more scans than photographs have"
+            f"has more than {limits.image_pixels or 2**31} pixels in all or "
+            f"{MAX_SIDE} in a row or column, or far more scans than "
+            "photographs have"
         ),
         DAMAGED: "is damaged or truncated",
         CLOSED: "cannot be opened",

@@ -90,8 +90,8 @@ def open_source(
     elif dataset.startswith(TFRECORD):
         if split not in ("", "train"):
             raise UserError(
-                f"Expected no split with {dataset}, received {split}; name "
-                "the files of the split in the pattern."
+                f"Expected no split with {dataset}, received {split}; "
+                "choose the files of the split by the pattern."
             )
         if role == "bank":
             return Absent(f"{dataset} has no splits")

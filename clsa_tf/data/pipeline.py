@@ -90,7 +90,7 @@ def training_batches(
         Dataset of dicts:
 
         * name of each view -> u8[G, S, S, 3];
-        * `"index"` i64[G], number of each example's record in the data set,
+        * `"index"` i64[G], number of each example's record in the dataset,
           if the source has random access;
         * `"label"` i64[G], if the source has classes;
         * `"<name>_order"` i32[G], for a view with `shuffle`: the example in
@@ -127,7 +127,7 @@ def training_batches(
         batches = _from_services(parts, services, parallel_calls)
     else:
         batches = parts.make(parts.share, calls=parallel_calls or _calls())
-    batches = batches.map(_finish(parts, unreadable, replicas))
+    batches = batches.map(_assemble(parts, unreadable, replicas))
     if replicas > 1:
         batches = batches.unbatch()
     # Without this, several workers prepare for the end of the data, with
@@ -154,10 +154,10 @@ def _from_services(parts, services, calls):
     )
 
 
-def _finish(parts, unreadable, replicas):
+def _assemble(parts, unreadable, replicas):
     """Returns a function from the parts of a batch to the batch."""
 
-    def finish(batch):
+    def assemble(batch):
         # Flattens (parts of) groups of examples to examples.
         outer = batch["code"].shape.rank
         batch = {
@@ -180,9 +180,9 @@ def _finish(parts, unreadable, replicas):
             parts.worker,
             copies=replicas > 1,
         )
-        return tf.nest.map_structure(_in_parts(replicas), result)
+        return tf.nest.map_structure(_split_rows(replicas), result)
 
-    return finish
+    return assemble
 
 
 def _expected(batch_size, worker):
@@ -216,7 +216,7 @@ def _calls():
     return 2 * cores if cores > 1 else 1
 
 
-def _in_parts(count):
+def _split_rows(count):
     """Returns a function from [n, ...] to parts [count, n/count, ...]."""
     if count == 1:
         return lambda x: x

@@ -40,9 +40,9 @@ def serve(host, port):
         # The references keep the servers alive.
         dispatcher, _worker = _start(host, port)
     except (OSError, tf.errors.OpError) as e:
+        ports = f"the ports {port} and {port + 1}" if port else "two free ports"
         raise UserError(
-            f"Cannot listen on the ports {port} and {port + 1}: "
-            f"{first_line(e)}; choose another --port."
+            f"Cannot listen on {ports}: {first_line(e)}; choose another --port."
         ) from e
     print(
         f"serving on grpc://{host}:{_address(dispatcher).split(':')[1]}; point "

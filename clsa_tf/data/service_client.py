@@ -43,9 +43,9 @@ def parse(text: str) -> Tuple[str, ...]:
         match = _ADDRESS.fullmatch(address)
         if not match or not 0 < int(match.group(2)) < 2**16:
             raise UserError(
-                "Expected --data_service=grpc://host:port, several separated "
-                f"by commas, received {address!r}; copy the addresses that "
-                "`python -m clsa_tf.data_service` prints."
+                "Expected addresses grpc://host:port, separated by commas, for "
+                f"--data_service, received {address!r}; copy the addresses "
+                "that `python -m clsa_tf.data_service` prints."
             )
     return addresses
 

@@ -170,9 +170,9 @@ class UnreadableImages:
         self._noted.add(name)
         self._logged += 1
         if self._logged <= LOGGED:
-            _say(f"Cannot read the image {name}, which {reason}; skipped.")
+            _print(f"Cannot read the image {name}, which {reason}; skipped.")
         if self._logged == LOGGED:
-            _say("Further unreadable images are only counted.")
+            _print("Further unreadable images are only counted.")
         if self._path:
             self._write(f"{name}\t{reason}")
 
@@ -212,8 +212,8 @@ class UnreadableImages:
         )
 
 
-def _say(text):
-    progress.say(text, file=sys.stderr)
+def _print(text):
+    progress.write(text, file=sys.stderr)
 
 
 def _follow(line, moved):

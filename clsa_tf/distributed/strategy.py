@@ -93,10 +93,10 @@ def make_deterministic():
             threading.set_inter_op_parallelism_threads(1)
         except RuntimeError as error:
             raise UserError(
-                "Expected --deterministic before TensorFlow's first "
-                "computation, received a process in which TensorFlow has run; "
-                "call `tf.config.threading.set_inter_op_parallelism_threads(1)`"
-                " at its start."
+                "Cannot make this process deterministic: TensorFlow has "
+                "computed something already; call "
+                "`tf.config.threading.set_inter_op_parallelism_threads(1)` at "
+                "the start of the program."
             ) from error
     tf.config.experimental.enable_op_determinism()
 

@@ -16,7 +16,7 @@ _BATCH = 128
 
 
 class DatasetFeatures:
-    """Encodes a whole data set with an encoder in training, on all replicas.
+    """Encodes a whole dataset with an encoder in training, on all replicas.
 
     Args:
         method: the trained `Method`.

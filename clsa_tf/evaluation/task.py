@@ -225,18 +225,18 @@ def announcement(config, train, evaluation):
     elif evaluation.queries is None:
         size = min(evaluation.bank.size, config.knn_bank)
         lines.append(
-            f"kNN accuracy: of {size} images of {evaluation.bank.name}, each "
-            f"among all others, because {other}"
+            f"kNN accuracy of {size} images of {evaluation.bank.name}, each "
+            f"compared with all others, because {other}"
         )
     elif evaluation.bank is not train:
         lines.append(
-            f"kNN accuracy: of {evaluation.queries.size} images of "
+            f"kNN accuracy of {evaluation.queries.size} images of "
             f"{evaluation.queries.name} among those of {evaluation.bank.name}, "
             f"because {other}"
         )
     elif config.eval_dataset:
         lines.append(
-            f"kNN accuracy: of {evaluation.queries.size} images of "
+            f"kNN accuracy of {evaluation.queries.size} images of "
             f"{evaluation.queries.name} among the training images"
         )
     return lines

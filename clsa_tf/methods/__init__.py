@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 
 # Modules of this package that are not methods.
-_PARTS = (
+_NOT_METHODS = (
     "base",
     "gradients",
     "key_queue",
@@ -22,7 +22,7 @@ _PARTS = (
 METHODS = {
     found.name: f"{__name__}.{found.name}"
     for found in sorted(pkgutil.iter_modules(__path__))
-    if found.name not in _PARTS
+    if found.name not in _NOT_METHODS
 }
 
 

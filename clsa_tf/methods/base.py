@@ -83,7 +83,7 @@ class Method(keras.Model):
     * view name -> uint8 `[n, S, S, 3]`, for each of `views`;
     * `"example_ids"`, int32 `[n]`: position of each example in the global
       batch;
-    * `"index"`, int64 `[n]`: number of each example's record in the data set,
+    * `"index"`, int64 `[n]`: number of each example's record in the dataset,
       the same in every epoch, after a restart and on every worker. Missing if
       the source is a stream; a method that needs it sets `needs_index`;
     * `"label"`, int64 `[n]`: class of each example. Missing if there are no
@@ -109,7 +109,7 @@ class Method(keras.Model):
     batch_statistics = "whole"
     # Unit of the loss; text that prints `chance_loss`, if it is known, when
     # training starts.
-    unit = "nats"
+    loss_unit = "nats"
     chance_text = "chance-level loss: {:.2f} nats"
     # Variables that `loss` itself uses and trains, such as prototypes.
     loss_variables = ()

@@ -52,10 +52,9 @@ def check(config):
         return
     if not options.ddm_weight:
         raise UserError(
-            "Expected --queue_size=0 without --ddm_weight, because only the "
-            "divergence uses the queue, received "
-            f"--queue_size={options.queue_size}; set --queue_size=0 or "
-            "--ddm_weight."
+            f"Expected --ddm_weight with --queue_size={options.queue_size}, "
+            "received --ddm_weight=0: only the divergence uses the queue; set "
+            "--ddm_weight or --queue_size=0."
         )
     check_queue(config)
 
@@ -67,7 +66,7 @@ class BYOL(PredictorMethod):
         queue: the `KeyQueue` of older targets, or None.
     """
 
-    unit = "squared distance"
+    loss_unit = "squared distance"
     chance_text = (
         "chance-level loss: {:.2f}, from unrelated predictions; 0 is a perfect "
         "prediction or, if `spread` is near 0, a collapse"
@@ -92,7 +91,10 @@ class BYOL(PredictorMethod):
 
     @classmethod
     def chance_loss(cls, config):
-        """2 per prediction: squared distance of unrelated unit vectors."""
+        """4: the squared distance of unrelated unit vectors, both ways.
+
+        Times one plus the number of local crops if their losses are summed.
+        """
         terms = 1 + len(config.options.local_crops)
         return 4.0 * (terms if config.options.over_crops == "sum" else 1)
 

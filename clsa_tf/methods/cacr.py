@@ -84,7 +84,7 @@ class CACR(Method):
     """Attraction of an image's views, repulsion of different images."""
 
     whole_batch = True
-    unit = "squared distance"
+    loss_unit = "squared distance"
     chance_text = (
         "chance-level loss: {:.2f}; lower values (negative ones) are better"
     )

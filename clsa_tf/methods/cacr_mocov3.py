@@ -40,7 +40,8 @@ class Options(groups.Prediction):
         group="views",
     )
     local_keys: bool = option(
-        False, "use the --local_crops as keys (momentum encoder), too"
+        False,
+        "use --local_crops as keys, too, encoded by the momentum encoder",
     )
     cost: str = option(
         "rbf",
@@ -70,7 +71,7 @@ def check(config):
 class CACRMoCoV3(PredictorMethod):
     """Predictions against a momentum encoder's keys of the batch."""
 
-    unit = "contrast"
+    loss_unit = "contrast"
     chance_text = "chance-level loss: {:.2f}"
 
     @property

@@ -219,8 +219,8 @@ def undo_skipped(method, gradients, before):
 
     The loss scaler skips steps whose gradients are not finite. A skipped step
     still counts for the position in the data and the learning-rate schedule. It
-    also counts in the bias correction of AdamW, whose next updates are smaller
-    for that: half as long after five skipped steps at the start.
+    also counts in AdamW's bias correction: after five skipped steps at the
+    start, the next updates are half as long.
 
     Args:
         method: `Method`.

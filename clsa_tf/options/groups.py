@@ -223,9 +223,9 @@ class Divergence:
     )
     strong_pool: str = option(
         "released",
-        "pool of the strong operations: 14 operations with whole levels "
-        "(released code), or Invert instead of Identity with continuous levels "
-        "(paper)",
+        "strong operations: 14 with whole levels, as in the published code "
+        "(released), or with Invert instead of Identity and continuous levels, "
+        "as in the paper (paper)",
         choices=lambda: tuple(strong.POOLS),
         group="views",
     )

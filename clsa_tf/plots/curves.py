@@ -1,7 +1,7 @@
 """Plots the curves of a run over its epochs."""
 
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from clsa_tf.plots.sheet import FAMILY, drawable, write_png
 

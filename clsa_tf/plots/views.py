@@ -48,7 +48,7 @@ def gallery(config, path, *, images):
     )
     source = open_train_source(config)
     for note in source.notes:
-        progress.say(note)
+        progress.write(note)
     images = min(images, source.size)
     batch = first_batch(config, source, views, images)
     originals = first_images(config, source, images)

@@ -128,7 +128,7 @@ class LogStream(io.TextIOBase):
         sys.stderr.flush()
 
 
-def say(text, file=None):
+def write(text, file=None):
     """Prints a line above progress bars and the lines of `waiting`.
 
     Args:

@@ -48,8 +48,8 @@ class Interruption:
         self.signal = 0
         self._doing = doing
         self._stop = stop
-        self._obeyed = False
-        self._losing_nothing = ""
+        self._handled = False
+        self._exit_message = ""
         self._before = {}
         self._acknowledged = threading.Event()
 
@@ -68,7 +68,7 @@ class Interruption:
                 number != signal.SIGHUP
                 or signal.getsignal(number) != signal.SIG_IGN
             ):
-                self._before[number] = signal.signal(number, self._obey)
+                self._before[number] = signal.signal(number, self._handle)
         threading.Thread(
             target=self._listen, args=[source], daemon=True
         ).start()
@@ -97,21 +97,21 @@ class Interruption:
         Args:
             what: message, such as "leaving the evaluation".
         """
-        before = self._losing_nothing
-        self.lose_nothing(what)
+        before = self._exit_message
+        self.set_at_once(what)
         try:
             yield
         finally:
-            self._losing_nothing = before
+            self._exit_message = before
 
-    def lose_nothing(self, what):
+    def set_at_once(self, what):
         """Enters the state of `at_once`, or leaves it if `what` is empty.
 
         Unlike `at_once` it is not undone at the end of a block.
         """
         if what and self.signal:
             raise Stopped(self.signal)
-        self._losing_nothing = what
+        self._exit_message = what
 
     def _listen(self, source):
         """Runs in a thread until the handlers are restored."""
@@ -128,23 +128,23 @@ class Interruption:
             return
         self.signal = number
         name = signal.Signals(number).name
-        if self._losing_nothing and ends_process():
-            _say(f"{name}: {self._losing_nothing}")
+        if self._exit_message and ends_process():
+            _write(f"{name}: {self._exit_message}")
             _end(number)
-        doing = self._losing_nothing or self._doing
+        doing = self._exit_message or self._doing
         again = "exits" if ends_process() else "interrupts"
-        _say(f"{name}: {doing}; Ctrl-C {again} immediately")
+        _write(f"{name}: {doing}; Ctrl-C {again} immediately")
         if self._stop and ends_process():
             timer = threading.Timer(_GRACE_SECONDS, _end, [number])
             timer.daemon = True
             timer.start()
 
-    def _obey(self, number, _):
+    def _handle(self, number, _):
         """Signal handler, which Python calls in the main thread."""
-        again, self._obeyed = self._obeyed, True
+        again, self._handled = self._handled, True
         if again and number == signal.SIGINT and not ends_process():
             raise KeyboardInterrupt
-        if self._stop or (self._losing_nothing and not ends_process()):
+        if self._stop or (self._exit_message and not ends_process()):
             # Let the thread set `signal` and print its line first.
             self._acknowledged.wait(_GRACE_SECONDS)
             raise Stopped(number, saved=None if self._stop else True)
@@ -163,7 +163,7 @@ def begin():
     """
     global _of_process
     _of_process = Interruption()
-    _of_process.lose_nothing("stopped during start-up; no work was lost")
+    _of_process.set_at_once("stopped during start-up; no work was lost")
     _of_process.__enter__()
 
 
@@ -171,10 +171,10 @@ def started():
     """Call this after the command has installed its own handling."""
     if _of_process:
         # From now on `_of_process` handles only signals after the command.
-        _of_process.lose_nothing("stopped while exiting")
+        _of_process.set_at_once("stopped while exiting")
 
 
-def _say(words):
+def _write(words):
     # Not `print`, because the main thread may be within one. The leading
     # newline ends the line of a progress bar or of the terminal's ^C.
     try:

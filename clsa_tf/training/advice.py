@@ -7,8 +7,8 @@ from clsa_tf.methods.momentum import keys_per_step
 from clsa_tf.options.fields import AUTO
 from clsa_tf.training.auto import (
     IMAGES_PER_KEY,
+    IMAGES_PER_PART,
     LEAST_MOMENTUM,
-    PART,
 )
 
 # Thresholds of the warnings.
@@ -72,7 +72,7 @@ def _on_batch_norm(config, replicas):
             "normalises a query and its key with statistics of the same "
             "images, so that a network can recognise the batch instead of the "
             "image; use --batch_norm=split with a --batch_size that is a "
-            f"multiple of {2 * PART}"
+            f"multiple of {2 * IMAGES_PER_PART}"
         )
     if wanted == "whole" and not whole and config.accumulation_steps == 1:
         return (

@@ -27,7 +27,7 @@ IMAGES_PER_KEY = 4
 
 # The published batch statistics are those of 32 images on each of eight GPUs.
 MOST_PARTS = 8
-PART = 32  # images
+IMAGES_PER_PART = 32
 
 # The share of the initial weights in the momentum encoder is m^steps. A run
 # needs many times 1 / (1 - m) steps; the quickstart's 1,900 steps at 0.98 are
@@ -37,7 +37,7 @@ TIMES = 40
 LEAST_MOMENTUM = 0.9
 
 
-def recorded(config):
+def recorded_config(config):
     """Returns the `Config` that the run in `config.workdir` was started with.
 
     None if there is no run, or its flags cannot be read. In the latter case
@@ -87,7 +87,8 @@ def resolve(config, *, images, replicas, classes=0, recorded=None):
                 "Expected a --batch_size that can be divided into parts for "
                 f"--batch_norm=split, received {config.batch_size} for "
                 f"{replicas} replica(s) and --accumulation_steps="
-                f"{config.accumulation_steps}; use a multiple of {2 * PART}."
+                f"{config.accumulation_steps}; use a multiple of "
+                f"{2 * IMAGES_PER_PART}."
             )
         config = config.replace(batch_norm_splits=parts)
     if config.batch_norm_splits == AUTO:  # not used; the published value
@@ -160,9 +161,9 @@ def _batch_norm(config, replicas, parts):
 def _parts(batch, multiple):
     """Returns the number of parts of the batch for `--batch_norm=split`.
 
-    It is the largest number, up to `MOST_PARTS`, with parts of at least `PART`
-    images. If there is none, it is the smallest number with parts of at least
-    two images. There are at least two parts.
+    It is the largest number, up to `MOST_PARTS`, with parts of at least
+    `IMAGES_PER_PART` images. If there is none, it is the smallest number with
+    parts of at least two images. There are at least two parts.
 
     Args:
         batch: number of images of the global batch.
@@ -176,7 +177,9 @@ def _parts(batch, multiple):
         for parts in range(max(2, multiple), batch // 2 + 1)
         if batch % parts == 0 and parts % multiple == 0
     ]
-    large = [p for p in fitting if p <= MOST_PARTS and batch // p >= PART]
+    large = [
+        p for p in fitting if p <= MOST_PARTS and batch // p >= IMAGES_PER_PART
+    ]
     return max(large) if large else min(fitting, default=None)
 
 

@@ -181,7 +181,7 @@ class Log(StepCallback):
             values["images_per_second"] = images / self._elapsed
             self._from_step, self._elapsed = self.step, 0.0
             self.write(values)
-            self._tell(self._watch.words(self.step, values))
+            self._print(self._watch.words(self.step, values))
 
     def write(self, values):
         """Writes a dict of values of the current step, and shows them."""
@@ -222,9 +222,8 @@ class Log(StepCallback):
         except (tf.errors.OpError, OSError) as e:
             raise UserError(
                 f"Cannot write the metrics to {self._config.workdir}: "
-                f"{first_line(e)}; the newest good checkpoint is "
-                f"{self._checkpoints.newest}: make room or fix the "
-                "permissions, then start the same command again."
+                f"{first_line(e)}; {self._checkpoints.newest}: make room or "
+                "fix the permissions, then start the same command again."
             ) from e
 
     def flush(self):
@@ -232,7 +231,7 @@ class Log(StepCallback):
         with self._writing():
             self._writer.flush()
 
-    def _tell(self, words):
+    def _print(self, words):
         if words and self.chief:
             self._bar.write(words, file=sys.stderr)
 
@@ -251,9 +250,9 @@ class Log(StepCallback):
         if not math.isfinite(loss):
             raise UserError(
                 f"Expected a finite loss, received {loss} at step {step} with "
-                f"learning rate {float(self._schedule(step - 1)):.3g}; the "
-                f"newest good checkpoint is {self._checkpoints.newest}: lower "
-                "--base_lr or raise the temperatures."
+                f"learning rate {float(self._schedule(step - 1)):.3g}; "
+                f"{self._checkpoints.newest}: lower --base_lr or raise the "
+                "temperatures."
             )
 
 
@@ -322,7 +321,7 @@ class EpochBegin(StepCallback):
         """Calls the method, except when resuming within an epoch."""
         if self.step % self._log.steps_per_epoch:
             return
-        with self._log.doing("working on the whole dataset"), self._leaving():
+        with self._log.doing("preparing the epoch"), self._leaving():
             self._method.on_epoch_begin(epoch, self._features.once())
 
     def _leaving(self):
@@ -331,7 +330,7 @@ class EpochBegin(StepCallback):
         if self._log.chief:
             self._log.flush()
         return self._interruption.at_once(
-            "leaving the pass over the dataset, which the next start repeats"
+            "stopping; the next start repeats the pass over the dataset"
         )
 
 

@@ -88,10 +88,11 @@ class Checkpoints:
 
     @property
     def newest(self):
-        """The newest good checkpoint, in words."""
+        """A clause about the newest good checkpoint, for messages."""
         if self._saved is None:
-            return "no checkpoint yet"
-        return os.path.join(self._directory, f"step-{self._saved}")
+            return "there is no checkpoint yet"
+        path = os.path.join(self._directory, f"step-{self._saved}")
+        return f"the newest good checkpoint is {path}"
 
     def save(self):
         """Writes the current state, unless it is already saved.
@@ -108,8 +109,8 @@ class Checkpoints:
                 f"Expected finite weights, received NaN or infinity after step "
                 f"{self.step}"
                 + (f" with learning rate {rate:.3g}" if rate else "")
-                + ", which were not saved; the newest good checkpoint is "
-                f"{self.newest}: lower --base_lr or raise the temperatures."
+                + f", which were not saved; {self.newest}: lower --base_lr or "
+                "raise the temperatures."
             )
         try:
             self._write()
@@ -119,9 +120,9 @@ class Checkpoints:
             self._remove_incomplete()
             raise UserError(
                 f"Cannot write the checkpoint of step {self.step} to "
-                f"{self._directory}: {first_line(e)}; the newest good one is "
-                f"{self.newest}: make room or fix the permissions, then start "
-                "the same command again."
+                f"{self._directory}: {first_line(e)}; {self.newest}: "
+                "make room or fix the permissions, then start the same command "
+                "again."
             ) from e
         self._saved = self.step
 

@@ -128,11 +128,12 @@ class Watch:
         return {
             "narrow": "all projections still point almost the same way, as "
             "those of untrained networks do",
-            "late": "all projections still point almost the same way: whatever "
-            "the loss, the encoder is not learning to tell images apart; try a "
-            "lower --base_lr or higher temperatures",
-            "line": "all projections lie near one line: they tell images apart "
-            "by one property only, such as brightness; compare kNN accuracies",
+            "late": "all projections still point almost the same way: the "
+            "encoder does not learn to distinguish images, even if the loss "
+            "falls; try a lower --base_lr or higher temperatures",
+            "line": "all projections lie near one line: they distinguish "
+            "images by one property only, such as brightness; compare kNN "
+            "accuracies",
             "partly": "the projections of different images differ, as those of "
             "some untrained networks do",
             "open": "the projections have spread out",

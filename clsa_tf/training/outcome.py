@@ -33,12 +33,12 @@ def of(directory, trained):
         "steps": trained.step,
         "total_steps": total,
         "finished": None if total is None else trained.step >= total,
-        "embeddings": _embeddings(directory, trained),
+        "embeddings": _projections(directory, trained),
         "changes": workdir.read_changes(directory),
     }
 
 
-def _embeddings(directory, trained):
+def _projections(directory, trained):
     entries = [
         e for e in metrics_log.read(directory) if e["step"] <= trained.step
     ]
@@ -68,13 +68,13 @@ def warnings(outcome):
         list of (name of the problem in a few words, explanation).
     """
     found = []
-    embeddings = outcome["embeddings"]
-    if embeddings and not embeddings["good"]:
-        collapsed = embeddings["state"] == "collapsed"
+    projections = outcome["embeddings"]  # the key of earlier versions
+    if projections and not projections["good"]:
+        collapsed = projections["state"] == "collapsed"
         found.append(
             (
                 "collapsed" if collapsed else "projections not spread out",
-                f"{embeddings['words']}, at step {embeddings['step']:,}: the "
+                f"{projections['words']}, at step {projections['step']:,}: the "
                 "encoder hardly distinguishes images, which no check of the "
                 "export detects; compare kNN accuracies before you use it",
             )

@@ -61,7 +61,7 @@ def report(workdir, *, savedmodel=""):
         curves,
         title=title,
         chance_loss=method_class.chance_loss(config),
-        unit=method_class.unit,
+        unit=method_class.loss_unit,
         baselines={
             label: accuracies[name]
             for label, name in (

@@ -59,8 +59,8 @@ _STEPS_BETWEEN_TALKS = 10
 
 # Printed when a signal arrives before the first step.
 _NOT_BEGUN = (
-    "ended before the first step; nothing is lost, and the same command starts "
-    "again"
+    "stopped before the first step; nothing is lost: the same command starts "
+    "the run"
 )
 
 
@@ -141,7 +141,7 @@ class _Run:
         known = dict(
             images=self._source.size,
             replicas=self._strategy.num_replicas_in_sync,
-            recorded=auto.recorded(config),
+            recorded=auto.recorded_config(config),
         )
         with self._strategy.scope():  # `--precision` depends on the devices
             resolved = auto.resolve(config, classes=self._classes, **known)
@@ -161,7 +161,7 @@ class _Run:
             stack.enter_context(self._interruption)
             # With several workers, the others would report this one as lost.
             if self._workers.count == 1 and ends_process():
-                self._interruption.lose_nothing(_NOT_BEGUN)
+                self._interruption.set_at_once(_NOT_BEGUN)
             try:
                 return self._train()
             except tf.errors.OpError as e:
@@ -315,7 +315,7 @@ class _Run:
 
     def _stop_signal(self, step):
         """Returns the signal that asks to stop after `step`; 0: none."""
-        self._interruption.lose_nothing("")
+        self._interruption.set_at_once("")
         return self._agreed_signal(step)
 
     def _agreed_signal(self, step):

@@ -30,7 +30,7 @@ def of_run(config, *, step, steps_per_epoch, seconds, unreadable=""):
         *_knn(entries),
         *_projections(config, entries),
         *([unreadable] if unreadable else []),
-        f"all of it is in {config.workdir}; to evaluate and to export it, type",
+        f"results are in {config.workdir}; to evaluate and export them, type",
         "  " + shell.of_module("clsa_tf.report", workdir=config.workdir),
         "  "
         + shell.of_module(
@@ -57,7 +57,7 @@ def _speed(entries):
     # Not the mean: compilation slows down the first steps.
     if not found:
         return ""
-    return f", {statistics.median(found):,.0f} images/s once under way"
+    return f", {statistics.median(found):,.0f} images/s (median)"
 
 
 def _loss(config, entries):
@@ -69,7 +69,7 @@ def _loss(config, entries):
         return []
     method_class = methods.class_of(config)
     chance = method_class.chance_loss(config)
-    line = f"  {name:<12} {values[-1]:.3f} {method_class.unit}"
+    line = f"  {name:<12} {values[-1]:.3f} {method_class.loss_unit}"
     if chance is not None:
         line += f", at chance level {chance:.3f}"
     return [line]

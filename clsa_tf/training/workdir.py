@@ -34,9 +34,9 @@ class Change(typing.NamedTuple):
     def __str__(self):
         """Text for messages."""
         if self.now is None:
-            return f"no --{self.flag}, which was {self.before}"
+            return f"no --{self.flag} (it was {self.before})"
         if self.before is None:
-            return f"--{self.flag}={self.now}, which it did not have"
+            return f"--{self.flag}={self.now} (it was not set)"
         return f"--{self.flag}={self.now} instead of {self.before}"
 
 

@@ -36,7 +36,7 @@ _ADVICE = "write the deployment again with `export.deploy`"
 
 
 def check_deployment(folder):
-    """Check a deployment by the rules of the server.
+    """Checks a deployment by the rules of the server.
 
     Args:
         folder: output directory of `export.deploy`.
@@ -96,7 +96,7 @@ def _check_kubernetes(folder):
 
 
 def _check_arguments(arguments, targets, path):
-    """Check the flags of tensorflow_model_server."""
+    """Checks the flags of tensorflow_model_server."""
     names = {}
     for argument in arguments:
         name, _, value = argument.partition("=")

@@ -62,7 +62,7 @@ class DeploymentSettings(typing.NamedTuple):
 
 
 def batch_sizes(largest):
-    """Return the allowed batch sizes up to `largest`, ascending.
+    """Returns the allowed batch sizes up to `largest`, ascending.
 
     A server pads each batch to the next size. Less than a third of a batch is
     padding.
@@ -73,7 +73,7 @@ def batch_sizes(largest):
 
 
 def render(settings, source, *, versions, labels, batching):
-    """Render a deployment.
+    """Renders a deployment.
 
     Args:
         settings: `DeploymentSettings`.
@@ -108,7 +108,7 @@ def render(settings, source, *, versions, labels, batching):
 
 
 def _values(settings, source, base_path, files):
-    """Return the variables of the templates."""
+    """Returns the variables of the templates."""
     # The server polls models.config, but reads these only when it starts.
     once = files["batching_parameters.txt"] + files["monitoring.config"]
     status = f"/v1/models/{settings.model_name}"
@@ -142,7 +142,7 @@ def _models(name, base_path, versions, labels):
 
 
 def _batching(settings):
-    """Return a `BatchingParameters` as text; no package contains its class.
+    """Returns a `BatchingParameters` as text; no package contains its class.
 
     Source: tensorflow_serving/batching/README.md, "Performance Tuning";
     session_bundle_config.proto.
@@ -161,7 +161,7 @@ def _batching(settings):
 
 
 def _arguments(settings, batching):
-    """Return the flags of tensorflow_model_server."""
+    """Returns the flags of tensorflow_model_server."""
     # A request holds a thread while it waits for its batch or a core.
     threads = settings.clients + _SPARE_THREADS
     arguments = {
@@ -193,7 +193,7 @@ def _arguments(settings, batching):
 
 
 def _health(path):
-    """Return a bash script that succeeds if GET `path` returns 200."""
+    """Returns a bash script that succeeds if GET `path` returns 200."""
     return (
         "exec 3<>/dev/tcp/127.0.0.1/8501 && "
         f"printf 'GET {path} HTTP/1.1\\r\\nHost: localhost\\r\\n"
@@ -203,5 +203,5 @@ def _health(path):
 
 
 def _compose_text(value):
-    """Return a value as JSON, which is valid YAML, escaped for Compose."""
+    """Returns a value as JSON, which is valid YAML, escaped for Compose."""
     return json.dumps(value, ensure_ascii=False).replace("$", "$$")

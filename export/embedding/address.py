@@ -31,7 +31,7 @@ class ModelReference(NamedTuple):
 
 
 def parse(server):
-    """Split an address into server and model.
+    """Splits an address into server and model.
 
     Args:
         server: `host:port`, `grpc[s]://host:port[/MODEL]` or
@@ -65,7 +65,7 @@ def parse(server):
 
 
 def of_model(server):
-    """Expand the short address of a model.
+    """Expands the short address of a model.
 
     Args:
         server: an address for `parse`, or `http[s]://host:port/MODEL`.

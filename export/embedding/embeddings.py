@@ -35,7 +35,7 @@ _NAMES_PER_WRITE = 2**16
 
 
 def check(path):
-    """Raise `UserError` unless `write` can write to `path`."""
+    """Raises `UserError` unless `write` can write to `path`."""
     suffix = os.path.splitext(path)[1]
     if suffix not in SUFFIXES:
         raise UserError(
@@ -65,7 +65,7 @@ def check(path):
 
 
 def write(path, files, widths, blocks):
-    """Write all embeddings, or no file if it fails.
+    """Writes all embeddings, or no file if it fails.
 
     Args:
         path: path of the file; its suffix, one of `SUFFIXES`, is the format.
@@ -164,7 +164,7 @@ def _example(file, rows):
 
 
 def _rows(files, widths, blocks):
-    """Yield (list of B names, block of B rows of all outputs)."""
+    """Yields (list of B names, block of B rows of all outputs)."""
     names = iter(files)
     for block in blocks(list(widths)):
         count = len(next(iter(block.values())))

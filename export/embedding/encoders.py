@@ -23,7 +23,7 @@ _BLOCK = 2**20  # bytes per read when hashing
 def open_encoder(
     name, *, outputs, batch_size, timeout, attempts, certificates=""
 ):
-    """Open an encoder.
+    """Opens an encoder.
 
     Args:
         name: directory of a SavedModel, of its versions (the newest is used)
@@ -70,7 +70,7 @@ def open_encoder(
         )
     raise UserError(
         "Expected an --encoder that is the directory of a SavedModel, of its "
-        "versions or of a run, or an address, grpc://host:port/MODEL or "
+        "versions or of a run, or an address, grpc[s]://host:port/MODEL or "
         f"http://host:port/MODEL, received {name!r}; "
         f"{advice}."
     )
@@ -120,12 +120,12 @@ class SavedModelEncoder:
         self.identity = fingerprint(path)
 
     def __call__(self, images):
-        """Embed images, see `Client.embed`."""
+        """Embeds images, see `Client.embed`."""
         rows = _call(self._function, images, self.path)
         return {name: rows[name].numpy() for name in self._outputs}
 
     def close(self):
-        """Do nothing."""
+        """Does nothing."""
 
 
 class CheckpointEncoder:
@@ -177,12 +177,12 @@ class CheckpointEncoder:
         )
 
     def __call__(self, images):
-        """Embed images, see `Client.embed`."""
+        """Embeds images, see `Client.embed`."""
         rows = _call(self._function, images, self._workdir)
         return {name: x.numpy() for name, x in rows.items()}
 
     def close(self):
-        """Do nothing."""
+        """Does nothing."""
 
 
 class RemoteEncoder:
@@ -213,16 +213,16 @@ class RemoteEncoder:
         self._outputs = [*outputs, *({"valid"} & {*shapes})]
 
     def __call__(self, images):
-        """Embed images, see `Client.embed`."""
+        """Embeds images, see `Client.embed`."""
         return self._client.embed(images, outputs=self._outputs)
 
     def close(self):
-        """Close the connections."""
+        """Closes the connections."""
         self._client.close()
 
 
 def _call(function, images, place):
-    """Call a local model; raise `ModelError` as for a server."""
+    """Calls a local model; raises `ModelError` as for a server."""
     import grpc
     import tensorflow as tf
 
@@ -241,7 +241,7 @@ def _identity(card):
 
 
 def fingerprint(path):
-    """Return a digest that differs for SavedModels with other embeddings.
+    """Returns a digest that differs for SavedModels with other embeddings.
 
     Args:
         path: directory of the SavedModel.
@@ -269,7 +269,7 @@ def _variables(path):
 
 
 def _widths(place, outputs, inputs, shapes):
-    """Return the widths of `outputs`, from the shapes of all outputs."""
+    """Returns the widths of `outputs`, from the shapes of all outputs."""
     widths = {
         name: shape[1]
         for name, shape in shapes.items()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 @contextlib.contextmanager
 def ordered_map(function, items, *, workers, ahead):
-    """Run `map(function, items)` in threads, as a context manager.
+    """Runs `map(function, items)` in threads, as a context manager.
 
     On exit it waits for running calls and cancels all others.
 

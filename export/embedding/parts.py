@@ -53,7 +53,7 @@ class Parts:
             self._resume(name)
 
     def add(self, start, stop, outputs, bad):
-        """Add the next batch; `save` writes it to disk.
+        """Adds the next batch; `save` writes it to disk.
 
         Args:
             start: number of its first image.
@@ -66,7 +66,7 @@ class Parts:
         self._batches.append((start, stop, outputs, bad))
 
     def save(self):
-        """Write the batches that are not saved yet as one part."""
+        """Writes the batches that are not saved yet as one part."""
         if not self._batches:
             return
         rows, bad = [], {}
@@ -102,12 +102,12 @@ class Parts:
         return np.concatenate([empty, *blocks])
 
     def rows(self):
-        """Return the numbers of the images with embeddings, a list of ints."""
+        """Returns the numbers of the images with embeddings, a list of ints."""
         parts = [_load(path, "rows") for path in self._paths]
         return [int(row) for rows in parts for row in rows]
 
     def bad(self):
-        """Return the reasons by number of the images without embeddings."""
+        """Returns the reasons by number of the images without embeddings."""
         bad = {}
         for path in self._paths:
             rows, reasons = _load(path, "bad"), _load(path, "reasons")
@@ -115,21 +115,21 @@ class Parts:
         return bad
 
     def blocks(self, names):
-        """Yield the outputs `names` of each part, for `embeddings.write`."""
+        """Yields the outputs `names` of each part, for `embeddings.write`."""
         for path in self._paths:
             if len(_load(path, "rows")):
                 yield {name: _load(path, f"output/{name}") for name in names}
 
     def remove(self):
-        """Remove the directory with all parts."""
+        """Removes the directory with all parts."""
         shutil.rmtree(self.directory)
 
     def close(self):
-        """Release the lock of the directory."""
+        """Releases the lock of the directory."""
         self._lock_file.close()
 
     def _resume(self, name):
-        """Continue after a part; remove it if it cannot be used."""
+        """Continues after a part; removes it if it cannot be used."""
         path = os.path.join(self.directory, name)
         match = _NAME.fullmatch(name)
         if not match:
@@ -173,8 +173,8 @@ def _check_manifest(path, manifest):
     for key in sorted({*stored, *manifest}):
         if stored.get(key) != manifest.get(key):
             raise UserError(
-                f"Expected {key} {stored.get(key)}, as for the parts in "
-                f"{directory}, received {manifest.get(key)}; remove the "
+                f"Expected {key} {stored.get(key, False)}, as for the parts in "
+                f"{directory}, received {manifest.get(key, False)}; remove the "
                 "directory or choose another --output."
             )
 

@@ -17,7 +17,7 @@ _QUALITY = 98
 
 
 def prepare(content, rules):
-    """Convert an image file to an upright one that a model accepts.
+    """Converts an image file to an upright one that a model accepts.
 
     Args:
         content: bytes of a file, or an `OSError`, which is returned.

@@ -64,7 +64,7 @@ class ModelError(UserError):
 
 
 def read_image(path):
-    """Read a file, for `embed_each`.
+    """Reads a file, for `embed_each`.
 
     Args:
         path: path of a local file.
@@ -78,7 +78,9 @@ def read_image(path):
         if not stat.S_ISREG(status.st_mode):
             return OSError("not a regular file")
         if status.st_size > _MAX_BYTES:
-            return OSError(f"{status.st_size} bytes, more than {_MAX_BYTES}")
+            return OSError(
+                f"the file has {status.st_size} bytes, more than {_MAX_BYTES}"
+            )
         with open(path, "rb") as file:
             return file.read()
     except OSError as e:
@@ -99,12 +101,12 @@ class Gate:
         self._exclusive = threading.Lock()
 
     def shared(self):
-        """Return a context manager for the shared mode."""
+        """Returns a context manager for the shared mode."""
         return self._slots
 
     @contextlib.contextmanager
     def exclusive(self):
-        """Return a context manager for the exclusive mode."""
+        """Returns a context manager for the exclusive mode."""
         with self._exclusive, contextlib.ExitStack() as stack:
             for _ in range(self._limit):
                 stack.enter_context(self._slots)
@@ -112,7 +114,7 @@ class Gate:
 
 
 def embed_each(embed, contents, gate=None):
-    """Embed images, some of which may be bad.
+    """Embeds images, some of which may be bad.
 
     A rejected batch is bisected until each rejected image is alone.
 
@@ -160,7 +162,7 @@ def embed_each(embed, contents, gate=None):
 
 
 def _bisect(embed, contents, rows, bad):
-    """Return outputs for `rows`, in pieces; add rejected images to `bad`."""
+    """Returns outputs for `rows`, in pieces; adds rejected images to `bad`."""
     try:
         return [_embed_valid(embed, contents, rows, bad)]
     except ModelError as e:
@@ -175,13 +177,13 @@ def _bisect(embed, contents, rows, bad):
 
 
 def _image_reason(reason):
-    """Shorten the error message of a request with a single image."""
+    """Shortens the error message of a request with a single image."""
     match = _BAD_IMAGE.search(reason)
     return match[1] if match else reason
 
 
 def _embed_valid(embed, contents, rows, bad):
-    """Return outputs for the valid `rows`; add the other rows to `bad`."""
+    """Returns outputs for the valid `rows`; adds the other rows to `bad`."""
     outputs = embed([contents[i] for i in rows])
     if "valid" not in outputs:
         return outputs

@@ -81,7 +81,7 @@ class Grpc:
         )
 
     def predict(self, model, signature, images, outputs):
-        """Embed images.
+        """Embeds images.
 
         Args:
             model: `export.embedding.address.ModelReference`.
@@ -112,7 +112,7 @@ class Grpc:
         }
 
     def metadata(self, model):
-        """Describe a model, see `Client.metadata`."""
+        """Describes a model, see `Client.metadata`."""
         from google.protobuf import json_format
         from tensorflow_serving.apis import get_model_metadata_pb2 as pb2
 
@@ -130,7 +130,7 @@ class Grpc:
         )
 
     def status(self, model):
-        """Describe the versions of a model, see `Client.status`."""
+        """Describes the versions of a model, see `Client.status`."""
         from google.protobuf import json_format
         from tensorflow_serving.apis import get_model_status_pb2 as pb2
         from tensorflow_serving.apis import model_service_pb2_grpc
@@ -148,7 +148,7 @@ class Grpc:
         return _states(status.get("model_version_status", []))
 
     def close(self):
-        """Close the channel."""
+        """Closes the channel."""
         self._channel.close()
 
     def _fill(self, spec, model):
@@ -199,7 +199,7 @@ class Rest:
         self._verify = certificates or None
 
     def predict(self, model, signature, images, outputs):
-        """Embed images, see `Grpc.predict`.
+        """Embeds images, see `Grpc.predict`.
 
         The server always sends all outputs. If a signature has a single
         output, its name in the result is "".
@@ -219,7 +219,7 @@ class Rest:
         }
 
     def metadata(self, model):
-        """Describe a model, see `Client.metadata`."""
+        """Describes a model, see `Client.metadata`."""
         response = self._request("GET", _path(model) + "/metadata")
         version = self._field(self._field(response, "model_spec"), "version")
         metadata = self._field(response, "metadata")
@@ -227,16 +227,16 @@ class Rest:
         return _describe(model, version, signatures)
 
     def status(self, model):
-        """Describe the versions of a model, see `Client.status`."""
+        """Describes the versions of a model, see `Client.status`."""
         response = self._request("GET", _path(model))
         return _states(self._field(response, "model_version_status"))
 
     def close(self):
-        """Close the connections."""
+        """Closes the connections."""
         self._session.close()
 
     def _request(self, verb, path, body=None):
-        """Send a request; return the JSON of the response."""
+        """Sends a request; returns the JSON of the response."""
         import requests
 
         try:
@@ -283,7 +283,7 @@ class Rest:
 
 
 def _read_certificates(path):
-    """Return the contents of a PEM file, or None if there is no path.
+    """Returns the contents of a PEM file, or None if there is no path.
 
     Raises:
         OSError: the file cannot be read or has no certificates.
@@ -297,7 +297,7 @@ def _read_certificates(path):
 
 
 def _tls_error(place, received):
-    """Return the `ModelError` for a TLS handshake that would fail again."""
+    """Returns the `ModelError` for a TLS handshake that would fail again."""
     return ModelError(
         place,
         "UNAUTHENTICATED",
@@ -309,14 +309,14 @@ def _tls_error(place, received):
 
 
 def _root(error):
-    """Return the innermost exception."""
+    """Returns the innermost exception."""
     while error.__context__ is not None:
         error = error.__context__
     return error
 
 
 def _root_cause(error):
-    """Return the message of the innermost exception."""
+    """Returns the message of the innermost exception."""
     return first_line(_root(error))
 
 
@@ -330,7 +330,7 @@ def _path(model):
 
 
 def _describe(model, version, signatures):
-    """Convert the JSON of a `SignatureDefMap` for `Client.metadata`."""
+    """Converts the JSON of a `SignatureDefMap` for `Client.metadata`."""
     return {
         "model": model.name,
         "version": int(version),
@@ -349,7 +349,7 @@ def _describe(model, version, signatures):
 
 
 def _states(statuses):
-    """Convert the JSON of `ModelVersionStatus`es for `Client.status`."""
+    """Converts the JSON of `ModelVersionStatus`es for `Client.status`."""
     return [
         {
             "version": int(status.get("version", 0)),

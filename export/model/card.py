@@ -51,7 +51,7 @@ _INPUTS = {
 
 
 def fingerprint(variables):
-    """Return a digest of the names, shapes and values of variables.
+    """Returns a digest of the names, shapes and values of variables.
 
     A run and its exports have the same digest.
 
@@ -71,7 +71,7 @@ def fingerprint(variables):
 
 
 def describe(workdir, trained, served_as, *, license_):
-    """Describe an export.
+    """Describes an export.
 
     Args:
         workdir: directory of the run.
@@ -106,7 +106,7 @@ def describe(workdir, trained, served_as, *, license_):
 
 
 def write(card, directory):
-    """Write a card (see `describe`) into a directory, as JSON and Markdown."""
+    """Writes a card (see `describe`) into a directory, as JSON and Markdown."""
     for name, text in (
         (MODEL_CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n"),
         (TEXT, _text(card)),
@@ -117,7 +117,7 @@ def write(card, directory):
 
 
 def _flags(config):
-    """Return the run's flagfile without the paths of its machine."""
+    """Returns the run's flagfile without the paths of its machine."""
     private = ("--workdir=", "--data_dir=", "--data_service=")
     lines = config_lib.to_flagfile(config).splitlines(keepends=True)
     return "".join(x for x in lines if not x.startswith(private))
@@ -143,7 +143,7 @@ def _signatures(encoder, served_as):
 
 
 def _evaluation(workdir):
-    """Return accuracies in [0, 1], from the report if there is one."""
+    """Returns accuracies in [0, 1], from the report if there is one."""
     summary = _read(workdir, "summary.json")
     reported = {k: v for k, v in summary.items() if k.startswith("knn_") and v}
     logged = [e["knn"] for e in metrics_log.read(workdir) if "knn" in e]
@@ -233,7 +233,7 @@ def _text(card):
 
 
 def _warnings(card):
-    """Return the lines of warnings, to be shown first."""
+    """Returns the lines of warnings, to be shown first."""
     return [
         line
         for _, sentence in outcome.warnings(card)
@@ -281,6 +281,6 @@ def _embeddings(statistics):
 
 
 def _table(*head, rows):
-    """Return the lines of a Markdown table."""
+    """Returns the lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

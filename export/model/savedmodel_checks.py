@@ -33,7 +33,7 @@ class Example(typing.NamedTuple):
 
 
 def examples(encoder, *, image_size, crop_ratio, outputs, bad_images="error"):
-    """Compute the encoder's outputs for fixed images, on the CPU.
+    """Computes the encoder's outputs for fixed images, on the CPU.
 
     The processes that check an export use the CPU, too.
 
@@ -82,7 +82,7 @@ def examples(encoder, *, image_size, crop_ratio, outputs, bad_images="error"):
 
 
 def check_clean_process(model, expected, *, precision="float32"):
-    """Check that the model loads and computes the same without this project.
+    """Checks that the model loads and computes the same without this project.
 
     Args:
         model: directory of the SavedModel.
@@ -93,7 +93,7 @@ def check_clean_process(model, expected, *, precision="float32"):
 
 
 def check_c_loader(model, expected, *, precision="float32"):
-    """Check the same with TensorFlow's C API, which TensorFlow Serving uses.
+    """Checks the same with TensorFlow's C API, which TensorFlow Serving uses.
 
     Args:
         model: see `check_clean_process`.
@@ -104,7 +104,7 @@ def check_c_loader(model, expected, *, precision="float32"):
 
 
 def check_graph(model, encoder):
-    """Check that the model has its weights once and no training operations.
+    """Checks that the model has its weights once and no training operations.
 
     Args:
         model: directory of the SavedModel.
@@ -144,7 +144,7 @@ def _is_training(node):
 
 
 def check_warmup(model):
-    """Check that the model can answer each of its warm-up requests.
+    """Checks that the model can answer each of its warm-up requests.
 
     TensorFlow Serving does not load a version whose warm-up fails.
 
@@ -173,7 +173,7 @@ def check_warmup(model):
 
 
 def _check_request(number, request, name, signatures):
-    """Raise ValueError if a request does not fit its signature."""
+    """Raises ValueError if a request does not fit its signature."""
     if name not in signatures:
         raise ValueError(f"record {number} is for the signature {name!r}")
     inputs = signatures[name].inputs
@@ -196,7 +196,7 @@ def _meta_graph(model):
 
 
 def _signatures(model):
-    """Return the callable signatures, `SignatureDef` by name."""
+    """Returns the callable signatures, `SignatureDef` by name."""
     return {
         name: signature
         for name, signature in _meta_graph(model).signature_def.items()
@@ -205,7 +205,7 @@ def _signatures(model):
 
 
 def _compare(kind, model, expected, precision):
-    """Run verify.py; `kind` is its first argument."""
+    """Runs verify.py; `kind` is its first argument."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "examples.npz")
         write_examples(path, model, expected, _TOLERANCE[precision])
@@ -233,7 +233,7 @@ def _compare(kind, model, expected, precision):
 
 
 def write_examples(path, model, expected, tolerance):
-    """Write the file that `export/model/verify.py` reads.
+    """Writes the file that `export/model/verify.py` reads.
 
     Args:
         path: path of the .npz file. It contains no pickled objects.

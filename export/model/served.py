@@ -61,7 +61,7 @@ class ServedEncoder(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def image_bytes(self, image_bytes):
-        """Decode, resize, centre-crop and embed encoded images.
+        """Decodes, resizes, centre-crops and embeds encoded images.
 
         Args:
             image_bytes: string `[N]`, JPEG, PNG, BMP or GIF files of any size.
@@ -85,7 +85,7 @@ class ServedEncoder(tf.Module):
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)]
     )
     def images(self, images):
-        """Embed float32 `[N, H, W, 3]` images in [0, 1] without resizing."""
+        """Embeds float32 `[N, H, W, 3]` images in [0, 1] without resizing."""
         images = self._check_pixels(images)
         return self._embed(*untrusted.check_values(images))
 
@@ -93,12 +93,12 @@ class ServedEncoder(tf.Module):
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)]
     )
     def images_uint8(self, images):
-        """Embed uint8 `[N, H, W, 3]` images without resizing."""
+        """Embeds uint8 `[N, H, W, 3]` images without resizing."""
         images = self._check_pixels(images)
         return self._embed(images, tf.zeros([tf.shape(images)[0]], tf.int32))
 
     def _embed(self, images, reason):
-        """Return the outputs; an image with `reason` > 0 is bad."""
+        """Returns the outputs; an image with `reason` > 0 is bad."""
         if self._bad_images == "error":
             check = self._assert_all_good(reason)
             with tf.control_dependencies([check]):
@@ -117,7 +117,7 @@ class ServedEncoder(tf.Module):
         } | {"valid": valid}
 
     def _assert_all_good(self, reason):
-        """Return an operation that fails if any `reason` is not 0."""
+        """Returns an operation that fails if any `reason` is not 0."""
         texts = untrusted.reasons(self._limits)
         table = tf.constant([texts[i] for i in range(len(texts))])
         # Appends a good image, as the request may have none.
@@ -136,7 +136,7 @@ class ServedEncoder(tf.Module):
         return tf.debugging.Assert(tf.reduce_all(reason == 0), [message])
 
     def _check_count(self, tensor, count):
-        """Return `tensor` unless there are no or too many images."""
+        """Returns `tensor` unless there are no or too many images."""
         limit = self._limits.batch_images
         message = tf.strings.join(
             [
@@ -150,7 +150,7 @@ class ServedEncoder(tf.Module):
             return tf.identity(tensor)
 
     def _check_pixels(self, images):
-        """Return `images` unless they have no or too many pixels."""
+        """Returns `images` unless they have no or too many pixels."""
         shape = tf.shape(images, out_type=tf.int64)
         pixels = tf.reduce_prod(shape[:3])
         limit = self._limits.batch_images * self._image_size**2

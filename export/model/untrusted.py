@@ -35,7 +35,7 @@ DEFAULT = Limits()
 
 
 def prepare(image_bytes, *, size, crop_ratio, limits):
-    """Decode, resize and crop `[N]` untrusted files.
+    """Decodes, resizes and crops `[N]` untrusted files.
 
     The EXIF orientation is not applied.
 
@@ -70,7 +70,7 @@ def prepare(image_bytes, *, size, crop_ratio, limits):
 
 
 def check_values(images):
-    """Find images with values outside of [0, 1].
+    """Finds images with values outside of [0, 1].
 
     Args:
         images: float32 `[N, H, W, 3]`, any values.
@@ -90,7 +90,7 @@ def check_values(images):
 
 
 def reasons(limits):
-    """Return the text for each code of `prepare` and `check_values`."""
+    """Returns the text for each code of `prepare` and `check_values`."""
     return headers.reasons(limits) | {
         _INFINITE: "has values that are not finite",
         _RANGE: (

@@ -23,7 +23,7 @@ class VerificationError(Exception):
 
 
 def main(kind, model, examples):
-    """Compare all outputs.
+    """Compares all outputs.
 
     Args:
         kind: loader, `"python"` or `"c"`.
@@ -51,7 +51,7 @@ def main(kind, model, examples):
 
 
 def _check_output(case, name, value, expected):
-    """Raise `VerificationError` if `value` differs from `expected`."""
+    """Raises `VerificationError` if `value` differs from `expected`."""
     output = f"output {name} of signature {case['signature']}"
     if value.shape != expected.shape:
         raise VerificationError(
@@ -66,7 +66,7 @@ def _check_output(case, name, value, expected):
 
 
 def _read(arrays, key):
-    """Read an array, or a list of bytes, which are stored as uint8."""
+    """Reads an array, or a list of bytes, which are stored as uint8."""
     if key in arrays:
         return arrays[key]
     ends = np.cumsum(arrays[f"{key}/lengths"])[:-1]
@@ -147,7 +147,7 @@ class _CSession:
         self._check()
 
     def run(self, inputs, outputs):
-        """Run the graph once.
+        """Runs the graph once.
 
         Args:
             inputs: list of pairs of a tensor's name and its value.

@@ -23,7 +23,7 @@ BATCH_SIZES = (1,)
 
 
 def write(model, *, image_size, batch_sizes=BATCH_SIZES):
-    """Write the warm-up requests of an exported model.
+    """Writes the warm-up requests of an exported model.
 
     Args:
         model: directory of the SavedModel, with the signatures of
@@ -41,7 +41,7 @@ def write(model, *, image_size, batch_sizes=BATCH_SIZES):
 
 
 def read(path):
-    """Read warm-up requests.
+    """Reads warm-up requests.
 
     Args:
         path: path of the TFRecord file.
@@ -68,7 +68,7 @@ def read(path):
 
 
 def _check_records(path):
-    """Raise `ValueError` if a record would extend beyond the end of the file.
+    """Raises `ValueError` if a record would extend beyond the end of the file.
 
     TensorFlow's reader allocates the length that a record claims.
 
@@ -89,7 +89,7 @@ def _check_records(path):
 
 
 def _requests(size, batch_sizes):
-    """Yield pairs of a signature and its inputs."""
+    """Yields pairs of a signature and its inputs."""
     # Decoding takes time, too: as large as photographs on the web.
     images = _photographs(max(batch_sizes), 2 * size)
     encoded = [tf.io.encode_jpeg(image).numpy() for image in images]
@@ -101,7 +101,7 @@ def _requests(size, batch_sizes):
 
 
 def _photographs(count, size):
-    """Return smooth, reproducible images, uint8 `[count, size, size, 3]`."""
+    """Returns smooth, reproducible images, uint8 `[count, size, size, 3]`."""
     coarse = np.random.default_rng(0).uniform(0, 255, [count, 8, 8, 3])
     smooth = tf.image.resize(coarse, [size, size], "bicubic")
     return tf.cast(tf.clip_by_value(smooth, 0, 255), tf.uint8).numpy()

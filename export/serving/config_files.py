@@ -44,7 +44,7 @@ _MODELS = "the configuration of the models"
 
 
 def read_batching_parameters(path=""):
-    """Read a `batching_parameters.txt`.
+    """Reads a `batching_parameters.txt`.
 
     Args:
         path: path of the file; "": use TensorFlow Serving's defaults.
@@ -86,7 +86,7 @@ def read_batching_parameters(path=""):
 
 
 def read_monitoring_path(path):
-    """Return the path of the metrics in a `monitoring.config`; None: disabled.
+    """Returns the path of the metrics in a `monitoring.config`; None: disabled.
 
     Raises:
         UserError: the file cannot be read or the path is invalid.
@@ -101,7 +101,7 @@ def read_monitoring_path(path):
 
 
 def read_model_configs(path):
-    """Read the `ModelConfig`s of a `models.config`.
+    """Reads the `ModelConfig`s of a `models.config`.
 
     Raises:
         UserError: the file cannot be read or is invalid.
@@ -111,7 +111,7 @@ def read_model_configs(path):
 
 
 def model_configs(message):
-    """Check a `ModelServerConfig` and return its `ModelConfig`s.
+    """Checks a `ModelServerConfig` and returns its `ModelConfig`s.
 
     Raises:
         UserError: it is invalid.
@@ -147,7 +147,7 @@ def model_configs(message):
 
 
 def wanted_versions(config, present):
-    """Select versions by the version policy of a `ModelConfig`.
+    """Selects versions by the version policy of a `ModelConfig`.
 
     Args:
         config: the `ModelConfig`.
@@ -168,7 +168,7 @@ def wanted_versions(config, present):
 
 
 def _message(name):
-    """Return an empty message of a type in `_MESSAGES`."""
+    """Returns an empty message of a type in `_MESSAGES`."""
     wrappers = descriptor_pb2.FileDescriptorProto()
     wrappers_pb2.DESCRIPTOR.CopyToProto(wrappers)
     file = text_format.Parse(_MESSAGES, descriptor_pb2.FileDescriptorProto())

@@ -91,7 +91,7 @@ class GrpcServer:
             )
 
     def start(self, address):
-        """Listen on `address`, host:port, and return the port's number.
+        """Listens on `address`, host:port, and returns the port's number.
 
         Raises:
             RuntimeError: the address is not available.
@@ -101,12 +101,12 @@ class GrpcServer:
         return port
 
     def stop(self, seconds):
-        """Reject new calls; wait `seconds` for calls in progress."""
+        """Rejects new calls; waits `seconds` for calls in progress."""
         self._health.end()
         self._server.stop(seconds).wait()
 
     def _add(self, service, **calls):
-        """Add a service; `calls`: name -> (class of the request, function)."""
+        """Adds a service; `calls`: name -> (class of the request, function)."""
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._handler(name, *call),
@@ -123,7 +123,7 @@ class GrpcServer:
         )
 
     def _handler(self, name, kind, call):
-        """Return a handler that converts exceptions into gRPC statuses."""
+        """Returns a handler that converts exceptions into gRPC statuses."""
 
         def handle(body, context):
             if not context.is_active():  # cancelled while it was queued

@@ -17,7 +17,7 @@ _MAX_LISTS = 2**21
 
 
 def load(body):
-    """Parse a JSON object; raise `ServingError` if it is none."""
+    """Parses a JSON object; raises `ServingError` if it is none."""
     if not body:
         raise invalid("JSON Parse error: The document is empty")
     if body.count(b"[") + body.count(b"{") > _MAX_LISTS:
@@ -43,7 +43,7 @@ def load(body):
 
 
 def read_request(document, signatures):
-    """Convert the body of a `:predict` request.
+    """Converts the body of a `:predict` request.
 
     Args:
         document: result of `load`.
@@ -81,7 +81,7 @@ def read_request(document, signatures):
 
 
 def write_response(outputs, *, rows):
-    """Return the body of a response.
+    """Returns the body of a response.
 
     Args:
         outputs: arrays by name.
@@ -110,7 +110,7 @@ def write_response(outputs, *, rows):
 
 
 def _columns_of_rows(instances, infos):
-    """Return a list of values per input, from `instances`."""
+    """Returns a list of values per input, from `instances`."""
     if not isinstance(instances, list) or not instances:
         raise invalid("Expecting 'instances' to be a list with values")
     if not _is_object(instances[0]):
@@ -125,7 +125,7 @@ def _columns_of_rows(instances, infos):
 
 
 def _columns(inputs, infos):
-    """Return the value of each input, from `inputs`."""
+    """Returns the value of each input, from `inputs`."""
     if not _is_object(inputs) and len(infos) == 1:
         return {next(iter(infos)): inputs}
     for name in infos:
@@ -144,7 +144,7 @@ def _is_object(value):
 
 
 def _array(value, dtype, name):
-    """Convert nested lists to an array."""
+    """Converts nested lists to an array."""
     if dtype == tf.string:
         kinds = (str, dict)
     elif dtype.is_floating:
@@ -185,7 +185,7 @@ def _bytes(leaf):
 
 
 def _values(name, array):
-    """Convert an array to nested lists for `json`."""
+    """Converts an array to nested lists for `json`."""
     if array.dtype in (np.bool_, np.float64) or array.dtype.kind in "iu":
         return array.tolist()
     flat = np.empty(array.size, object)
@@ -200,7 +200,7 @@ def _values(name, array):
 
 
 def _text(name, value):
-    """Return a string, or base64 where TensorFlow Serving uses it."""
+    """Returns a string, or base64 where TensorFlow Serving uses it."""
     try:
         if not name.endswith("_bytes"):
             return value.decode()
@@ -210,7 +210,7 @@ def _text(name, value):
 
 
 def _short(value):
-    """Return a short description of a JSON value for a message."""
+    """Returns a short description of a JSON value for a message."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     return json.dumps(value[:100] if isinstance(value, str) else value)[:100]

@@ -97,7 +97,7 @@ class Models:
         threading.Thread(target=self._run, daemon=True).start()
 
     def reconfigure(self, configs):
-        """Replace the list of models, completely or not at all.
+        """Replaces the list of models, completely or not at all.
 
         Removed models finish their requests. When it returns, there has been
         one attempt to load each new version.
@@ -109,7 +109,7 @@ class Models:
         self.wait()
 
     def wait(self):
-        """Wait for a poll and one attempt to load each new version."""
+        """Waits for a poll and one attempt to load each new version."""
         with self._changed:
             self._requested += 1
             requested = self._requested
@@ -119,14 +119,14 @@ class Models:
             )
 
     def end(self):
-        """Stop polling; loaded versions stay in memory."""
+        """Stops polling; loaded versions stay in memory."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     @contextlib.contextmanager
     def pinned(self, spec):
-        """Keep the `Version` for a `ModelSpec` in memory, in a `with` block.
+        """Keeps the `Version` for a `ModelSpec` in memory, in a `with` block.
 
         Raises:
             ServingError: NOT_FOUND, the version is missing or not available;
@@ -154,7 +154,7 @@ class Models:
                 version.users -= 1
 
     def signatures(self, spec):
-        """Return the signatures of the version for a `ModelSpec`.
+        """Returns the signatures of the version for a `ModelSpec`.
 
         Returns:
             (`ModelSpec` with name and version, `SignatureDefMap`).
@@ -171,7 +171,7 @@ class Models:
         return spec, signatures
 
     def statuses(self, spec):
-        """Return the `GetModelStatusResponse` for a `ModelSpec`, newest first.
+        """Returns the `GetModelStatusResponse` for a `ModelSpec`, newest first.
 
         Labels are ignored.
 
@@ -204,7 +204,7 @@ class Models:
         return list(self._configs.values())
 
     def unavailable(self):
-        """Return the models without an available version.
+        """Returns the models without an available version.
 
         Returns:
             dictionary from names to whether a version may still become
@@ -220,12 +220,12 @@ class Models:
         return models
 
     def list_versions(self):
-        """Return pairs of a model's name and a list of its `Version`s."""
+        """Returns pairs of a model's name and a list of its `Version`s."""
         with self._changed:
             return [(name, list(v)) for name, v in self._versions.items()]
 
     def _number(self, spec):
-        """Return the version number for a `ModelSpec`; None: the newest."""
+        """Returns the version number for a `ModelSpec`; None: the newest."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         if spec.HasField("version"):
@@ -244,7 +244,7 @@ class Models:
             self._configs = {config.name: config for config in configs}
 
     def _check_labels(self, config):
-        """Raise `UserError` if a label may not move to its version now.
+        """Raises `UserError` if a label may not move to its version now.
 
         Source: server_core.cc, UpdateModelVersionLabelMap.
         """
@@ -266,7 +266,7 @@ class Models:
                 )
 
     def _run(self):
-        """Find, load and unload versions until `end`, in the thread."""
+        """Finds, loads and unloads versions until `end`, in the thread."""
         polled = time.monotonic()
         while not self._ended:
             with self._changed:
@@ -292,7 +292,7 @@ class Models:
                 )
 
     def _find(self, name, config):
-        """Update the list of a model's versions from its base path."""
+        """Updates the list of a model's versions from its base path."""
         paths, numbers, warning = {}, [], ""
         try:
             if config:
@@ -333,7 +333,7 @@ class Models:
                 versions.remove(version)
 
     def _load(self, name, versions):
-        """Load the versions that are due, newest first."""
+        """Loads the versions that are due, newest first."""
         for version in sorted(versions, key=lambda v: -v.number):
             waits = version.state in (STATE.START, STATE.LOADING)
             if self._ended or not waits or version.due > time.monotonic():
@@ -367,7 +367,7 @@ class Models:
         self._on_event("failed", name, version.number, error)
 
     def _unload(self, name, versions):
-        """Unload unwanted versions unless a wanted one is still loading."""
+        """Unloads unwanted versions unless a wanted one is still loading."""
         with self._changed:
             wanted = [v for v in versions if v.wanted]
             if wanted and not any(v.state == STATE.AVAILABLE for v in wanted):
@@ -384,7 +384,7 @@ class Models:
 
 
 def _version_paths(base_path):
-    """Return the paths of the versions in a directory, by number.
+    """Returns the paths of the versions in a directory, by number.
 
     Source: tensorflow_serving/sources/storage_path/
     file_system_storage_path_source.cc

@@ -52,7 +52,7 @@ class EmbeddedServer:
         self._announced = set()  # names of models
 
     async def run(self):
-        """Load the models and serve until a signal.
+        """Loads the models and serves until a signal.
 
         Raises:
             UserError: a port is not available, a label not allowed, or a model
@@ -77,7 +77,7 @@ class EmbeddedServer:
         self._end.set()
 
     async def _work(self):
-        """Load the models, listen, and poll --model_config_file."""
+        """Loads the models, listens and polls --model_config_file."""
         values = self._values
         # Checks the ports before models are loaded, which may take minutes.
         listener = _bind(values.host, values.rest_api_port)
@@ -113,7 +113,7 @@ class EmbeddedServer:
         await asyncio.gather(self._transport, self._poll_config_file())
 
     def _listen(self, listener):
-        """Open the ports and announce the loaded models."""
+        """Opens the ports and announces the loaded models."""
         values, addresses = self._values, []
         shared = (self._models, self._metrics)
         if values.port:
@@ -140,7 +140,7 @@ class EmbeddedServer:
                 self._announce(name, version)
 
     async def _drain(self):
-        """Stop after requests in progress, at most --drain_seconds later."""
+        """Stops after requests in progress, at most --drain_seconds later."""
         self._models.end()
         seconds = self._values.drain_seconds
         if self._rest:
@@ -150,7 +150,7 @@ class EmbeddedServer:
         await self._transport
 
     def _event(self, kind, name, version, value):
-        """Print and count an event of `Models`, in its thread."""
+        """Prints and counts an event of `Models`, in its thread."""
         self._metrics.event(kind, name, value)
         if kind == "loaded":
             with self._printing:
@@ -167,7 +167,7 @@ class EmbeddedServer:
             _print(f"warning: model {name!r}: {value}")
 
     def _announce(self, name, version):
-        """Print a loaded version; its address, too, if it is the first."""
+        """Prints a loaded version; its address, too, if it is the first."""
         if name in self._announced:
             return _print(f"loaded version {version} of {name}")
         self._announced.add(name)
@@ -175,7 +175,7 @@ class EmbeddedServer:
         _print(text, sys.stdout)
 
     async def _poll_config_file(self):
-        """Reconfigure the models when --model_config_file changes."""
+        """Reconfigures the models when --model_config_file changes."""
         path, reported = self._values.model_config_file, None
         while seconds := self._values.model_config_file_poll_wait_seconds:
             await asyncio.sleep(seconds)
@@ -193,7 +193,7 @@ class EmbeddedServer:
 
 
 def _bind(host, port):
-    """Return a socket bound to `port`, or to any free port for -1.
+    """Returns a socket bound to `port`, or to any free port for -1.
 
     Raises:
         UserError: the port is not available.

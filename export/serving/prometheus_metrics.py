@@ -54,7 +54,7 @@ class PrometheusMetrics:
 
     @contextlib.contextmanager
     def request(self, api):
-        """Count the body of the `with` statement as a request.
+        """Counts the body of the `with` statement as a request.
 
         Yields:
             an object whose `method` and `model` the caller sets.
@@ -78,18 +78,18 @@ class PrometheusMetrics:
             self._seconds.labels(*labels).observe(seconds)
 
     def event(self, kind, model, value):
-        """Count an event of `Models`."""
+        """Counts an event of `Models`."""
         if kind == "loaded":
             self._loads.observe(value)
         elif kind == "failed":
             self._failures.labels(model).inc()
 
     def text(self):
-        """Return all metrics as bytes in Prometheus' format."""
+        """Returns all metrics as bytes in Prometheus' format."""
         return prometheus_client.generate_latest(self._registry)
 
     def collect(self):
-        """Yield the states of all versions; the registry calls this."""
+        """Yields the states of all versions; the registry calls this."""
         family = core.GaugeMetricFamily(
             "serving_version_state",
             "1 for the current state of each version.",

@@ -88,11 +88,11 @@ class RestServer:
         )
 
     async def serve(self, listener):
-        """Serve on a listening socket until `stop`."""
+        """Serves on a listening socket until `stop`."""
         await self._server.serve(sockets=[listener])
 
     def stop(self, seconds):
-        """Reject new connections; wait `seconds` for requests in progress.
+        """Rejects new connections; waits `seconds` for requests in progress.
 
         `serve` returns after that.
         """
@@ -126,7 +126,7 @@ class RestServer:
             raise ServingError(code, message) from None
 
     async def _respond(self, request, record):
-        """Return the response to a request for any path."""
+        """Returns the response to a request for any path."""
         body, size = bytearray(), 0
         async for chunk in request.stream():
             # Reads more, because many clients send the whole body before they
@@ -157,7 +157,7 @@ class RestServer:
         )
 
     def _call(self, method, target, body, zipped, record):
-        """Return the response of a model; runs in a thread."""
+        """Returns the response of a model; runs in a thread."""
         match = None
         if method in _PATHS and not _BAD_ESCAPE.search(target):
             match = re.fullmatch(f"(?ai){_PATHS[method]}", target)
@@ -171,7 +171,7 @@ class RestServer:
         return getattr(self, f"_{record.method}")(spec, body)
 
     def _unzip(self, body):
-        """Decompress a body; return b"" if it is damaged.
+        """Decompresses a body; returns b"" if it is damaged.
 
         TensorFlow Serving does the same.
         """
@@ -257,7 +257,7 @@ class _HttpProtocol(HttpToolsProtocol):
 
 
 def _spec(match):
-    """Return the `ModelSpec` in a path."""
+    """Returns the `ModelSpec` in a path."""
     name = urllib.parse.unquote(match["name"] or "")
     if not name:
         raise invalid("Missing model name in request.")
@@ -274,7 +274,7 @@ def _spec(match):
 
 
 def _message(message):
-    """Convert a message to JSON values, with the fields' proto names."""
+    """Converts a message to JSON values, with the fields' proto names."""
     return json_format.MessageToDict(
         message, preserving_proto_field_name=True, **_WITH_DEFAULTS
     )

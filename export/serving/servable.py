@@ -17,7 +17,7 @@ _MAX_WARMUP_BYTES = 2**30  # per tensor
 
 
 def open_version(path, *, warm_up=True, **options):
-    """Load a `Servable` and run its warm-up requests.
+    """Loads a `Servable` and runs its warm-up requests.
 
     Args:
         path: directory of the SavedModel.
@@ -111,7 +111,7 @@ class Servable:
             raise ServingError(error.code, message) from e
 
     def run(self, name, inputs, outputs=()):
-        """Run a signature; thread-safe.
+        """Runs a signature; thread-safe.
 
         Args:
             name: name of the signature.
@@ -143,7 +143,7 @@ class Servable:
             raise invalid(as_serving_error(e).message) from e
 
     def close(self):
-        """Free the memory; no request may run any more."""
+        """Frees the memory; no request may run any more."""
         self._session.close()
         self._session = self._calls = None
 
@@ -200,7 +200,7 @@ def _check_dtype(name, value, tensor):
 
 
 def _batched(definition, inputs, outputs, batching):
-    """Return outputs that are computed for batches of several requests.
+    """Returns outputs that are computed for batches of several requests.
 
     The scheduler is the same as in TensorFlow Serving.
 
@@ -230,7 +230,7 @@ def _batched(definition, inputs, outputs, batching):
 
 
 def _with_version(path, message):
-    """Append which version wrote an export, if that is recorded."""
+    """Appends which version wrote an export, if that is recorded."""
     written = export_written_by(path)
     return f"{message.rstrip('.')}.{written}" if written else message
 

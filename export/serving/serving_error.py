@@ -25,17 +25,17 @@ class ServingError(Exception):
 
 
 def invalid(message):
-    """Return a `ServingError` for an invalid request."""
+    """Returns a `ServingError` for an invalid request."""
     return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def predict_only():
-    """Return the `ServingError` for Classify and Regress requests."""
+    """Returns the `ServingError` for Classify and Regress requests."""
     return invalid("The signatures of this model are for Predict only.")
 
 
 def as_serving_error(error):
-    """Convert any exception to a `ServingError`.
+    """Converts any exception to a `ServingError`.
 
     TensorFlow's errors keep their code, which has the same number in gRPC.
     Other exceptions get the code INTERNAL.

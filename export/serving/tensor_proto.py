@@ -31,7 +31,7 @@ _MAX_RANK = 32  # NumPy's limit
 
 
 def to_array(proto, name, *, max_bytes):
-    """Convert a `TensorProto` from a client.
+    """Converts a `TensorProto` from a client.
 
     Args:
         proto: the message. The last value stands for missing ones; surplus
@@ -79,7 +79,7 @@ def to_array(proto, name, *, max_bytes):
 
 
 def from_array(array):
-    """Return a `TensorProto` with the fields that TensorFlow Serving uses."""
+    """Returns a `TensorProto` with the fields that TensorFlow Serving uses."""
     dtype = tf.as_dtype(array.dtype)
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
     for size in array.shape:

@@ -40,9 +40,9 @@ def pattern(directory):
     directory = os.path.abspath(directory)
     if set(directory) & set(_SPECIAL):
         raise UserError(
-            "Expected, for a tf.data.Dataset, a workdir whose path has none of "
-            f"the characters {' '.join(_SPECIAL)}, received {directory}; "
-            "choose another."
+            "Expected a workdir for a tf.data.Dataset without the characters "
+            f"{' '.join(_SPECIAL)} in its path, received {directory}; choose "
+            "another."
         )
     return os.path.join(directory, "images-*.tfrecord")
 
@@ -214,7 +214,8 @@ def _form(spec):
         ):
             return "encoded" if encoded else "float" if floating else "uint8"
     raise UserError(
-        f"Expected images, {_IMAGES}, received {received}; map() them to that."
+        f"Expected images, {_IMAGES}, received {received}; convert them "
+        "with map()."
     )
 
 

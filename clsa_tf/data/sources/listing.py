@@ -98,11 +98,11 @@ def list_images(root: str, *, more_formats: bool = True) -> Listing:
     images, to_convert = [], set()
     left_out, recognised = Counter(), Counter()
     remote = "://" in root
-    for path, fault in _walk_remote(root) if remote else _walk(root):
+    for path, reason in _walk_remote(root) if remote else _walk(root):
         if path.startswith(".") or "/." in path:
             continue
-        if fault:
-            left_out[fault] += 1
+        if reason:
+            left_out[reason] += 1
             continue
         suffix = _suffix(path)
         if suffix in SUFFIXES:
@@ -159,7 +159,7 @@ def _walk_remote(root):
 
 
 def _walk(root):
-    """Yields (path below root, fault) for each file; "" without a fault.
+    """Yields (path below root, reason to leave it out or "") of each file.
 
     Most files need no system call of their own. File names may be any bytes.
     """

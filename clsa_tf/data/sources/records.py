@@ -186,7 +186,8 @@ def _stream(shards, seed, epoch, window, worker):
         return result
     # Dataset.shuffle mixes its seed with the global seed. In the function of a
     # dataset, set_seed sets the global seed for that function only.
-    assert not tf.executing_eagerly()
+    if tf.executing_eagerly():
+        raise RuntimeError("Expected a function of a dataset, received eager.")
     tf.random.set_seed(1)
     draw = tf.random.stateless_uniform(
         [], key(seed, WINDOW, epoch), None, None, tf.int64, alg="philox"

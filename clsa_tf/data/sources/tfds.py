@@ -183,7 +183,9 @@ def _check_name(dataset, name, data_dir):
     if name in _known():
         return
     _check_no_folder(dataset)
-    hint = f"use {' or '.join(_near(name))}" if _near(name) else "correct it"
+    hint = "correct the name"
+    if _near(name):
+        hint = f"use {' or '.join(_near(name))}"
     raise UserError(
         "Expected the name of a tensorflow-datasets dataset, or of one "
         f"prepared in {data_dir}, received {dataset}; {hint}, or correct "

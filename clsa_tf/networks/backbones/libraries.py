@@ -148,9 +148,9 @@ def check_sizes(name, sizes):
     if invalid:
         listed = ", ".join(map(str, invalid))
         raise UserError(
-            f"Expected crops and --image_size of sizes that --backbone={name} "
-            f"can encode, received {listed} px; use other sizes, usually "
-            "larger ones, or choose another --backbone."
+            f"Expected crops and --image_size that --backbone={name} can "
+            f"encode, received {listed} px; use other sizes, usually larger "
+            "ones, or another --backbone."
         )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import typing
 
+import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from clsa_tf.errors import UserError, first_line
@@ -13,7 +14,7 @@ from clsa_tf.files import MODEL_CARD, export_written_by
 _PARTS = ("saved_model.pb", "variables/variables.index")
 
 
-class PublishedVersion(typing.NamedTuple):
+class ExportedVersion(typing.NamedTuple):
     """A version of a model.
 
     Attributes:
@@ -27,7 +28,7 @@ class PublishedVersion(typing.NamedTuple):
 
 
 def newest(base_path):
-    """Return the number of the newest version in a directory.
+    """Returns the number of the newest version in a directory.
 
     Raises:
         UserError: the directory does not exist or has no version.
@@ -43,10 +44,10 @@ def newest(base_path):
 
 
 def read(base_path, version):
-    """Read the properties of a version.
+    """Reads the properties of a version.
 
     Returns:
-        `PublishedVersion`.
+        `ExportedVersion`.
 
     Raises:
         UserError: the version is missing, incomplete or damaged, or not
@@ -67,11 +68,11 @@ def read(base_path, version):
                 "wait until it is copied, or export it again."
                 + export_written_by(path)
             )
-    return PublishedVersion(path, "valid" in _signature(path).outputs)
+    return ExportedVersion(path, "valid" in _signature(path).outputs)
 
 
 def warmup_images(model):
-    """Return the images in the largest warm-up request of a version, or 0.
+    """Returns the images in the largest warm-up request of a version, or 0.
 
     Raises:
         UserError: the file of the warm-up requests is damaged.
@@ -90,7 +91,7 @@ def warmup_images(model):
             ),
             default=0,
         )
-    except (ValueError, warmup_requests.tf.errors.DataLossError) as e:
+    except (ValueError, tf.errors.DataLossError) as e:
         raise UserError(
             f"Cannot read the warm-up requests in {path}: {first_line(e)}; "
             "copy or export the version again." + export_written_by(model.path)
@@ -98,7 +99,7 @@ def warmup_images(model):
 
 
 def max_images(model):
-    """Return the maximum number of images per request, from the model card.
+    """Returns the maximum number of images per request, from the model card.
 
     Raises:
         UserError: the model card is missing or damaged.
@@ -127,7 +128,7 @@ def _versions(base_path):
 
 
 def _signature(path):
-    """Return the default `SignatureDef` of a SavedModel."""
+    """Returns the default `SignatureDef` of a SavedModel."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     with open(os.path.join(path, _PARTS[0]), "rb") as file:
