@@ -46,8 +46,8 @@ demo: setup  ## pretrain, evaluate and export on the embedded dataset
 		--output=$(WORKDIR)/savedmodel
 	$(BIN)/python -m clsa_tf.report --workdir=$(WORKDIR)
 
-# A file's tests stay in one process, which makes what they share once. In
-# order of their names: the files that take longest are not the last ones.
+# A file's tests stay in one process, which makes what they share once. The
+# order of the files is that of tests/conftest.py.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test: setup  ## the tests to run before a commit: about 7 minutes
@@ -57,11 +57,11 @@ test-tf221: setup .venv-tf221/ready  ## TensorFlow 2.21, and both together
 	CLSA_TF_OTHER_PYTHON=$(CURDIR)/$(BIN)/python \
 		.venv-tf221/bin/python $(PYTEST) $(TF221_TESTS)
 
-# A quarter of its files: `make test-slow PART=1/4`.
-PART ?= 1/1
+# `make test-slow MINUTES=30` leaves out the tests that have not begun by then.
+MINUTES ?= 0
 
 test-slow: setup  ## all other tests: about 50 minutes on 2 cores
-	$(BIN)/python $(PYTEST) -m slow --part=$(PART)
+	$(BIN)/python $(PYTEST) -m slow -rs --minutes=$(MINUTES)
 
 lint: setup  ## style
 	$(BIN)/ruff check .

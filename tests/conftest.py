@@ -1,7 +1,7 @@
 """Fixtures of several test files, made once per test process."""
 
-import pathlib
 import signal
+import time
 
 import pytest
 
@@ -9,23 +9,45 @@ from clsa_tf import methods
 from tests import exports, runs, toy
 from tests.photos import write_folder
 
+# The files that take minutes, longest first. They begin first, so that all
+# processes of pytest-xdist end at about the same time.
+LONGEST = (
+    "test_distribution.py",
+    "test_survival.py",
+    "test_methods.py",
+    "test_workers.py",
+    "test_looc_probe.py",
+    "test_end_to_end.py",
+    "test_interface.py",
+    "test_backbones.py",
+    "test_examples.py",
+    "test_gallery.py",
+)
+_BEGUN = time.monotonic()
+
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--part",
-        default="1/1",
-        help="K/N: only every N-th test file, from the K-th on",
+        "--minutes",
+        type=float,
+        default=0,
+        help="skip tests that have not begun after so many minutes; 0: none",
     )
 
 
-def pytest_collection_modifyitems(config, items):
-    part, parts = map(int, config.getoption("part").split("/"))
-    assert 1 <= part <= parts, config.getoption("part")
-    files = sorted(pathlib.Path(__file__).parent.glob("test_*.py"))
-    chosen = files[part - 1 :: parts]
-    left_out = [item for item in items if item.path not in chosen]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item.path in chosen]
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    limit = item.config.getoption("minutes")
+    if limit and time.monotonic() - _BEGUN > 60 * limit:
+        pytest.skip(f"LEFT OUT after {limit:g} minutes")
 
 
 @pytest.fixture(scope="session", autouse=True)

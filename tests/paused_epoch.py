@@ -5,12 +5,13 @@ beginning of an epoch and the pass over the dataset that follows. A signal that
 arrives in the pause stops the job during the pass.
 """
 
+import pathlib
 import sys
 import time
 
 from clsa_tf import train
 from clsa_tf.errors import Stopped
-from tests import tiny, toy
+from tests import runs, tiny, toy
 
 
 def main(photos, workdir, seconds):
@@ -23,6 +24,7 @@ def main(photos, workdir, seconds):
         before(self, epoch, features)
 
     toy.METHOD.on_epoch_begin = paused
+    runs.leave_out_pictures(pathlib.Path(workdir))
     config = tiny.config(
         "toy",
         dataset=f"folder:{photos}",

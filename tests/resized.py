@@ -5,13 +5,14 @@ the number of devices is fixed at the start. The same command with another
 number of replicas resumes the run. `CASE` is one of `replicas.CASES`.
 """
 
+import pathlib
 import sys
 
 import tensorflow as tf
 
 from clsa_tf import train
 from clsa_tf.errors import Stopped
-from tests import replicas, tiny
+from tests import replicas, runs, tiny
 
 
 def main(case, photos, workdir, count):
@@ -20,6 +21,7 @@ def main(case, photos, workdir, count):
         cpu, [tf.config.LogicalDeviceConfiguration()] * count
     )
     replicas.make_activations_smooth()
+    runs.leave_out_pictures(pathlib.Path(workdir))
     config = tiny.config(
         dataset=f"folder:{photos}",
         labels="none",

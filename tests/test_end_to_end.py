@@ -18,6 +18,7 @@ from tests.runs import (
     call,
     command,
     final_state,
+    leave_out_pictures,
     lines,
     saved,
     start,
@@ -78,6 +79,7 @@ def test_killed_run_resumes_exactly(photos, finished, tmp_path):
 @pytest.mark.slow
 def test_run_flags_repeat_the_run(finished, tmp_path):
     again = tmp_path / "again"
+    leave_out_pictures(again)
     call(
         command(
             "clsa_tf.train",

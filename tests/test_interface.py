@@ -333,9 +333,9 @@ def test_a_method_is_one_file_and_one_flagfile(tmp_path):
         + ["tests/test_help.py", "tests/test_auto.py"]
         + ["tests/test_conventions.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr
     assert re.search(r"\b\d\d+ passed", result.stdout), result.stdout[-500:]
