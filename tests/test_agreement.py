@@ -20,7 +20,7 @@ CONFIG = (
 # Where the servers differ on purpose: request -> words of export/README.md.
 PAGE = "an HTML page or an empty body"
 REJECTED = [(400, "text")]
-PARSER = "that are not HTTP"
+PARSER = "that violate the HTTP standard"
 WRAP = "integers that their type cannot hold"
 DIFFERENT = {  # and the answer of the embedded server
     "images_uint8 pixel = 256": (WRAP, [(400, "error")]),

@@ -136,7 +136,7 @@ def test_data_arguments_become_dataset_flags(photos, tmp_path):
                 "data": tf.data.Dataset.from_tensor_slices(PIXELS),
                 "workdir": "a,b",
             },
-            ["a,b", "none of the characters"],
+            ["a,b", "without the characters"],
         ),
     ],
 )
@@ -258,7 +258,9 @@ def test_a_dataset_is_read_only_once(tmp_path, capfd):
     printed = capfd.readouterr().out
     assert f"writing the dataset to {tmp_path}/run/dataset with" in printed
     assert f"writing the dataset to {tmp_path}/run/eval_dataset" in printed
-    assert "of 30 images" in printed and "each among all others" in printed
+    assert (
+        "of 30 images" in printed and "each compared with all others" in printed
+    )
     assert any("knn" in entry for entry in runs.lines(tmp_path / "run"))
     again = clsa_tf.pretrain(counted.dataset, outputs="both", **settings)
     printed = capfd.readouterr().out

@@ -84,7 +84,7 @@ def test_a_small_spread_is_not_called_a_success():
 
 def test_a_spread_that_stays_small_becomes_a_warning():
     words = messages([0.02] * 12)
-    assert "untrained" in words[0] and "not learning" in words[10]
+    assert "untrained" in words[0] and "does not learn" in words[10]
     assert not any(words[1:10]) and not words[11]
 
 

@@ -738,6 +738,6 @@ def test_unknown_datasets_are_rejected_with_a_remedy(tmp_path):
     assert f"{path}/downloads/manual" in text
     assert "cifar10" in message(dataset="cifar_10", data_dir=path)
     assert "shapes" in message(dataset="shape", data_dir=path)
-    assert "correct it" in message(dataset="qqqqqqq", data_dir=path)
+    assert "correct the name" in message(dataset="qqqqqqq", data_dir=path)
     assert "folder:PATH" in message(dataset="/some/where", data_dir=path)
     assert "folder:PATH" in message(dataset="fodler:/photos", data_dir=path)

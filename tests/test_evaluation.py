@@ -108,7 +108,7 @@ def test_files_left_out_of_the_evaluation_set_are_named(animals, flat):
     _, _, lines = planned(f"folder:{flat}", eval_dataset=f"folder:{animals}")
     (left_out_line, knn_line) = lines
     assert f"left out of {animals}: 1 file: 1 .mp4" in left_out_line
-    assert knn_line.startswith("kNN accuracy: ")
+    assert knn_line.startswith("kNN accuracy of 10 images")
 
 
 def stray(folder):
@@ -150,7 +150,10 @@ def test_images_of_other_classes_are_searched_among_each_other(
     assert evaluation.queries is None and evaluation.bank_size == 10
     assert len(names_of(evaluation.bank)) == 10
     (line,) = lines
-    assert f"of 10 images of folder:{animals}, each among all others" in line
+    assert (
+        f"of 10 images of folder:{animals}, each compared with all others"
+        in line
+    )
     task = evaluation.task(UnreadableImages(max_bad_share=0.0))
     (bank, labels_), _ = task.features(tiny_features)
     right = 0

@@ -553,5 +553,5 @@ def test_similar_names_of_datasets_are_suggested(elsewhere, name, near):
 
 @pytest.mark.parametrize("name", ["photos", "pictures", "my_images"])
 def test_unlike_names_of_datasets_get_no_suggestion(elsewhere, name):
-    with pytest.raises(UserError, match="; correct it, or"):
+    with pytest.raises(UserError, match="; correct the name, or"):
         open.open_source(name, data_dir="data")
