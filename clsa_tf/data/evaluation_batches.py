@@ -12,6 +12,8 @@ from clsa_tf.data.source import Source
 from clsa_tf.data.unreadable import UnreadableImages
 
 
+# AutoGraph would take seconds to convert functions that have no use for it.
+@tf.autograph.experimental.do_not_convert
 def evaluation_batches(
     source: Source,
     *,
@@ -55,6 +57,7 @@ def evaluation_batches(
     return prefetch_in_order(batches.batch(batch_size), prefetch=2)
 
 
+@tf.autograph.experimental.do_not_convert
 def indexed_batches(
     source: Source,
     *,

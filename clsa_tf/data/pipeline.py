@@ -29,6 +29,8 @@ from clsa_tf.data.unreadable import UnreadableImages
 _MAX_SENT = 16
 
 
+# AutoGraph would take seconds to convert functions that have no use for it.
+@tf.autograph.experimental.do_not_convert
 def training_batches(
     source: Source,
     views: Sequence[View],

@@ -110,6 +110,7 @@ def _check_crops(sizes, name, views, allow_upscaling, advice=""):
         )
 
 
+@tf.autograph.experimental.do_not_convert
 def _sizes(source, samples):
     """Decodes samples to find their sizes.
 
