@@ -27,6 +27,7 @@ def main(photos, workdir, seconds):
     runs.leave_out_pictures(pathlib.Path(workdir))
     config = tiny.config(
         "toy",
+        backbone="one_block",
         dataset=f"folder:{photos}",
         holdout=0.0,
         workdir=workdir,

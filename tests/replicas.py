@@ -139,6 +139,7 @@ def whole_run(method, changes, photos, workdir):
     return train.run(
         tiny.config(
             method,
+            backbone="one_block",
             dataset=f"folder:{photos}",
             workdir=str(workdir),
             total_epochs=2,
@@ -152,7 +153,9 @@ def whole_run(method, changes, photos, workdir):
 
 def steps(method, changes, strategy, workdir):
     """`STEPS` of Keras' `fit`, fed as the loader feeds it."""
-    config = tiny.config(method, workdir=str(workdir), **changes)
+    config = tiny.config(
+        method, backbone="one_block", workdir=str(workdir), **changes
+    )
     batches = list(tiny.batches(config, STEPS).as_numpy_iterator())
     with strategy.scope():
         model = tiny.make(config)

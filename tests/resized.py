@@ -23,6 +23,7 @@ def main(case, photos, workdir, count):
     replicas.make_activations_smooth()
     runs.leave_out_pictures(pathlib.Path(workdir))
     config = tiny.config(
+        backbone="one_block",
         dataset=f"folder:{photos}",
         labels="none",
         workdir=workdir,

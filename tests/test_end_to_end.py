@@ -13,16 +13,13 @@ from clsa_tf.training.checkpoint import list_checkpoints
 from tests.marks import slow_but
 from tests.photos import write_folder
 from tests.runs import (
-    assert_equal_states,
     assert_only_a_bar,
     call,
     command,
     final_state,
     leave_out_pictures,
     lines,
-    saved,
     start,
-    states,
     train,
     wait_until,
 )
@@ -54,26 +51,6 @@ def test_no_output_of_libraries_is_printed(finished):
     drawn, compiled, *bar = result.stderr.splitlines()
     assert drawn == "drawing views.png …" and compiled.startswith("compiling")
     assert_only_a_bar("\n".join(bar))
-
-
-@pytest.mark.slow
-def test_killed_run_resumes_exactly(photos, finished, tmp_path):
-    workdir = tmp_path / "killed"
-    arguments = train(photos, workdir, "--checkpoint_steps=1")
-    for wanted in (2, 5):
-        process = start(arguments)
-        wait_until(lambda step=wanted: saved(workdir, step), process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert "resuming" in call(arguments).stdout
-    assert final_state(workdir)[0] == "step-9"
-    assert_equal_states(states(workdir), states(finished[0]))
-    assert lines(workdir) == lines(finished[0])
-    # Once more: nothing is left to do; the next commands are the same.
-    again = call(arguments).stdout
-    assert "is complete" in again and "trained for 3 epochs, 9 steps" in again
-    assert f"-m clsa_tf.report --workdir={workdir}" in again
-    assert lines(workdir) == lines(finished[0])
 
 
 @pytest.mark.slow

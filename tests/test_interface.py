@@ -39,6 +39,7 @@ def registered(toy_method):
 def config(workdir, data, **changes):
     runs.leave_out_pictures(workdir)
     settings = dict(
+        backbone="one_block",
         dataset=data,
         holdout=0.0,
         workdir=str(workdir),

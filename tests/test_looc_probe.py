@@ -168,7 +168,7 @@ def test_each_head_keeps_its_factor_of_shapes(tmp_path):
         "--gray=0",
         "--key_crop=48:0.75:1",
         "--query_crops=48:0.75:1",
-        "--total_epochs=16",
+        "--total_epochs=10",
         "--image_size=64",
     )
     bank = projected(*shapes_of("train", data_dir))

@@ -338,7 +338,9 @@ def test_views_completed_on_the_device_give_equal_losses(name, tmp_path):
     source = open_source(f"folder:{tmp_path}", labels="none")
 
     def losses(place, compiled=False):
-        method = tiny.make(tiny.config(name, augment_on=place))
+        method = tiny.make(
+            tiny.config(name, backbone="one_block", augment_on=place)
+        )
         method.compile(optimizer=method.optimizer, jit_compile=compiled)
         data = real_batches(source, method, completed=place == "host")
         return [report["loss"] for report in tiny.fit(method, data.take(2))]
@@ -352,7 +354,9 @@ def test_views_completed_on_the_device_give_equal_losses(name, tmp_path):
 @every
 def test_the_compiled_step_has_static_shapes(name):
     """A TPU needs augmentation, gradients and update as one program."""
-    config = tiny.config(name, augment_on="device", accumulation_steps=2)
+    config = tiny.config(
+        name, backbone="one_block", augment_on="device", accumulation_steps=2
+    )
     method = tiny.make(config)
     batch = incomplete_batch(method, config)
     step = tf.function(method.train_step, jit_compile=True, autograph=False)

@@ -99,7 +99,7 @@ def test_a_run_that_is_killed_repeatedly_resumes_exactly():
 
 
 @pytest.mark.slow
-def test_a_preempted_run_resumes_and_locks_its_directory(
+def test_a_run_that_gets_signals_resumes_exactly(
     photos, finished, tmp_path, output
 ):
     workdir = tmp_path / "run"
@@ -124,31 +124,23 @@ def test_a_preempted_run_resumes_and_locks_its_directory(
     assert f"--workdir={workdir}" in printed.splitlines()[-1]
     assert "Traceback" not in printed
     # Saved because of the signal.
-    (step,) = steps(workdir)
-    assert step in (2, 3)
-    assert f"at step {step} of 9" in call(arguments).stdout
-    assert_ends_as(workdir, finished[0])
-
-
-@pytest.mark.slow
-def test_a_run_resumes_after_signals_in_an_epoch_and_in_the_evaluation(
-    photos, finished, tmp_path, output
-):
-    workdir = tmp_path / "run"
-    arguments = train(photos, workdir)
-    with Paused(arguments, is_training(workdir), output) as process:
-        process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
     (first,) = steps(workdir)
+    assert first in (2, 3)
 
     # After the checkpoint of an epoch comes its evaluation.
     with Paused(arguments, lambda: saved(workdir, 6), output) as process:
-        process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    assert f"at step {first} of 9" in text_of(output)
     assert steps(workdir) == sorted({6, 3, first}, reverse=True)
     assert [e["step"] for e in metrics_log.read(workdir) if "knn" in e] == [3]
 
-    call(arguments)
+    assert "at step 6 of 9" in call(arguments).stdout
+    assert_ends_as(workdir, finished[0])
+    # Once more: nothing is left to do; the next commands are the same.
+    again = call(arguments).stdout
+    assert "is complete" in again and "trained for 3 epochs, 9 steps" in again
+    assert f"-m clsa_tf.report --workdir={workdir}" in again
     assert_ends_as(workdir, finished[0])
 
 
