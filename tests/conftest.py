@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+import tensorflow as tf
 
 from clsa_tf import methods
 from tests import exports, runs, toy
@@ -48,6 +49,30 @@ def pytest_runtest_setup(item):
     limit = item.config.getoption("minutes")
     if limit and time.monotonic() - _BEGUN > 60 * limit:
         pytest.skip(f"LEFT OUT after {limit:g} minutes")
+
+
+def _rewrite_graphs(on):
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": not on}
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs_as_traced():
+    """Switches off TensorFlow's rewriting of graphs in this process.
+
+    It takes a third of the time of tests that build many graphs. Commands that
+    tests start rewrite theirs, as they do for users.
+    """
+    _rewrite_graphs(False)
+
+
+@pytest.fixture(scope="module")
+def rewritten_graphs():
+    """Switches it on: for numbers that must be equal to the bit."""
+    _rewrite_graphs(True)
+    yield
+    _rewrite_graphs(False)
 
 
 @pytest.fixture(scope="session", autouse=True)

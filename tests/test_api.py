@@ -29,6 +29,9 @@ from tests import runs
 from tests.exports import encode, noise
 from tests.photos import TINY_FLAGS
 
+# A command's run is compared.
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 # The settings of TINY_FLAGS, as Python arguments.
 SETTINGS = dict(
     backbone="resnet18",

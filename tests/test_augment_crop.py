@@ -8,6 +8,9 @@ from PIL import Image
 from benchmarks import pillow_chain
 from clsa_tf.augment import crop, primitives
 
+# Compared with Pillow, to the bit.
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 
 def draw_boxes(count, height, width, min_area, max_area, seed=3):
     def draw(uniform):

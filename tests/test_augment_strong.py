@@ -12,6 +12,9 @@ from clsa_tf.augment import chain, primitives, strong, views
 from clsa_tf.augment.strong_ops import ARITHMETIC, STRONG_OPS, Op
 from tests.marks import slow_but
 
+# Compared with Pillow, to the bit.
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 SIZES = [(1, 1), (2, 3), (33, 20), (3, 2), (5, 1), (16, 17), (64, 64)]
 COUNT = 30  # images in every batch, so that each size is compiled once
 # Grey values whose results under Pillow 13 are written out below.

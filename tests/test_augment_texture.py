@@ -5,6 +5,9 @@ import tensorflow as tf
 from benchmarks import pillow_chain
 from clsa_tf.augment import primitives, texture
 
+# Compared with Pillow, to the bit.
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 SIZES = [(1, 1), (2, 3), (5, 1), (20, 31)]
 COUNT = 40
 

@@ -10,6 +10,9 @@ from clsa_tf.augment.hue import shift_hue
 from clsa_tf.augment.views import View
 from tests.marks import slow_but
 
+# Compared with Pillow, to the bit.
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 SIZES = [(1, 1), (2, 3), (5, 1), (1, 7), (3, 4), (32, 48)]
 FACTORS = np.float32([0.0, 0.14, 0.2, 0.6, 0.86, 1.0, 1.4, 1.8])
 # Like published views, except for some probabilities.

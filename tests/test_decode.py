@@ -9,6 +9,9 @@ from clsa_tf.augment import crop
 from clsa_tf.data import decode, headers
 from tests.marks import slow_but
 
+# The guard of damaged files depends on how functions are inlined.
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 
 def picture(size=(31, 23), *, seed=0, coarse=1):
     """Noise: neighbouring pixels are independent, which reveals errors."""
