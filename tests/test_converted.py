@@ -211,8 +211,8 @@ BAD = {
     "gone.jpg": "cannot be opened",
     "p.jpg": "is a WebP file, not a JPEG, PNG, BMP or GIF file",
     "q.webp": "is damaged or truncated",
-    "r.png": "has more than 50000000 pixels in all or 65535 in a row or column, or far "
-    "more scans than photographs have",
+    "r.png": "has more than 50000000 pixels in all or 65535 in a row or "
+    "column, or far more scans than photographs have",
     "s.jpg": "is empty",
     "t.tif": "is not a JPEG, PNG, BMP or GIF file",
     "u.png": "is damaged or truncated",
