@@ -110,7 +110,7 @@ def _check_crops(sizes, name, views, allow_upscaling, advice=""):
         )
 
 
-@tf.autograph.experimental.do_not_convert
+@tf.autograph.experimental.do_not_convert  # see training_batches
 def _sizes(source, samples):
     """Decodes samples to find their sizes.
 
