@@ -73,8 +73,12 @@ def assert_same_end(workdir, straight):
             assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-4)
 
 
-def kill_one_of_two(victim, command, workdir, log):
-    """Kills a worker of a job; the other one has to end soon, with an error."""
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_job_resumes_after_a_worker_died(victim, photos, straight, tmp_path):
+    """The other worker ends soon, with an error; then the job is resumed."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    command = arguments(photos, workdir)
     processes = cluster.start(command, workers=2, log=log)
     wait_for_step(workdir, 2, processes)
     processes[victim].kill()
@@ -86,20 +90,6 @@ def kill_one_of_two(victim, command, workdir, log):
     assert status[1 - victim] == 138, survivor[-3000:]
     assert "error: " in survivor
     assert "Traceback" not in survivor
-
-
-@pytest.mark.slow
-def test_a_job_ends_when_its_second_worker_died(photos, tmp_path):
-    workdir = tmp_path / "run"
-    kill_one_of_two(1, arguments(photos, workdir), workdir, tmp_path / "log")
-
-
-@pytest.mark.slow
-def test_a_job_resumes_after_its_first_worker_died(photos, straight, tmp_path):
-    """The first worker writes the checkpoints."""
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    command = arguments(photos, workdir)
-    kill_one_of_two(0, command, workdir, log)
     processes = cluster.start(command, workers=2, log=log)
     assert cluster.wait(processes, timeout=300) == [0, 0]
     assert "resuming" in texts(log)[0] and "resuming" not in texts(log)[1]
